@@ -1,0 +1,37 @@
+# `make demo` and `make test` create the virtual environment if there is none.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test lint types clean
+
+help:
+	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff, format and rules"
+	@echo "make types   mypy"
+	@echo "make clean   remove the virtual environment and the runs"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/maskreid demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q --durations=10
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,69 @@
+"""Triplet loss with online hard mining (Hermans, Beyer, Leibe, arXiv 1703.07737, Eq. 5, "batch hard").
+
+For an anchor k with hardest positive p (largest distance d) and hardest negative n (smallest):
+
+    L(k) = [margin + d(k, p) - d(k, n)]_+          or, soft margin,    log(1 + exp(d(k, p) - d(k, n)))
+
+and the loss is the mean of L(k) over the valid anchors, those with a positive and a negative.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..backends import check_backend, choose_backend
+from ..inputs import compute_dtype, find_problem
+from ..ranks import agree_on_layout
+from . import chunked, reference
+from .terms import DISTANCES, BatchHardTerms
+
+__all__ = ["batch_hard_loss"]
+
+REFERENCE_UP_TO_ROWS = 128
+
+
+def batch_hard_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    margin: float | Literal["soft"] = 0.3,
+    distance: Literal["euclidean", "squared_euclidean", "cosine"] = "euclidean",
+    normalize: bool = False,
+    group: dist.ProcessGroup | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Batch-hard triplet loss (see the module), as a 0-d tensor.
+
+    embeddings: [B, D] float64, float32, bfloat16 or float16; labels: [B] integers of any value, in any order.
+    Computed and returned in float32 (float64 for float64 input); the gradient has the input's dtype.
+    distance: "cosine" is 1 - cos and always normalises. The gradient of "euclidean" at distance 0 is 0.
+    normalize: L2-normalise here, the gradient goes through; a zero row gets zero gradient.
+    Pairs are mined on |a|^2 + |b|^2 - 2 a.b, and the distances of the picked ones computed again from a - b.
+    Of equal mined distances the lowest global row is picked. An anchor is not its own positive.
+    A batch without a valid anchor gives 0, with zero gradient.
+    group: the batch is that of all its ranks; convention in `maskreid_kernels.ranks`. None: this process alone.
+    backend: "reference" (plain autograd, O(N^2) memory), "chunked" (O(N D) memory, the backward has no matrix
+    product; differentiating its gradient raises RuntimeError) or "auto". Raises ValueError on bad input or an
+    unavailable backend.
+    """
+    check_backend(backend)
+    if margin != "soft" and (isinstance(margin, str) or not math.isfinite(margin)):
+        raise ValueError(f'margin: expected a finite number or "soft", got {margin!r}')
+    if distance not in DISTANCES:
+        raise ValueError(f"distance: expected one of {', '.join(DISTANCES)}, got {distance!r}")
+    problem = find_problem(embeddings, labels, rows_name="embeddings", labels_name="labels")
+    layout = agree_on_layout(embeddings, problem, group)
+    terms = BatchHardTerms(
+        None if margin == "soft" else float(margin), distance, normalize or distance == "cosine"
+    )
+    compute = {"reference": reference.batch_hard_loss, "chunked": chunked.batch_hard_loss}[
+        choose_backend(backend, layout.total_rows, REFERENCE_UP_TO_ROWS)
+    ]
+    with torch.autocast(embeddings.device.type, enabled=False):  # low precision would move what is mined
+        rows = embeddings.to(compute_dtype(embeddings.dtype))
+        return compute(rows, labels.to(torch.int64), terms, layout)

@@ -1,0 +1,132 @@
+"""Batch-hard in blocks of rows: O(N D) memory, one matrix product in the forward, none in the backward.
+
+Forward: a block of anchors' mining distances to all N rows, reduced at once to the picked rows p and n; the picked
+distances again from differences. Gathered over the ranks per anchor: p, n, the value and two pair weights.
+Backward: a pair (k, o) of weight w = dL/dd * (1/d, 2 or 1 by distance) adds w (x_k - x_o) to row k and w (x_o - x_k)
+to row o (w x_o and w x_k without the differences for cosine, negated). A rank applies the pairs of every anchor that
+touch its own rows: no collective, O((B + pairs) D).
+
+Names: B = this rank's rows, N = rows of all ranks, D = columns, b = rows of a block, P = rows of the largest identity.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..blocks import own_and_global_blocks, row_blocks
+from ..first_order import first_order_only
+from ..positives import Positives, find_positives
+from ..ranks import RankLayout, gather_rows
+from ..unit_rows import unit_rows
+from .terms import BatchHardTerms, mining_distances, mining_squares
+
+
+def batch_hard_loss(rows_BD: Tensor, labels_B: Tensor, terms: BatchHardTerms, layout: RankLayout) -> Tensor:
+    """Collectives in the forward, none in the backward: rows, labels, and five numbers per anchor."""
+    if terms.normalize:
+        rows_BD = unit_rows(rows_BD)
+    loss: Tensor = _BatchHardLoss.apply(rows_BD, labels_B, terms, layout)
+    return loss
+
+
+class _BatchHardLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows_BD: Tensor, labels_B: Tensor, terms: BatchHardTerms, layout: RankLayout
+    ) -> Tensor:
+        x_ND = gather_rows(rows_BD, layout)
+        positives = find_positives(gather_rows(labels_B, layout))
+        square_N = mining_squares(x_ND, terms)
+        own_B5 = x_ND.new_empty(
+            (rows_BD.shape[0], 5), dtype=torch.float64
+        )  # float64 holds row numbers exactly
+        bytes_per_row = x_ND.element_size() * (x_ND.shape[0] + 3 * x_ND.shape[1]) + 32 * positives.widest
+        for block, rows in own_and_global_blocks(layout.own, bytes_per_row):
+            own_B5[block] = _anchor_numbers(x_ND, rows, square_N, positives, terms)
+        positive_N, negative_N, value_N, toward_N, away_N = gather_rows(own_B5, layout).unbind(1)
+        valid_anchors = positives.valid_N.sum().clamp(min=1)
+
+        anchor_N = torch.arange(x_ND.shape[0], device=x_ND.device)
+        other_M = torch.cat([positive_N.long(), negative_N.long()])  # M = 2 N pairs (anchor, other)
+        weight_M = torch.cat([toward_N, -away_N]).to(rows_BD.dtype)
+        ctx.save_for_backward(x_ND, anchor_N.repeat(2), other_M, weight_M, valid_anchors)
+        ctx.terms, ctx.layout = terms, layout
+        # The same sum over the same gathered numbers on every rank, so the value is equal to the last bit.
+        return (value_N.sum() / valid_anchors).to(rows_BD.dtype)
+
+    @staticmethod
+    @first_order_only
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        x_ND, anchor_M, other_M, weight_M, valid_anchors = ctx.saved_tensors
+        layout: RankLayout = ctx.layout
+        weight_M = weight_M * (
+            gradients[0] * layout.world_size / valid_anchors
+        )  # W: see maskreid_kernels.ranks
+        gradient_BD = torch.zeros_like(x_ND[layout.own])
+        own, differences = layout.own, ctx.terms.distance != "cosine"
+        touches_M = (weight_M != 0) & (_lies_in(own, anchor_M) | _lies_in(own, other_M))
+        anchor_M, other_M, weight_M = (
+            anchor_M[touches_M],
+            other_M[touches_M],
+            weight_M[touches_M],
+        )  # host sync
+        for pairs in row_blocks(anchor_M.shape[0], 2 * x_ND.element_size() * x_ND.shape[1]):
+            anchor_m, other_m, weight_m1 = anchor_M[pairs], other_M[pairs], weight_M[pairs, None]
+            if differences:
+                step_mD = x_ND.index_select(0, anchor_m).sub_(x_ND.index_select(0, other_m)).mul_(weight_m1)
+                _add_rows_(gradient_BD, anchor_m, step_mD, own)
+                _add_rows_(gradient_BD, other_m, step_mD.neg_(), own)
+            else:
+                _add_rows_(gradient_BD, anchor_m, x_ND.index_select(0, other_m).mul_(-weight_m1), own)
+                _add_rows_(gradient_BD, other_m, x_ND.index_select(0, anchor_m).mul_(-weight_m1), own)
+        return gradient_BD, None, None, None
+
+
+def _anchor_numbers(
+    x_ND: Tensor, rows: slice, square_N: Tensor, positives: Positives, terms: BatchHardTerms
+) -> Tensor:
+    """[b, 5] float64: hardest positive, hardest negative, value, pair weights of the one and of the other."""
+    _, index_bP, positive_bP = positives.of_rows(rows)
+    valid_b, x_bD = positives.valid_N[rows], x_ND[rows]
+    distance_bN = mining_distances(x_bD, x_ND, square_N)
+    distance_bP = distance_bN.gather(1, index_bP).masked_fill_(~positive_bP, -torch.inf)
+    hardest_positive_b = index_bP.gather(1, distance_bP.max(1, keepdim=True).indices).squeeze(
+        1
+    )  # first of equals
+    hardest_negative_b = distance_bN.scatter_(1, index_bP, torch.inf).min(1).indices
+    positive_distance_b = terms.pair_distance(x_bD, x_ND.index_select(0, hardest_positive_b))
+    negative_distance_b = terms.pair_distance(x_bD, x_ND.index_select(0, hardest_negative_b))
+    gap_b = positive_distance_b - negative_distance_b
+    slope_b = terms.hinge_gradient(gap_b) * valid_b
+    numbers = (
+        hardest_positive_b,
+        hardest_negative_b,
+        torch.where(valid_b, terms.hinge(gap_b), 0),
+        slope_b * _gradient_per_difference(positive_distance_b, terms),
+        slope_b * _gradient_per_difference(negative_distance_b, terms),
+    )
+    return torch.stack([number.double() for number in numbers], 1)
+
+
+def _gradient_per_difference(distance_b: Tensor, terms: BatchHardTerms) -> Tensor:
+    """w with d distance / d a = w (a - b); 0 at distance 0. For cosine w = 1 stands before -b alone."""
+    if terms.distance == "euclidean":
+        return torch.where(distance_b > 0, distance_b.reciprocal(), 0)
+    return torch.full_like(distance_b, 2.0 if terms.distance == "squared_euclidean" else 1.0)
+
+
+def _lies_in(rows: slice, index: Tensor) -> Tensor:
+    return (index >= rows.start) & (index < rows.stop)
+
+
+def _add_rows_(gradient_BD: Tensor, index_m: Tensor, step_mD: Tensor, own: slice) -> None:
+    """Add steps to the own rows among the indexed. Repeated rows add up in order on a CPU, in any order on CUDA."""
+    if gradient_BD.shape[0] == 0:
+        return
+    inside_m = _lies_in(own, index_m)
+    if own.start > 0 or not bool(inside_m.all()):
+        step_mD, index_m = step_mD[inside_m], index_m[inside_m] - own.start
+    gradient_BD.index_add_(0, index_m, step_mD)

@@ -1,0 +1,28 @@
+"""Guard of hand-written backwards: they have no second derivative and say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+
+
+def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate `Function.backward` to raise RuntimeError when a second derivative is asked for.
+
+    torch's own `once_differentiable` raises only where the upstream gradient requires a gradient; otherwise it
+    takes the gradient for a constant, and a gradient penalty would be dropped in silence. Gradient mode is on inside
+    a backward exactly when the caller passed create_graph=True.
+    """
+
+    @wraps(backward)
+    def guarded(ctx: Any, *gradients: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                'create_graph=True: the "chunked" backend has no second derivative; use backend="reference"'
+            )
+        return backward(ctx, *gradients)
+
+    return guarded

@@ -1,0 +1,31 @@
+"""Checks and precision shared by every loss. Names: B = this rank's rows, D = columns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .ranks import DTYPE_CODES
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def find_problem(rows_BD: Tensor, labels_B: Tensor, *, rows_name: str, labels_name: str) -> str | None:
+    """One line saying what is wrong with a loss's input, or None."""
+    if rows_BD.dim() != 2 or rows_BD.dtype not in DTYPE_CODES or rows_BD.shape[1] == 0:
+        return (
+            f"{rows_name}: expected a 2-d float tensor with at least one column, "
+            f"got shape {tuple(rows_BD.shape)} of {rows_BD.dtype}"
+        )
+    if labels_B.dim() != 1 or labels_B.dtype not in INTEGERS:
+        return f"{labels_name}: expected a 1-d integer tensor, got shape {tuple(labels_B.shape)} of {labels_B.dtype}"
+    if labels_B.shape[0] != rows_BD.shape[0]:
+        return f"{labels_name}: {labels_B.shape[0]} entries for {rows_BD.shape[0]} rows of {rows_name}; pass one per row"
+    if labels_B.device != rows_BD.device:
+        return f"{labels_name}: on {labels_B.device} while {rows_name} is on {rows_BD.device}; pass both on one device"
+    return None
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Precision a loss is computed in: float64 stays (gradient checks), everything else is float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,121 @@
+"""Rows over ranks, and the one statement of the gradient convention every loss of this package keeps.
+
+Convention. W ranks of a process group each hold some rows of one global batch (the counts may differ and may be
+zero). For a loss L, the true mean over the global batch:
+
+    value      L itself, the same number on every rank (nothing is multiplied by W);
+    gradient   on a rank's own rows: W x dL / d(own rows), where dL / d(own rows) counts every term the rows take
+               part in, also as candidates of other ranks' anchors.
+
+Data parallelism averages parameter gradients (sum over ranks, divided by W). Under this convention that average
+is the gradient of one process holding the whole batch. Nobody else sums or divides: no collective runs in the
+backward. The gradient flowing into the loss must be the same on every rank, as it is when each rank calls
+`loss.backward()`. With `group=None` the process is alone and W = 1, whatever groups exist.
+
+Names: B = this rank's rows, N = rows of all ranks, D = columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+DTYPE_CODES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class RankLayout:
+    """How the N rows of a global batch lie over the ranks of a group, in rank order."""
+
+    group: dist.ProcessGroup | None
+    rank: int
+    rows_per_rank: tuple[int, ...]
+
+    @property
+    def world_size(self) -> int:
+        return len(self.rows_per_rank)
+
+    @property
+    def total_rows(self) -> int:
+        return sum(self.rows_per_rank)
+
+    @property
+    def own(self) -> slice:
+        """This rank's rows among the N."""
+        start = sum(self.rows_per_rank[: self.rank])
+        return slice(start, start + self.rows_per_rank[self.rank])
+
+
+def agree_on_layout(rows_BD: Tensor, problem: str | None, group: dist.ProcessGroup | None) -> RankLayout:
+    """Exchange row counts over the group; raise on every rank when any rank's input is bad, so none waits forever.
+
+    Every rank of the group takes part (one small all-gather, read on the host). `problem` is what this rank found
+    wrong with its own input, None when nothing. Raises ValueError.
+    """
+    if group is None:
+        if problem:
+            raise ValueError(problem)
+        return RankLayout(None, 0, (rows_BD.shape[0],))
+    rank = dist.get_rank(group)
+    if rank < 0:
+        raise ValueError("group: this process is not one of the group's ranks")
+    own = (-1, 0, 0) if problem else (*rows_BD.shape, DTYPE_CODES.index(rows_BD.dtype))
+    table = rows_BD.new_empty((dist.get_world_size(group), 3), dtype=torch.int64)
+    dist.all_gather(list(table), table.new_tensor(own), group=group)
+    rows, columns, dtypes = (tuple(column) for column in table.t().tolist())
+    if problem:
+        raise ValueError(problem)
+    if min(rows) < 0:
+        raise ValueError(f"rank {rows.index(-1)} of the group rejected its input; its own error says why")
+    if len(set(columns)) > 1:
+        raise ValueError(
+            f"the ranks' rows differ in width: {list(columns)} columns by rank; pass the same width"
+        )
+    if len(set(dtypes)) > 1:
+        names = [str(DTYPE_CODES[code]) for code in dtypes]
+        raise ValueError(f"the ranks' rows differ in dtype: {names} by rank; pass the same dtype")
+    return RankLayout(group, rank, rows)
+
+
+@torch.no_grad()
+def gather_rows(own: Tensor, layout: RankLayout) -> Tensor:
+    """All ranks' rows in rank order, [B, ...] -> [N, ...]. Every rank takes part; carries no gradient."""
+    own = own.detach()
+    if layout.group is None:
+        return own
+    tallest = max(layout.rows_per_rank)
+    padded = own
+    if own.shape[0] < tallest:  # collectives want equal shapes, ranks may hold unequal row counts
+        padded = own.new_zeros((tallest, *own.shape[1:]))
+        padded[: own.shape[0]] = own
+    gathered = own.new_empty((layout.world_size, tallest, *own.shape[1:]))
+    if tallest > 0:
+        dist.all_gather(list(gathered), padded.contiguous(), group=layout.group)
+    if min(layout.rows_per_rank) == tallest:
+        return gathered.flatten(0, 1)
+    return torch.cat([gathered[rank, :rows] for rank, rows in enumerate(layout.rows_per_rank)])
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, layout: RankLayout) -> Tensor:
+        ctx.layout = layout
+        return gather_rows(own, layout)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Any) -> tuple[Tensor, None]:
+        layout: RankLayout = ctx.layout  # type: ignore[attr-defined]
+        return gradients[0][layout.own] * layout.world_size, None
+
+
+def gather_rows_with_gradient(own: Tensor, layout: RankLayout) -> Tensor:
+    """`gather_rows` for a loss that each rank then computes whole: backward takes the own slice, times W."""
+    if layout.group is None:
+        return own
+    gathered: Tensor = _GatherRows.apply(own, layout)
+    return gathered

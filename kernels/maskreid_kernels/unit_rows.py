@@ -1,0 +1,42 @@
+"""L2-normalised rows with a gradient that stays finite at zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .first_order import first_order_only
+
+EPSILON = 1e-12
+
+
+class _UnitRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_BD: Tensor) -> Tensor:
+        norm_B1 = torch.linalg.vector_norm(rows_BD, dim=1, keepdim=True)
+        # A zero row has no direction: it stays zero and, with weight 0, gets no gradient.
+        inverse_B1 = torch.where(norm_B1 > EPSILON, norm_B1.reciprocal(), 0.0 * norm_B1)
+        unit_BD = rows_BD * inverse_B1
+        ctx.save_for_backward(unit_BD, inverse_B1)
+        return unit_BD
+
+    @staticmethod
+    @first_order_only
+    def backward(ctx: Any, gradient_BD: Tensor) -> Tensor:
+        unit_BD, inverse_B1 = ctx.saved_tensors
+        along_B1 = torch.linalg.vecdot(gradient_BD, unit_BD).unsqueeze(1)
+        return torch.addcmul(gradient_BD, unit_BD, along_B1, value=-1).mul_(inverse_B1)
+
+
+def unit_rows(rows_BD: Tensor) -> Tensor:
+    """x / |x| by row; rows of norm <= 1e-12 become zero rows with zero gradient. Two passes, one saved copy."""
+    unit_BD: Tensor = _UnitRows.apply(rows_BD)
+    return unit_BD
+
+
+def unit_rows_reference(rows_BD: Tensor) -> Tensor:
+    """The same by plain autograd."""
+    norm_B1 = torch.linalg.vector_norm(rows_BD, dim=1, keepdim=True)
+    return torch.where(norm_B1 > EPSILON, rows_BD / norm_B1.clamp_min(EPSILON), 0.0)

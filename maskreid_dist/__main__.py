@@ -1,0 +1,5 @@
+"""`python -m maskreid_dist`."""
+
+from maskreid_dist.cli import main
+
+main()

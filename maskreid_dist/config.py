@@ -1,0 +1,152 @@
+"""The one configuration: frozen, typed, read from a TOML recipe (recipe.py) and validated before anything starts."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from maskreid_dist.model.network import Fusing, Stream
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """Strict: a float is no int, a string is no number, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataConfig(Section):
+    """Where the shards are and what a sample looks like when it reaches the network."""
+
+    shards: str
+    # conversion: a mask that is missing, empty, RGB or of another size stops it, becomes the full image, or skips the pair
+    on_bad_mask: Literal["fail", "full", "skip"] = "fail"
+    height: Positive = 144  # network input, pixels
+    width: Positive = 56
+    resize_height: Positive = 160  # before the random crop (training) or centre crop (evaluation)
+    resize_width: Positive = 64
+    mirror: Annotated[float, Field(ge=0, le=1)] = 0.5  # probability
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0  # factor drawn from [1 - b, 1 + b], the image only
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    erasing: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability of a random rectangle of the mean colour
+    workers: Count = 2  # decoding processes per rank
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        if self.resize_height < self.height or self.resize_width < self.width:
+            raise ValueError(
+                f"the crop {self.height}x{self.width} is larger than the resized image "
+                f"{self.resize_height}x{self.resize_width}"
+            )
+        return self
+
+
+class BatchConfig(Section):
+    """One global batch, over all ranks.
+
+    `pk`: `identities` x `images`. `paper`: one identity x 10 images + 54 images of 54 others, once per rank.
+    """
+
+    sampling: Literal["pk", "paper"] = "pk"
+    identities: Positive = 16
+    images: Positive = 4
+    few_images: Literal["repeat", "skip"] = "repeat"  # identities with fewer than `images` images
+
+
+class ModelConfig(Section):
+    """The network; see maskreid_dist.model.network."""
+
+    streams: tuple[Stream, ...] = ("raw", "masked")
+    fusing: Fusing = "pool"
+    width: Annotated[float, Field(gt=0)] = 1.0
+    embedding_dim: Positive = 256
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+    @model_validator(mode="before")
+    @classmethod
+    def _streams_from_list(cls, values: object) -> object:
+        if isinstance(values, dict) and isinstance(values.get("streams"), list):
+            return {**values, "streams": tuple(values["streams"])}
+        return values
+
+    @model_validator(mode="after")
+    def _streams_differ(self) -> Self:
+        if not self.streams or len(set(self.streams)) != len(self.streams):
+            raise ValueError('streams must be one or both of "raw" and "masked", each once')
+        return self
+
+
+class LossConfig(Section):
+    """`ranking`: Eq. 5 of the paper. `triplet`: online hard mining. `softmax`: identity classification.
+
+    `identity_weight` adds that much of the softmax loss to the other two; the paper adds none.
+    """
+
+    name: Literal["ranking", "triplet", "softmax"] = "ranking"
+    margin: Annotated[float, Field(ge=0)] | Literal["soft"] = 0.15
+    pull: Annotated[float, Field(ge=0)] = 2.0  # lambda of Eq. 5
+    negatives: Literal["all", "violating"] = "all"
+    distance: Literal["euclidean", "squared_euclidean", "cosine"] = "euclidean"  # triplet
+    identity_weight: Annotated[float, Field(ge=0)] = 0.0
+    backend: Literal["auto", "reference", "chunked"] = "auto"
+
+    @model_validator(mode="after")
+    def _soft_is_of_triplet(self) -> Self:
+        if self.margin == "soft" and self.name != "triplet":
+            raise ValueError('margin = "soft" belongs to the triplet loss')
+        return self
+
+    @property
+    def classifies(self) -> bool:
+        return self.name == "softmax" or self.identity_weight > 0
+
+
+class OptimizerConfig(Section):
+    """`schedule`: after `warmup_steps`, from `lr` to `lr * final_lr_factor` in `steps` steps of training.
+
+    `staircase` is DGD's: falling linearly in `stairs` equal steps. Weight decay spares biases and normalisation.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # sgd
+    steps: Positive = 55_000
+    warmup_steps: Count = 0
+    schedule: Literal["staircase", "linear", "cosine", "constant"] = "staircase"
+    stairs: Positive = 20
+    final_lr_factor: Annotated[float, Field(gt=0, le=1)] = 0.005
+    gradient_clipping: Annotated[float, Field(ge=0)] = 0.0  # L2 norm; 0 for none
+
+
+class EngineConfig(Section):
+    """What DeepSpeed is told; its JSON is generated from this and written into the run directory."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=2)] = 0
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16 by autocast: weights stay float32
+    collective_timeout_s: Positive = 600
+
+
+class RunConfig(Section):
+    """Logging and checkpoints."""
+
+    log_every: Positive = 10  # steps
+    checkpoint_every: Positive = 500  # steps
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 2  # the newest can be damaged: the one before must exist
+
+
+class Config(Section):
+    """A whole recipe. `runs/<name>` holds everything that the run writes."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    seed: Count = 0
+    data: DataConfig
+    batch: BatchConfig = BatchConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    engine: EngineConfig = EngineConfig()
+    run: RunConfig = RunConfig()

@@ -1,0 +1,22 @@
+"""Converting data sets, with a progress bar."""
+
+from pathlib import Path
+
+from maskreid_shards import ConversionReport, OnBadMask, convert_market1501
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def run_market1501(src: Path, out: Path, on_bad_mask: OnBadMask, shard_bytes: int, seed: int) -> ConversionReport:
+    """`maskreid_shards.convert_market1501` with a bar on standard error."""
+    columns = (TextColumn("converting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("converting", total=None)
+        return convert_market1501(
+            src,
+            out,
+            on_bad_mask=on_bad_mask,
+            shard_bytes=shard_bytes,
+            seed=seed,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )

@@ -1,0 +1,1 @@
+"""Image-mask pairs from shards into batches."""

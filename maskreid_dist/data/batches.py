@@ -1,0 +1,114 @@
+"""From shards to batches: the plan says which samples, the split reads them, the transform turns them into tensors."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from maskreid_shards import Plan, Split, decode_pair
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from maskreid_dist.config import BatchConfig, Config
+from maskreid_dist.data.transforms import EvaluationTransform, PairTransform, TrainTransform
+
+
+class Draw(NamedTuple):
+    """One sample of a batch: its number in the split and the seed of its augmentation."""
+
+    sample: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """image_B3HW and mask_B1HW uint8 (255 = person), pids_B and samples_B int64."""
+
+    image_B3HW: Tensor
+    mask_B1HW: Tensor
+    pids_B: Tensor
+    samples_B: Tensor
+
+    def pin_memory(self) -> "Batch":
+        return Batch(*(t.pin_memory() for t in (self.image_B3HW, self.mask_B1HW, self.pids_B, self.samples_B)))
+
+
+class PairDataset(Dataset[Batch]):
+    """Map-style over lists of draws: a whole batch is one item, so that neighbours share one read."""
+
+    def __init__(self, split: Split, transform: PairTransform) -> None:
+        self.split = split
+        self.transform = transform
+
+    def __getitem__(self, draws: list[Draw]) -> Batch:
+        raws = self.split.read_many([draw.sample for draw in draws])
+        pairs = [self.transform(*decode_pair(raw), draw.seed) for raw, draw in zip(raws, draws, strict=True)]
+        return Batch(
+            torch.stack([image.as_subclass(Tensor) for image, _ in pairs]),
+            torch.stack([mask.as_subclass(Tensor) for _, mask in pairs]),
+            torch.tensor([raw.pid for raw in raws]),
+            torch.tensor([draw.sample for draw in draws]),
+        )
+
+
+class PlannedSteps(Sampler[list[Draw]]):
+    """This rank's draws of the global steps start ... stop - 1; step s is step s mod L of epoch s div L."""
+
+    def __init__(self, plan: Plan, start: int, stop: int, rank: int, world_size: int) -> None:
+        plan.check_world(world_size)
+        self.plan, self.start, self.stop = plan, start, stop
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for step in range(self.start, self.stop):
+            epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
+            draws = self.plan.rank_draws(epoch, step_in_epoch, self.rank, self.world_size)
+            yield [Draw(int(s), int(seed)) for s, seed in zip(draws.samples, draws.seeds, strict=True)]
+
+
+def make_plan(split: Split, batch: BatchConfig, seed: int, world_size: int) -> Plan:
+    """The plan of a recipe. Raises maskreid_shards.ShardError: too few identities, P not divisible by the world size."""
+    if batch.sampling == "paper":
+        plan = Plan.paper(split.table, groups=world_size, seed=seed)
+    else:
+        plan = Plan.pk(
+            split.table,
+            identities=batch.identities,
+            images=batch.images,
+            seed=seed,
+            few_images=batch.few_images,
+        )
+    plan.check_world(world_size)
+    return plan
+
+
+def training_loader(
+    split: Split, plan: Plan, config: Config, start: int, rank: int, world_size: int, pin: bool
+) -> DataLoader[Batch]:
+    """This rank's batches of steps start ... optimizer.steps - 1, over as many epochs as that takes."""
+    steps = PlannedSteps(plan, start, config.optimizer.steps, rank, world_size)
+    return _loader(PairDataset(split, TrainTransform(config.data)), steps, config.data.workers, pin)
+
+
+def evaluation_loader(split: Split, config: Config, samples: np.ndarray, rows: int = 128) -> DataLoader[Batch]:
+    """Batches of at most `rows` of the given sample numbers, in order, without augmentation."""
+    draws = [Draw(int(sample), 0) for sample in samples]
+    batches = [draws[i : i + rows] for i in range(0, len(draws), rows)]
+    return _loader(PairDataset(split, EvaluationTransform(config.data)), batches, config.data.workers, False)
+
+
+def _loader(
+    dataset: PairDataset, batches: Sampler[list[Draw]] | list[list[Draw]], workers: int, pin: bool
+) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,
+        sampler=batches,  # an item is a whole batch: automatic batching is off
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=pin,
+    )

@@ -1,0 +1,68 @@
+"""Paired transforms: whatever moves pixels moves image and mask alike (torchvision v2 on `tv_tensors`)."""
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image as PILImage
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from maskreid_dist.config import DataConfig
+from maskreid_dist.model.network import MEAN_COLOUR
+
+Pair = tuple[Tensor, Tensor]  # uint8 image (3, H, W) and uint8 mask (1, H, W), 255 = person
+PairTransform = Callable[[PILImage.Image, PILImage.Image, int], Pair]
+
+
+class TrainTransform:
+    """Resize, random crop, random mirror on both; colour jitter and erasing on the image (off by default).
+
+    The third argument of the call seeds all of it, so that a sample's augmentation depends on its place in the plan and
+    not on the process that draws it.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        steps: list[v2.Transform] = [
+            v2.Resize([config.resize_height, config.resize_width], antialias=True),
+            v2.RandomCrop([config.height, config.width]),
+            v2.RandomHorizontalFlip(config.mirror),
+        ]
+        jitter = (config.brightness, config.contrast, config.saturation, config.hue)
+        if any(jitter):
+            steps.append(v2.ColorJitter(*jitter))
+        self.steps = v2.Compose(steps)
+        self.erase = v2.RandomErasing(config.erasing, value=[round(c) for c in MEAN_COLOUR])
+
+    def __call__(self, image: PILImage.Image, mask: PILImage.Image, seed: int) -> Pair:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            moved_image, moved_mask = self.steps(*as_tensors(image, mask))
+            return self.erase(moved_image), moved_mask  # an erased patch hides the person; the mask stays
+
+
+class EvaluationTransform:
+    """Resize and centre crop; nothing random."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.steps = v2.Compose(
+            [
+                v2.Resize([config.resize_height, config.resize_width], antialias=True),
+                v2.CenterCrop([config.height, config.width]),
+            ]
+        )
+
+    def __call__(self, image: PILImage.Image, mask: PILImage.Image, seed: int = 0) -> Pair:
+        moved: Pair = self.steps(*as_tensors(image, mask))
+        return moved
+
+
+def as_tensors(image: PILImage.Image, mask: PILImage.Image) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    """An RGB picture and its 8-bit mask as the types by which v2 tells them apart."""
+    return tv_tensors.Image(image), tv_tensors.Mask(v2.functional.pil_to_tensor(mask))
+
+
+def cut_out(image: PILImage.Image, mask: PILImage.Image) -> PILImage.Image:
+    """The masked image as a person sees it: the image inside the mask, the mean colour outside."""
+    background = PILImage.new("RGB", image.size, tuple(round(c) for c in MEAN_COLOUR))
+    return PILImage.composite(image, background, mask.convert("L"))

@@ -1,0 +1,126 @@
+"""Ranks: how a process learns its place, what all of them do together, how they stop together.
+
+The same script runs under `deepspeed`, `torchrun` and plain `python`: the first two set RANK, LOCAL_RANK, WORLD_SIZE,
+MASTER_ADDR and MASTER_PORT; without them the process is rank 0 of 1.
+"""
+
+import os
+import signal
+import socket
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request after a save; the same command continues
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all. `control` is a gloo group for decisions on the host: it never touches the GPU queue."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """All ranks take part."""
+        dist.barrier(group=self.control)
+
+    def any_rank(self, flag: bool) -> bool:
+        """True on every rank if it is true on one. All ranks take part."""
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(votes.item())
+
+    def from_first(self, value: object) -> object:
+        """Rank 0's value, on every rank. All ranks take part."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+
+def start_world(timeout_s: int) -> World:
+    """Join the process group: NCCL with one GPU a rank, gloo without. All ranks take part."""
+    import deepspeed  # here, not at the top: it takes seconds to import and prints while it does
+
+    if "RANK" not in os.environ:
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT=str(free_port()))
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    size = int(os.environ["WORLD_SIZE"])
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size)))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+        # DeepSpeed would compile a shared-memory all-reduce at the first start (needs g++, over a minute), which
+        # leaves a 69 MB file in /dev/shm for each rank. Plain gloo is as fast at this size.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    timeout = timedelta(seconds=timeout_s)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timeout,
+        rank=rank,
+        world_size=size,
+    )
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    return World(rank, local_rank, size, device, control)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def average_buffers(module: nn.Module, world: World) -> None:
+    """Give every rank the mean of the floating-point buffers (batch normalisation's running statistics).
+
+    DeepSpeed does not synchronise them, so ranks drift apart, and only rank 0's would be saved. All ranks take part.
+    """
+    buffers = [b for b in module.buffers() if b.is_floating_point()]
+    if world.size == 1 or not buffers:
+        return
+    flat = torch.cat([b.detach().reshape(-1).float() for b in buffers])
+    dist.all_reduce(flat)
+    flat /= world.size
+    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
+
+
+@dataclass
+class StopRequest:
+    """Asks training to finish its step, save, and leave with status 75.
+
+    Comes as SIGINT, SIGTERM or SIGUSR1 to any rank, or as a file `stop` in the run directory (seen by rank 0).
+    """
+
+    file: Path
+    signalled: bool = field(default=False, init=False)
+
+    def listen(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signalled = True
+
+    def here(self, world: World) -> bool:
+        """Whether this rank was asked to stop; `World.any_rank` makes it everybody's."""
+        return self.signalled or (world.is_first and self.file.exists())

@@ -1,0 +1,34 @@
+"""Embeddings of a whole split, from a checkpoint's network."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from maskreid_shards import Split
+from numpy.typing import NDArray
+
+from maskreid_dist.config import Config
+from maskreid_dist.data.batches import evaluation_loader
+from maskreid_dist.model import MaskReID
+
+
+def embed_split(
+    network: MaskReID,
+    split: Split,
+    config: Config,
+    device: torch.device,
+    progress: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]:
+    """(N, D) float32 L2-normalised embeddings, in the split's order. `progress` gets the images done so far."""
+    network = network.to(device).eval()
+    rows: list[torch.Tensor] = []
+    done = 0
+    with torch.inference_mode():
+        for batch in evaluation_loader(split, config, np.arange(len(split))):
+            image = batch.image_B3HW.to(device, memory_format=torch.channels_last)
+            rows.append(network(image, batch.mask_B1HW.to(device)).embedding_BD.cpu())
+            done += len(batch.pids_B)
+            if progress:
+                progress(done)
+    embeddings: NDArray[np.float32] = torch.cat(rows).numpy()
+    return embeddings

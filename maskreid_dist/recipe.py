@@ -1,0 +1,100 @@
+"""Recipes: TOML files into the configuration, with `--set key=value` overrides and errors that name the key."""
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from maskreid_dist.config import Config
+from maskreid_dist.errors import RecipeError
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The validated configuration of a recipe.
+
+    overrides: `section.key=value`, the value as TOML has it (a bare word that is no TOML value is a string).
+    Raises RecipeError, one line that names the file and the key.
+    """
+    path = Path(path)
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; name a TOML file such as launch/recipes/walkers_demo.toml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as a recipe: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        apply_override(tree, override)
+    return validate(tree, str(path))
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in a parsed recipe."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {override}: not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, leaf = key.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise RecipeError(f"--set {override}: {section} is a value, not a section")
+    tree[leaf] = value
+
+
+def validate(tree: dict[str, Any], where: str) -> Config:
+    """Configuration of a parsed recipe; `where` is the file that an error names."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {describe(error)}") from None
+
+
+def describe(error: ValidationError) -> str:
+    """The first problem of a validation in one line, and how many others there are."""
+    problems = error.errors()
+    first = problems[0]
+    location = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        near = nearest_key(location)
+        text = f"unknown key {key}" + (f"; did you mean {near}?" if near else "")
+    elif first["type"] == "missing":
+        text = f"key {key} is missing; add it"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {first['input']!r})"
+        text = f"{key or 'recipe'}: {message}{got}"
+    others = len({tuple(problem["loc"]) for problem in problems}) - 1
+    return text + (f" (and {others} more)" if others else "")
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every key of the configuration, dotted."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def nearest_key(location: Sequence[str]) -> str | None:
+    """The known key that an unknown one most likely stands for: by its own name first, then with its section."""
+    keys = known_keys(Config)
+    siblings = [key for key in keys if key.split(".")[:-1] == list(location[:-1])]
+    initials = "".join(word[:1] for word in location[-1].split("_"))  # learning_rate -> lr
+    for candidates in (siblings, keys):
+        by_leaf = {key.split(".")[-1]: key for key in reversed(candidates)}
+        near = difflib.get_close_matches(location[-1], by_leaf, n=1, cutoff=0.7)
+        if near or initials in by_leaf:
+            return by_leaf[near[0] if near else initials]
+    near = difflib.get_close_matches(".".join(location), keys, n=1, cutoff=0.4)
+    return near[0] if near else None

@@ -1,0 +1,157 @@
+"""evaluate_retrieval: exact CMC, mAP and mINP in memory O(tile), on one process or with a gallery spread over ranks."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from maskreid_dist.retrieval.counting import Tile, count_before, local_good_distances, order_good_images
+from maskreid_dist.retrieval.distance import Metric
+from maskreid_dist.retrieval.group import Layout, share_layout, sum_over_ranks
+from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, check_widths, image_set
+from maskreid_dist.retrieval.pairs import BlockPairs, IntArray, block_pairs
+from maskreid_dist.retrieval.result import AP_NAMES, ApName, RetrievalError, RetrievalResult
+from maskreid_dist.retrieval.scores import (
+    average_precision_hits,
+    average_precision_trapezoid,
+    cmc_curve,
+    inverse_negative_penalty,
+)
+
+QUERY_BLOCK = 512
+GALLERY_TILE = 8192  # a block's float64 distances to a tile: 16 MiB
+
+
+def evaluate_retrieval(
+    query: Features,
+    query_pids: Ids,
+    query_camids: Ids,
+    gallery: Features,
+    gallery_pids: Ids,
+    gallery_camids: Ids,
+    *,
+    metric: Literal["cosine", "euclidean"] = "cosine",
+    ap: Literal["hits", "trapezoid"] = "hits",
+    group: dist.ProcessGroup | None = None,
+    max_rank: int = 50,
+) -> RetrievalResult:
+    """Rank the gallery for every query and score the lists (multi-gallery-shot CMC, mAP, mINP).
+
+    query (Q, D), gallery (G, D): NumPy or torch, any floating dtype; the computation is float64 on the queries' device.
+    *_pids, *_camids: (Q,) and (G,) integers. For a query of pid q and camera c, good are the gallery images of pid q
+    from another camera; junk, of pid -1 or of pid q from camera c, leaves the list before ranks are counted;
+    everything else is a negative, distractors (pid 0) included. Ties are ordered by gallery index.
+    The curve has min(max_rank, G) ranks, G with junk.
+
+    ap: "hits", (1/R) sum i/r_i (Torchreid, FastReID); "trapezoid", Market-1501's MATLAB code. Never mix them in a table.
+    group: a process group. The gallery arguments are then this rank's rows (the global order is rank order; a rank may
+    have none), the queries are the same on all ranks, and the result is, bit for bit, that of one process on every
+    rank. All ranks of the group take part.
+
+    Equals Torchreid's eval_market1501 bit for bit (CMC float32, AP float64) where no two distances are tied.
+    Raises RetrievalError when no query has a good image, ValueError for bad input.
+    """
+    if ap not in AP_NAMES:
+        raise ValueError(f"ap {ap!r} is unknown: choose one of {', '.join(AP_NAMES)}")
+    if max_rank < 1:
+        raise ValueError(f"max_rank must be at least 1, not {max_rank}")
+    query_set = gallery_set = problem = None
+    try:
+        query_set = image_set("query", query, query_pids, query_camids, metric=metric)
+        gallery_set = image_set("gallery", gallery, gallery_pids, gallery_camids, metric=metric)
+        check_widths(query_set, gallery_set)
+        if not len(query_set):
+            raise ValueError("there is no query image")
+    except ValueError as error:
+        query_set, problem = None, error
+    layout = share_layout(query_set, gallery_set, problem, group)
+    query_set, gallery_set = cast(ImageSet, query_set), cast(ImageSet, gallery_set)
+    if not len(layout.gallery.pids):
+        raise ValueError("there is no gallery image")
+    ranks, listed_Q = _rank_good_images(query_set, gallery_set, layout, metric, group)
+    if not any(map(len, ranks)):
+        raise RetrievalError(_why_no_query_is_valid(query_set, layout))
+    return _score(ranks, listed_Q, ap, min(max_rank, len(layout.gallery.pids)))
+
+
+def _rank_good_images(
+    query: ImageSet, gallery: ImageSet, layout: Layout, metric: Metric, group: dist.ProcessGroup | None
+) -> tuple[list[IntArray], IntArray]:
+    """For every query the ascending ranks of its good images (empty: none) and the length of its list.
+
+    Two all-reduces, of one number per good image each; all ranks hold the same labels, so all agree on their number.
+    """
+    device = query.features.device
+    blocks = [_part(query, start, start + QUERY_BLOCK) for start in range(0, len(query), QUERY_BLOCK)]
+    pairs = [block_pairs(block.pids, block.camids, layout.gallery) for block in blocks]
+    distances = [
+        local_good_distances(Tile(block, gallery, layout.offset, metric), block_pair)
+        for block, block_pair in zip(blocks, pairs, strict=True)
+    ]
+    sizes = [len(distance) for distance in distances]
+    distances = list(sum_over_ranks(torch.cat(distances), group).split(sizes))
+    good = [order_good_images(*args, device) for args in zip(pairs, distances, map(len, blocks), strict=True)]
+    before = [torch.zeros_like(good_images.index_BR) for good_images in good]
+    for start in range(0, len(gallery), GALLERY_TILE):
+        part = _part(gallery, start, start + GALLERY_TILE, device)
+        for b, block in enumerate(blocks):
+            before[b] += count_before(Tile(block, part, layout.offset + start, metric), pairs[b], good[b])
+    total = sum_over_ranks(torch.cat([counts.flatten() for counts in before]), group).cpu()
+    number_Q = np.concatenate([good_images.number_B for good_images in good])
+    rows = [row for counts, whole in zip(before, total.split([c.numel() for c in before]), strict=True) for row in whole.view_as(counts).numpy()]
+    ranks = [row[:number] + np.arange(1, number + 1) for row, number in zip(rows, number_Q, strict=True)]
+    return ranks, np.concatenate([block_pair.listed_B for block_pair in pairs])
+
+
+def _part(images: ImageSet, start: int, stop: int, device: torch.device | None = None) -> ImageSet:
+    return ImageSet(
+        features=images.features[start:stop].to(device or images.features.device),
+        norms=images.norms[start:stop].to(device or images.norms.device),
+        pids=images.pids[start:stop],
+        camids=images.camids[start:stop],
+    )
+
+
+def _score(ranks: list[IntArray], listed_Q: IntArray, ap: ApName, max_rank: int) -> RetrievalResult:
+    hits_Q, trapezoid_Q, inp_Q = np.full((3, len(ranks)), np.nan)
+    scratch = np.zeros(int(listed_Q.max()))
+    for q, rank_R in enumerate(ranks):
+        if len(rank_R):
+            hits_Q[q] = average_precision_hits(rank_R, int(listed_Q[q]), scratch)
+            trapezoid_Q[q] = average_precision_trapezoid(rank_R)
+            inp_Q[q] = inverse_negative_penalty(rank_R)
+    valid_Q = ~np.isnan(hits_Q)
+    mean_hits, mean_trapezoid = float(np.mean(hits_Q[valid_Q])), float(np.mean(trapezoid_Q[valid_Q]))
+    return RetrievalResult(
+        cmc=cmc_curve(np.array([rank_R[0] for rank_R in ranks if len(rank_R)]), max_rank),
+        mAP=mean_hits if ap == "hits" else mean_trapezoid,
+        mINP=float(np.mean(inp_Q[valid_Q])),
+        valid_queries=int(valid_Q.sum()),
+        skipped_queries=int((~valid_Q).sum()),
+        ap=ap,
+        mAP_hits=mean_hits,
+        mAP_trapezoid=mean_trapezoid,
+        average_precision=hits_Q if ap == "hits" else trapezoid_Q,
+    )
+
+
+def _why_no_query_is_valid(query: ImageSet, layout: Layout) -> str:
+    cameras = np.union1d(query.camids, layout.gallery.camids)
+    images = len(query) + len(layout.gallery.pids)
+    if len(cameras) == 1:
+        return (
+            f"no query has a match in another camera: all {images} query and gallery images come from camera "
+            f"{cameras[0]}"
+        )
+    if not np.intersect1d(query.pids, layout.gallery.sorted_pids).size:
+        return (
+            f"no query has a match: none of the {len(np.unique(query.pids))} query identities occurs among the "
+            f"{len(np.unique(layout.gallery.sorted_pids))} gallery identities"
+        )
+    return (
+        f"no query has a match in another camera: each of the {len(query)} queries meets its identity only in images "
+        "of its own camera, which are left out"
+    )

@@ -1,0 +1,78 @@
+"""Checks of features and labels: every refusal is a ValueError of one line that names the argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maskreid_dist.retrieval.distance import METRICS, Metric, row_norms
+
+Features: TypeAlias = NDArray[np.floating] | Tensor
+Ids: TypeAlias = NDArray[np.integer] | Tensor | list[int]
+Side = Literal["query", "gallery"]
+
+_LARGEST_NORM = 1e150  # squares of sums of two norms stay finite in float64
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Queries or (this rank's) gallery: features (N, D), norms (N,) float64, pids and camids (N,) int64."""
+
+    features: Tensor
+    norms: Tensor
+    pids: NDArray[np.int64]
+    camids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.pids)
+
+
+def image_set(side: Side, features: Features, pids: Ids, camids: Ids, *, metric: Metric) -> ImageSet:
+    """Check one side of the comparison and compute its row norms."""
+    if metric not in METRICS:
+        raise ValueError(f"metric {metric!r} is unknown: choose one of {', '.join(METRICS)}")
+    feat_ND = _features(side, features)
+    norms_N = row_norms(feat_ND)
+    broken = (~(norms_N < _LARGEST_NORM)).nonzero().flatten()  # NaN fails the comparison too
+    if len(broken):
+        raise ValueError(
+            f"{side} features: {len(broken)} of {len(feat_ND)} rows hold NaN, infinite or overflowing values, "
+            f"first row {int(broken[0])}"
+        )
+    return ImageSet(
+        features=feat_ND,
+        norms=norms_N,
+        pids=_ids(f"{side}_pids", pids, len(feat_ND)),
+        camids=_ids(f"{side}_camids", camids, len(feat_ND)),
+    )
+
+
+def check_widths(query: ImageSet, gallery: ImageSet) -> None:
+    """Both sides must be embedded by the same network."""
+    if query.features.shape[1] != gallery.features.shape[1]:
+        raise ValueError(
+            f"query features have {query.features.shape[1]} columns, gallery features {gallery.features.shape[1]}"
+        )
+
+
+def _features(side: Side, values: Features) -> Tensor:
+    tensor = values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+    if tensor.ndim != 2 or tensor.shape[1] == 0:
+        raise ValueError(f"{side} features must be (images, dimensions), not {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{side} features must be floating point, not {tensor.dtype}")
+    return tensor
+
+
+def _ids(name: str, values: Ids, count: int) -> NDArray[np.int64]:
+    array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    if array.ndim != 1 or len(array) != count:
+        raise ValueError(f"{name} must be one integer per feature row ({count}), not shape {array.shape}")
+    if count and not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name} must be integers, not {array.dtype}")
+    return array.astype(np.int64)

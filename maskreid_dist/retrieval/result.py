@@ -1,0 +1,55 @@
+"""What an evaluation returns, and the error it raises when there is nothing to evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+ApName = Literal["hits", "trapezoid"]
+AP_NAMES: tuple[str, ...] = ("hits", "trapezoid")
+
+
+class RetrievalError(ValueError):
+    """No query can be evaluated; the message names the cause."""
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalResult:
+    """Scores over the valid queries, as fractions in [0, 1].
+
+    cmc: (max_rank,) float32, cmc[k - 1] is the share of valid queries with a hit among the first k listed images.
+    mAP: the mean of average_precision over valid queries; `ap` names the definition, and both are kept beside it.
+    mINP: mean of R / r_R, r_R the rank of a query's last good image (Ye et al., TPAMI 2021).
+    average_precision: (Q,) float64 by the definition in `ap`, nan for a skipped query.
+    skipped_queries: queries without a good image; they count neither above nor below the fraction line.
+    """
+
+    cmc: NDArray[np.float32]
+    mAP: float
+    mINP: float
+    valid_queries: int
+    skipped_queries: int
+    ap: ApName
+    mAP_hits: float
+    mAP_trapezoid: float
+    average_precision: NDArray[np.float64]
+
+    def rank(self, k: int) -> float:
+        """CMC at rank k (1-based); a gallery shorter than k answers with its last rank."""
+        if k < 1:
+            raise ValueError(f"rank {k}: ranks start at 1")
+        return float(self.cmc[min(k, len(self.cmc)) - 1])
+
+    def metrics(self) -> dict[str, float]:
+        """The project's six figures, as fractions: both mAPs, mINP and Rank-1, -5, -10."""
+        return {
+            "mAP_hits": self.mAP_hits,
+            "mAP_trapezoid": self.mAP_trapezoid,
+            "mINP": self.mINP,
+            "rank1": self.rank(1),
+            "rank5": self.rank(5),
+            "rank10": self.rank(10),
+        }

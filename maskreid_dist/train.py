@@ -1,0 +1,227 @@
+"""Training: batches -> embeddings -> loss -> step -> checkpoint. The same on one CPU and on many nodes."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import torch
+import torch.distributed as dist
+from maskreid_shards import Plan, Split, open_shards
+from torch import Tensor
+
+from maskreid_dist.checkpoint import (
+    Checkpoint,
+    check_continues,
+    find_checkpoint,
+    finished_checkpoints,
+    load_engine,
+    save_checkpoint,
+)
+from maskreid_dist.config import Config
+from maskreid_dist.data.batches import Batch, make_plan, training_loader
+from maskreid_dist.distributed import EXIT_STOPPED, StopRequest, World, start_world
+from maskreid_dist.engine import learning_rate, start_engine
+from maskreid_dist.errors import CheckpointError, UserError
+from maskreid_dist.logs import RunLog
+from maskreid_dist.model import MaskReID
+from maskreid_dist.objective import objective
+
+TRAIN_SPLIT = "train"
+
+
+def train(config: Config, runs: Path, resume: bool) -> int:
+    """Train a recipe in `runs/<name>`; returns the exit status, 0 or 75 (stopped on request, after a save).
+
+    All ranks call it. resume: continue from the newest checkpoint that verifies, from the start if there is none; without it
+    a run directory that holds checkpoints is an error. Raises UserError and maskreid_shards.ShardError before anything starts.
+    """
+    run = runs / config.name
+    split = open_shards(config.data.shards).split(TRAIN_SPLIT)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    plan = make_plan(split, config.batch, config.seed, world_size)
+    if not resume and finished_checkpoints(run / "checkpoints"):
+        raise UserError(f"{run}: holds checkpoints; continue with --resume, or choose another name")
+    world = start_world(config.engine.collective_timeout_s)
+    try:
+        lock = _hold(run) if world.is_first else None
+        if world.any_rank(isinstance(lock, str)):
+            raise UserError(f"{run}: {world.from_first(lock)}")
+        return _train(config, run, split, plan, world)
+    finally:
+        dist.destroy_process_group()
+
+
+def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) -> int:
+    classes = identity_classes(split)
+    torch.manual_seed(config.seed)  # every rank starts from the same weights
+    network = build_network(config, len(classes) if config.loss.classifies else 0)
+    rows = int(plan.summary().batch) // world.size
+    engine = start_engine(network, config, rows, world.size, run if world.is_first else None)
+    start = _resume(engine, config, run, split, world)
+    stop = StopRequest(run / "stop")
+    stop.listen()
+    loader = training_loader(split, plan, config, start, world.rank, world.size, world.device.type == "cuda")
+    step, saved = start, start
+    with RunLog(run, start, config.optimizer.steps) if world.is_first else nullcontext() as log:
+        if log:
+            for line in [*plan.summary().lines(), f"ranks: {world.size}, steps: {start} of {config.optimizer.steps} done"]:
+                log.say(line)
+        meter = Meter(config.run.log_every)
+        for batch, waited_s in _timed(loader):
+            scalars = training_step(engine, batch, classes, config, step, world)
+            step += 1
+            stopping = world.any_rank(stop.here(world))
+            meter.add(scalars, len(batch.pids_B) * world.size, waited_s)
+            if log:
+                log.advance(step)
+            if step % config.run.log_every == 0:
+                means = meter.take(learning_rate(config.optimizer, step - 1), step // plan.steps_per_epoch)
+                if log:
+                    log.write(step, means)
+            if step % config.run.checkpoint_every == 0 or step == config.optimizer.steps or stopping:
+                save_checkpoint(engine, run, step, config, network_classes(network), split.fingerprint, world)
+                saved = step
+            if stopping:
+                break
+    assert saved == step
+    if world.is_first:
+        stop.file.unlink(missing_ok=True)
+    return EXIT_STOPPED if step < config.optimizer.steps else 0
+
+
+def training_step(
+    engine: Any, batch: Batch, classes: Tensor, config: Config, step: int, world: World
+) -> dict[str, Tensor]:
+    """A single training step; returns what to log as 0-d tensors on the device. All ranks take part.
+
+    The batch is global: the loss sees every rank's embeddings, and its gradient is scaled such that DeepSpeed's average over ranks
+    is the gradient of one process on the whole batch.
+    """
+    # Channels last is faster on CPUs and tensor cores; the weights stay as they are, DeepSpeed wants them contiguous.
+    image = batch.image_B3HW.to(world.device, non_blocking=True, memory_format=torch.channels_last)
+    mask = batch.mask_B1HW.to(world.device, non_blocking=True)
+    labels = torch.searchsorted(classes, batch.pids_B).to(world.device, non_blocking=True)
+    torch.manual_seed((config.seed << 40) + (step << 16) + world.rank)  # dropout: the same after a resume
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate(config.optimizer, step)
+    output = engine(image, mask)
+    loss, scalars = objective(output, labels, config.loss, dist.group.WORLD)
+    engine.backward(loss)
+    engine.step()
+    return {"loss": loss.detach(), **scalars}
+
+
+@dataclass
+class Meter:
+    """Means over the steps since the last record. The only host sync of the loop is `take`, once in `log_every` steps."""
+
+    log_every: int
+
+    def __post_init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps = self.images = 0
+        self.waited_s = 0.0
+        self.since = time.perf_counter()
+
+    def add(self, scalars: dict[str, Tensor], images: int, waited_s: float) -> None:
+        for name, value in scalars.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+        self.images += images
+        self.waited_s += waited_s
+
+    def take(self, lr: float, epoch: int) -> dict[str, float]:
+        means = {name: float(total) / self.steps for name, total in self.sums.items()}
+        elapsed_s = time.perf_counter() - self.since
+        means |= {
+            "lr": lr,
+            "epoch": epoch,
+            "images_per_second": self.images / elapsed_s,
+            "data_wait_share": self.waited_s / elapsed_s,
+        }
+        self._clear()
+        return means
+
+
+def build_network(config: Config, classes: int) -> MaskReID:
+    """The recipe's network; a classifier of `classes` identities, or none for 0."""
+    model = config.model
+    return MaskReID(
+        streams=model.streams,
+        width=model.width,
+        fusing=model.fusing,
+        embedding_dim=model.embedding_dim,
+        classes=classes,
+        dropout=model.dropout,
+    )
+
+
+def identity_classes(split: Split) -> Tensor:
+    """(C,) int64: the identities in order; an identity's class is its place here. Junk and distractors are none."""
+    return torch.from_numpy(split.identities[split.identities > 0].copy())
+
+
+def network_classes(network: MaskReID) -> int:
+    """Identities of the classifier, 0 without one."""
+    if network.classifier is None:
+        return 0
+    return int(list(network.classifier.parameters())[-1].shape[0])
+
+
+def _resume(engine: Any, config: Config, run: Path, split: Split, world: World) -> int:
+    """Load the newest usable checkpoint, the same on every rank; returns the steps done. All ranks take part."""
+    found: tuple[Checkpoint | None, list[str], str] = (None, [], "")
+    if world.is_first and finished_checkpoints(run / "checkpoints"):
+        try:
+            found = (*find_checkpoint(run), "")
+        except CheckpointError as error:
+            found = (None, [], str(error))
+    checkpoint, passed_over, problem = cast(Any, world.from_first(found))
+    if problem:
+        raise CheckpointError(problem)
+    if checkpoint is None:
+        return 0
+    if world.is_first:
+        for line in passed_over:
+            print(f"warning: passed over {line}", flush=True)
+        print(f"continuing from {checkpoint.path}", flush=True)
+    check_continues(checkpoint, config, split.fingerprint, world.size)
+    load_engine(engine, checkpoint)
+    return int(checkpoint.step)
+
+
+def _timed(loader: Any) -> Iterator[tuple[Batch, float]]:
+    """Batches, each with the seconds that this rank waited for it."""
+    batches = iter(loader)
+    while True:
+        before = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - before
+
+
+def _hold(run: Path) -> TextIO | str:
+    """Lock the run directory while the returned file is open, or say who holds it.
+
+    Two trainings in one directory would spoil each other's checkpoints.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    file = (run / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        return f"process {file.read().strip() or 'unknown'} is training here; wait for it or stop it"
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

@@ -1,0 +1,38 @@
+"""Image-mask shards for person re-identification: conversion, indexed reading, and the order of the samples.
+
+A shard folder is a set of plain WebDataset tar files with a manifest and an index beside them;
+`shards/README.md` has the format.
+"""
+
+from .convert import ConversionReport, convert, convert_market1501
+from .decode import decode_pair
+from .errors import ShardError
+from .identities import IdentityTable
+from .market1501 import scan_market1501
+from .masks import MaskReport, OnBadMask
+from .order import Draws, FewImages, Plan, PlanSummary, augmentation_key
+from .reading import RawPair, ShardSet, Split, open_shards
+from .samples import Layout, Source
+
+__all__ = [
+    "ConversionReport",
+    "Draws",
+    "FewImages",
+    "IdentityTable",
+    "Layout",
+    "MaskReport",
+    "OnBadMask",
+    "Plan",
+    "PlanSummary",
+    "RawPair",
+    "ShardError",
+    "ShardSet",
+    "Source",
+    "Split",
+    "augmentation_key",
+    "convert",
+    "convert_market1501",
+    "decode_pair",
+    "open_shards",
+    "scan_market1501",
+]

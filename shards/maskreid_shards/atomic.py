@@ -1,0 +1,66 @@
+"""A folder that appears whole or not at all."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import ShardError
+
+
+@contextlib.contextmanager
+def partial_folder(out: Path) -> Iterator[Path]:
+    """A hidden sibling folder that becomes `out` when the block ends well, and disappears when it does not."""
+    out = Path(os.path.realpath(out))
+    partial = out.parent / f".{out.name}.maskreid-partial"
+    new_parents = [parent for parent in out.parents if not parent.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = _claim(partial)
+    except OSError as error:
+        raise ShardError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
+    try:
+        yield partial
+        os.replace(partial, out)
+        sync_folder(out.parent)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in new_parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise ShardError(f"{out}: cannot be written ({error.strerror}); nothing was kept") from error
+        raise
+    finally:
+        os.close(lock)
+
+
+def _claim(partial: Path) -> int:
+    """Make the partial folder anew and lock it; the lock ends with the process, so a killed run's leftover is free."""
+    while True:
+        partial.mkdir(exist_ok=True)
+        lock = os.open(partial, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise ShardError(
+                f"{partial}: another conversion is writing here; wait for it or choose another folder"
+            ) from None
+        # Another process may have removed and remade the folder between our open and our lock.
+        if os.path.samestat(os.fstat(lock), partial.stat()):
+            if not os.listdir(partial):
+                return lock
+            shutil.rmtree(partial)
+        os.close(lock)
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync a directory: its entries, not its files."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

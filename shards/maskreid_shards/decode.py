@@ -1,0 +1,74 @@
+"""Bytes to pictures, trusting nothing: formats from a short list, the header's size checked before any decoding."""
+
+import io
+from typing import Protocol
+
+from PIL import Image
+
+from .errors import ShardError
+
+MAX_PIXELS = 16_000_000
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+MASK_FORMATS = ("PNG",)
+
+
+class Pair(Protocol):
+    """What `decode_pair` needs of a sample; `reading.RawPair` has it."""
+
+    @property
+    def shard(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def image(self) -> bytes: ...
+    @property
+    def mask(self) -> bytes: ...
+
+
+def decode(data: bytes, *, formats: tuple[str, ...], where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture completely, in its own mode.
+
+    Raises ShardError naming `where`: not one of `formats`, more than `max_pixels`, truncated or broken.
+    """
+    try:
+        # The format comes from the magic bytes; opening reads the header only.
+        picture = Image.open(io.BytesIO(data), formats=formats)
+    except (
+        Exception
+    ) as error:  # a decoder fed with arbitrary bytes raises nearly anything: each becomes one line
+        raise ShardError(
+            f"{where}: not a readable {' or '.join(formats)} file ({len(data)} bytes); replace it"
+        ) from error
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise ShardError(
+            f"{where}: {width} x {height} pixels, more than the limit of {max_pixels}; shrink it"
+        )
+    try:
+        picture.load()
+    except Exception as error:
+        raise ShardError(
+            f"{where}: truncated or broken {picture.format} data ({_brief(error)}); replace it"
+        ) from error
+    return picture
+
+
+def decode_pair(raw: Pair, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, Image.Image]:
+    """The RGB image and the 8-bit mask (mode L, 255 = person) of a sample, the mask brought to the image's size.
+
+    Raises ShardError naming the shard and the key.
+    """
+    where = f"{raw.shard}: {raw.key}"
+    image = decode(raw.image, formats=IMAGE_FORMATS, where=f"{where}: image", max_pixels=max_pixels).convert(
+        "RGB"
+    )
+    mask = decode(raw.mask, formats=MASK_FORMATS, where=f"{where}: mask", max_pixels=max_pixels)
+    if mask.mode != "L":
+        raise ShardError(f"{where}: mask of mode {mask.mode}, not 8-bit grey (L); convert the data set again")
+    if mask.size != image.size:
+        mask = mask.resize(image.size, Image.Resampling.NEAREST)
+    return image, mask
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

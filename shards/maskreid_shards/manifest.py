@@ -1,0 +1,180 @@
+"""The manifest and the index: what a shard folder says about itself, written last and checked first."""
+
+import hashlib
+import io
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ShardError
+from .masks import MaskReport
+
+FORMAT = "maskreid-shards"
+VERSION = 1
+MANIFEST = "manifest.json"
+
+# One record per sample, in shard order, then file order. Offsets are those of the member's data in its shard,
+# in bytes.
+INDEX_DTYPE = np.dtype(
+    [
+        ("pid", "<i8"),
+        ("image_offset", "<i8"),
+        ("mask_offset", "<i8"),
+        ("json_offset", "<i8"),
+        ("image_length", "<u4"),
+        ("mask_length", "<u4"),
+        ("json_length", "<u4"),
+        ("image_crc32", "<u4"),
+        ("mask_crc32", "<u4"),
+        ("json_crc32", "<u4"),
+        ("shard", "<u4"),
+        ("camid", "<i4"),
+        ("key", "S32"),
+    ]
+)
+_SPLIT_NAME = re.compile(r"^[a-z][a-z0-9_]*$", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar file: `name` is relative to the folder (`train/000000.tar`), `bytes` its size."""
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: int
+    identities: int
+
+
+@dataclass(frozen=True)
+class SplitEntry:
+    """One split: counts, its shards in order, and the index file. Junk and distractors are no identities."""
+
+    samples: int
+    identities: int
+    single_image_identities: int
+    junk: int
+    distractors: int
+    cameras: tuple[int, ...]
+    shards: tuple[ShardEntry, ...]
+    index: str
+    index_bytes: int
+    index_sha256: str
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over this entry: equal exactly when the split's shards and index are equal, byte for byte."""
+        return _digest(asdict(self))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`. `layout` is the source's layout, `seed` the one that dealt identities to shards."""
+
+    dataset: str
+    layout: str
+    seed: int
+    shard_bytes: int
+    splits: dict[str, SplitEntry]
+    masks: MaskReport
+
+    def content(self) -> dict[str, Any]:
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the manifest's content, hence over every shard and index."""
+        return _digest(self.content())
+
+
+def index_bytes(rows: NDArray[np.void]) -> bytes:
+    """The index as the bytes of a `.npy` file."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, rows, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` and sync it. It goes last: a folder without one is not a shard folder."""
+    text = (
+        json.dumps({**manifest.content(), "fingerprint": manifest.fingerprint}, indent=1, sort_keys=True)
+        + "\n"
+    )
+    write_synced(folder / MANIFEST, text.encode())
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `manifest.json` (not the files it names).
+
+    Raises ShardError: no manifest, not JSON, another format or version, missing or odd fields, a fingerprint
+    that does not fit the content.
+    """
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ShardError(
+            f"{folder}: no {MANIFEST}, so not a shard folder; make one with `maskreid convert`"
+        ) from None
+    except ValueError as error:
+        raise ShardError(f"{path}: not JSON ({error}); convert the data set again") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ShardError(f"{path}: not the manifest of a {FORMAT} folder")
+    if content.get("version") != VERSION:
+        raise ShardError(
+            f"{path}: format version {content.get('version')}, this program reads {VERSION}; convert again"
+        )
+    try:
+        manifest = _parse(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ShardError(
+            f"{path}: a field is missing or odd ({error!r}); convert the data set again"
+        ) from None
+    if manifest.fingerprint != content.get("fingerprint"):
+        raise ShardError(
+            f"{path}: the content does not fit its fingerprint: it was edited; convert the data set again"
+        )
+    return manifest
+
+
+def _parse(content: dict[str, Any]) -> Manifest:
+    splits = {}
+    for name, entry in content["splits"].items():
+        if not _SPLIT_NAME.match(name):
+            raise ValueError(f"split name {name!r}")
+        shards = tuple(ShardEntry(**shard) for shard in entry["shards"])
+        # Names are derived, not believed: a manifest from elsewhere must not reach outside its folder.
+        for number, shard in enumerate(shards):
+            if shard.name != shard_name(name, number):
+                raise ValueError(f"shard name {shard.name!r}")
+        if entry["index"] != index_name(name):
+            raise ValueError(f"index name {entry['index']!r}")
+        splits[name] = SplitEntry(**{**entry, "shards": shards, "cameras": tuple(entry["cameras"])})
+    masks = MaskReport(**{**content["masks"], "examples": tuple(content["masks"]["examples"])})
+    fields = {name: content[name] for name in ("dataset", "layout", "seed", "shard_bytes")}
+    return Manifest(**fields, splits=splits, masks=masks)
+
+
+def shard_name(split: str, number: int) -> str:
+    return f"{split}/{number:06d}.tar"
+
+
+def index_name(split: str) -> str:
+    return f"index/{split}.npy"
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,168 @@
+"""One shard: a deterministic ustar file of image, mask and json members, and the index records for it."""
+
+import hashlib
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .decode import IMAGE_FORMATS, MAX_PIXELS, decode
+from .errors import ShardError
+from .manifest import INDEX_DTYPE, ShardEntry
+from .masks import KINDS, MaskProblem, OnBadMask, full_mask, read_mask
+from .samples import Source
+
+BLOCK = tarfile.BLOCKSIZE
+FORMAT_OF_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+
+
+# Type "regular file", no link, magic and version; no user, group, device or prefix.
+_HEADER_END = (b"0" + bytes(100) + b"ustar\00000").ljust(BLOCK - 156, b"\0")
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """What a finished shard adds to the manifest, to the index (records of INDEX_DTYPE) and to the mask report."""
+
+    entry: ShardEntry
+    rows: NDArray[np.void]
+    problems: tuple[MaskProblem, ...]
+
+
+class _TarFile:
+    """Append members; keeps the offset and the sha256 of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.offset = 0
+        self.digest = hashlib.sha256()
+
+    def append(self, name: str, data: bytes) -> int:
+        """Write one member and return the offset of its data. Owner, time and mode are fixed, so the bytes are too."""
+        self._write(_header(name, len(data)))
+        start = self.offset
+        self._write(data)
+        self._write(b"\0" * (-len(data) % BLOCK))
+        return start
+
+    def finish(self) -> None:
+        self._write(b"\0" * (2 * BLOCK))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def _write(self, data: bytes) -> None:
+        self.file.write(data)
+        self.digest.update(data)
+        self.offset += len(data)
+
+
+def _header(name: str, size: int) -> bytes:
+    """A ustar header. Not `tarfile`'s: its bytes have changed between Python versions, and it is slow."""
+    encoded = name.encode("ascii")
+    if len(encoded) > 100 or size >= 8**11:
+        raise ShardError(f"{name}: a member's name takes at most 100 bytes, its data at most {8**11 - 1}")
+    fields = encoded.ljust(100, b"\0"), b"0000644\0" + 2 * b"0000000\0", b"%011o\0" % size, b"00000000000\0"
+    # The checksum is the sum of the bytes with spaces in its own place.
+    start, end = b"".join(fields), _HEADER_END
+    return start + b"%06o\0 " % (sum(start) + 8 * ord(" ") + sum(end)) + end
+
+
+def write_shard(
+    folder: Path,
+    name: str,
+    number: int,
+    sources: Sequence[Source],
+    *,
+    dataset: str,
+    on_bad_mask: OnBadMask,
+    tick: Callable[[], None] = lambda: None,
+) -> WrittenShard:
+    """Write `folder/name` (the split's shard `number`) from `sources`, in their order; `tick` is called after each.
+
+    Every image and mask is decoded completely first. Shards are independent of each other: any order, any
+    process.
+
+    Raises ShardError: an unreadable image, or a bad mask under the policy "fail".
+    """
+    rows = np.zeros(len(sources), INDEX_DTYPE)
+    kept = 0
+    problems = []
+    with open(folder / name, "wb") as file:
+        tar = _TarFile(file)
+        for source in sources:
+            image, size = _read_image(source)
+            mask, problem = read_mask(source.mask_path, size, where=source.name)
+            if problem is not None:
+                if on_bad_mask == "fail":
+                    raise _bad_mask(source, problem)
+                problems.append(problem)
+                mask = full_mask(size) if on_bad_mask == "full" else None
+            if mask is not None:
+                rows[kept] = _append_sample(tar, source, image, mask, dataset, number)
+                kept += 1
+            tick()
+        tar.finish()
+    rows = rows[:kept]
+    identities = np.unique(rows["pid"])
+    entry = ShardEntry(name, tar.offset, tar.digest.hexdigest(), kept, int((identities > 0).sum()))
+    return WrittenShard(entry, rows, tuple(problems))
+
+
+def _append_sample(
+    tar: _TarFile, source: Source, image: bytes, mask: bytes, dataset: str, shard: int
+) -> tuple[int | bytes, ...]:
+    """Write the three members and return their index record."""
+    about = sample_json(source, dataset)
+    image_offset = tar.append(source.key + source.path.suffix.lower(), image)
+    mask_offset = tar.append(source.key + ".mask.png", mask)
+    json_offset = tar.append(source.key + ".json", about)
+    offsets = (image_offset, mask_offset, json_offset)
+    members = (image, mask, about)
+    key = source.key.encode("ascii")
+    return (source.pid, *offsets, *map(len, members), *map(zlib.crc32, members), shard, source.camid, key)
+
+
+def sample_json(source: Source, dataset: str) -> bytes:
+    """The bytes of a sample's json member."""
+    about = {
+        "pid": source.pid,
+        "camid": source.camid,
+        "dataset": dataset,
+        "split": source.split,
+        "source": source.name,
+    }
+    return json.dumps(about, sort_keys=True, separators=(",", ":")).encode()
+
+
+def member_bytes(length: int) -> int:
+    """What a member with `length` bytes of data takes in the tar file."""
+    return BLOCK + length + -length % BLOCK
+
+
+def _read_image(source: Source) -> tuple[bytes, tuple[int, int]]:
+    """The original bytes of a sound image, and its (width, height)."""
+    expected = FORMAT_OF_SUFFIX.get(source.path.suffix.lower())
+    if expected is None or expected not in IMAGE_FORMATS:
+        raise ShardError(f"{source.path}: images are {', '.join(FORMAT_OF_SUFFIX)}; convert it first")
+    try:
+        data = source.path.read_bytes()
+    except OSError as error:
+        raise ShardError(f"{source.path}: cannot be read ({error.strerror}); check the file") from error
+    picture = decode(data, formats=(expected,), where=str(source.path), max_pixels=MAX_PIXELS)
+    return data, picture.size
+
+
+def _bad_mask(source: Source, problem: MaskProblem) -> ShardError:
+    where = source.mask_path if source.mask_path is not None else source.path
+    detail = "" if problem.kind == "missing" else f" ({problem.detail})"
+    return ShardError(
+        f"{where}: mask of {source.name}: {KINDS[problem.kind]}{detail}; repair it, or choose the mask policy "
+        '"full" (whole image) or "skip" (leave the image out)'
+    )
