@@ -98,16 +98,19 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Write the figures as JSON here.")] = None,
 ) -> None:
     """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
-    from maskreid_dist.evaluation import evaluate_checkpoint, print_table, write_json
+    from maskreid_dist.evaluation import evaluate_checkpoint, percentages, print_table, write_json
+    from maskreid_dist.reporting import write_run_report
 
-    row = evaluate_checkpoint(checkpoint, shards, ap, report)
     console = Console()
-    print_table(console, [row])
-    console.print(f"{row.result.valid_queries} valid queries, {row.result.skipped_queries} skipped (no match in another camera)")
+    found, shard_set, ranked = evaluate_checkpoint(checkpoint, shards, console, ap)
+    print_table(console, [ranked])
+    result = ranked.result
+    console.print(f"{result.valid_queries} valid queries, {result.skipped_queries} skipped (no match in another camera)")
     if output:
-        write_json(output, row.result.metrics())
+        write_json(output, {"unit": "percent", **percentages(result)})
         console.print(f"figures: {output}")
     if report:
+        write_run_report(report, found, shard_set, [ranked], ranked)
         console.print(f"report: {report}")
 
 

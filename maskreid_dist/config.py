@@ -61,6 +61,7 @@ class ModelConfig(Section):
 
     streams: tuple[Stream, ...] = ("raw", "masked")
     fusing: Fusing = "pool"
+    fusing_rows: Positive = 1  # horizontal stripes that each level is averaged in; the paper does not say
     width: Annotated[float, Field(gt=0)] = 1.0
     embedding_dim: Positive = 256
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5

@@ -158,6 +158,7 @@ def build_network(config: Config, classes: int) -> MaskReID:
         streams=model.streams,
         width=model.width,
         fusing=model.fusing,
+        fusing_rows=model.fusing_rows,
         embedding_dim=model.embedding_dim,
         classes=classes,
         dropout=model.dropout,

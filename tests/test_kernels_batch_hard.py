@@ -63,12 +63,14 @@ def check(embeddings: Tensor, labels: Tensor, backend: str, tolerance: float = 1
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_value_by_hand(backend: str) -> None:
-    # On a line at 0, 3, 1, 7 with identities 0, 0, 1, 1: anchor 0: 3 - 1, anchor 3: 3 - 2, 1: 6 - 1, 7: 6 - 4.
+    # On a line at 0, 3, 1, 7 with identities 0, 0, 1, 1: anchor 0: 3 - 1, anchor 3: 3 - 2, 1: 6 - 1, 7: 6 -
+    # 4.
     rows = torch.tensor([[0.0], [3.0], [1.0], [7.0]], requires_grad=True)
     loss = batch_hard_loss(rows, torch.tensor([0, 0, 1, 1]), margin=0.3, backend=backend)
     loss.backward()
-    assert float(loss) == pytest.approx((2.3 + 1.3 + 5.3 + 2.3) / 4)
-    # d/dx per anchor, 4 times the mean: 0: (-1+1, 1, -1, 0); 3: (-1, 1-1, 1, 0); 1: (1, 0, -1-1, 1); 7: (0, 1, -1, 1-1)
+    assert loss.item() == pytest.approx((2.3 + 1.3 + 5.3 + 2.3) / 4)
+    # d/dx per anchor, 4 times the mean: 0: (-1+1, 1, -1, 0); 3: (-1, 1-1, 1, 0); 1: (1, 0, -1-1, 1); 7: (0,
+    # 1, -1, 1-1)
     assert rows.grad is not None and rows.grad.flatten().tolist() == pytest.approx([0, 0.5, -0.75, 0.25])
 
 
@@ -93,12 +95,13 @@ def test_few_or_no_valid_anchors(labels: list[int], backend: str) -> None:
         rows = embeddings.requires_grad_()
         loss = batch_hard_loss(rows, torch.tensor(labels, dtype=torch.int64), margin="soft", backend=backend)
         loss.backward()
-        assert float(loss) == 0 and rows.grad is not None and not rows.grad.any()
+        assert loss.item() == 0 and rows.grad is not None and not rows.grad.any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ties_and_distance_zero(backend: str) -> None:
-    # Exact arithmetic. Rows 0, 1, 5 are equal (distance 0 inside an identity and across), 2 and 3 tie for row 0.
+    # Exact arithmetic. Rows 0, 1, 5 are equal (distance 0 inside an identity and across), 2 and 3 tie for row
+    # 0.
     rows = torch.tensor([[0.0, 0], [0, 0], [2, 0], [0, 2], [4, 0], [0, 0]], dtype=torch.float64)
     for labels in ([0, 0, 1, 1, 2, 2], [0, 1, 0, 0, 1, 2], [0, 1, 2, 2, 0, 1]):
         check(rows, torch.tensor(labels), backend)
@@ -119,7 +122,7 @@ def test_picked_distances_are_exact_where_the_expanded_form_is_not(backend: str)
     rows.requires_grad_()
     loss = batch_hard_loss(rows, labels, margin=2.5, backend=backend)
     loss.backward()
-    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    assert loss.item() == pytest.approx(float(expected), rel=1e-6)
     assert rows.grad is not None and (rows.grad - gradient).norm() < 1e-4 * gradient.norm()
 
 
@@ -172,7 +175,7 @@ def test_low_precision_input_is_computed_in_float32(backend: str) -> None:
         loss = batch_hard_loss(low, labels, backend=backend)
     loss.backward()
     expected, gradient = oracle(low, labels, 0.3, "euclidean", False)
-    assert loss.dtype == torch.float32 and float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(float(expected), rel=1e-5)
     assert low.grad is not None and low.grad.dtype == torch.bfloat16
     assert (low.grad.double() - gradient).norm() < 5e-3 * gradient.norm()
 

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_shards_market1501 import write_market
+
 from maskreid_shards import ShardError, convert_market1501, open_shards
 from maskreid_shards.manifest import INDEX_DTYPE, read_manifest, write_manifest
-from test_shards_market1501 import write_market
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_every_bit_of_the_index_counts(shards: Path) -> None:
     path.write_bytes(data)
     open_shards(shards)
     path.unlink()
-    os.mkdir(path)
+    path.mkdir()
     fails(shards, "index/query.npy")
 
 

@@ -1,12 +1,13 @@
-"""Scanning a Market-1501 folder; `write_market` makes the small folders that the other shard tests use too."""
+"""Scanning a Market-1501 folder; `write_market` makes the folders that the other shard tests use too."""
 
 import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from maskreid_shards import ShardError, scan_market1501
 from PIL import Image
+
+from maskreid_shards import ShardError, scan_market1501
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 SIZE = (16, 32)
@@ -39,7 +40,7 @@ def write_pair(src: Path, split: str, name: str, seed: int) -> Path:
 
 
 def write_market(src: Path, identities: int = 6, images: int = 4) -> Path:
-    """Train: `identities` x `images` and identity 0099 with one image; query and gallery of 2, 3 junk, 3 distractors."""
+    """Train: `identities` x `images`, and 0099 with one; query and gallery of 2, 3 junk, 3 distractors."""
     seed = 0
     for pid in range(1, identities + 1):
         for number in range(images):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from maskreid_shards import IdentityTable, Plan, ShardError, augmentation_key
 from maskreid_shards.keyed import keyed_bits
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from maskreid_shards import RawPair, ShardError, Split, convert_market1501, decode_pair, open_shards, reading
 from PIL import Image
 from test_shards_market1501 import jpeg, png, write_market
+
+from maskreid_shards import RawPair, ShardError, Split, convert_market1501, decode_pair, open_shards, reading
 
 SPLITS = ("train", "query", "gallery")
 

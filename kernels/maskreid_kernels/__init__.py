@@ -1,7 +1,7 @@
 """Losses of deep ranking for person re-identification: reference and memory-lean forms, alone or over ranks.
 
-Every loss takes a `group` (a torch.distributed process group); the gradient convention over ranks is stated in
-`maskreid_kernels.ranks`.
+Every loss takes a `group` (a torch.distributed process group); the gradient convention over ranks is stated
+in `maskreid_kernels.ranks`.
 """
 
 from .batch_hard import batch_hard_loss

@@ -6,7 +6,8 @@ BACKENDS = ("reference", "chunked")
 
 
 def choose_backend(backend: str, total_rows: int, reference_up_to: int) -> str:
-    """`backend` itself, or for "auto" the faster one: reference up to so many rows of the whole group, else chunked.
+    """`backend` itself, or for "auto" the faster one: reference up to so many rows of the whole group, else
+    chunked.
 
     The rows counted are the group's, so that every rank chooses alike and takes part in the same collectives.
     Raises ValueError when the backend is unknown or not available.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-# Large enough for a full-speed GEMM, small enough that a block and its copy stay in a CPU's cache for the passes
-# after the GEMM. Wide rows may exceed it (a GEMM needs a hundred rows to be fast), never the second bound.
+# Large enough for a full-speed GEMM, small enough that a block and its copy stay in a CPU's cache for the
+# passes after the GEMM. Wide rows may exceed it (a GEMM needs a hundred rows to be fast), never the second
+# bound.
 CACHE_BYTES = 8 << 20
 WORKSPACE_BYTES = 64 << 20
 FAST_ROWS = 128

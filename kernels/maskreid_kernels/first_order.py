@@ -12,9 +12,9 @@ import torch
 def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate `Function.backward` to raise RuntimeError when a second derivative is asked for.
 
-    torch's own `once_differentiable` raises only where the upstream gradient requires a gradient; otherwise it
-    takes the gradient for a constant, and a gradient penalty would be dropped in silence. Gradient mode is on inside
-    a backward exactly when the caller passed create_graph=True.
+    torch's own `once_differentiable` raises only where the upstream gradient requires a gradient; otherwise
+    it takes the gradient for a constant, and a gradient penalty would be dropped in silence. Gradient mode is
+    on inside a backward exactly when the caller passed create_graph=True.
     """
 
     @wraps(backward)

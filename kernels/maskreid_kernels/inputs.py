@@ -18,11 +18,14 @@ def find_problem(rows_BD: Tensor, labels_B: Tensor, *, rows_name: str, labels_na
             f"got shape {tuple(rows_BD.shape)} of {rows_BD.dtype}"
         )
     if labels_B.dim() != 1 or labels_B.dtype not in INTEGERS:
-        return f"{labels_name}: expected a 1-d integer tensor, got shape {tuple(labels_B.shape)} of {labels_B.dtype}"
+        shape = tuple(labels_B.shape)
+        return f"{labels_name}: expected a 1-d integer tensor, got shape {shape} of {labels_B.dtype}"
     if labels_B.shape[0] != rows_BD.shape[0]:
-        return f"{labels_name}: {labels_B.shape[0]} entries for {rows_BD.shape[0]} rows of {rows_name}; pass one per row"
+        counts = f"{labels_B.shape[0]} entries for {rows_BD.shape[0]} rows of {rows_name}"
+        return f"{labels_name}: {counts}; pass one per row"
     if labels_B.device != rows_BD.device:
-        return f"{labels_name}: on {labels_B.device} while {rows_name} is on {rows_BD.device}; pass both on one device"
+        devices = f"on {labels_B.device} while {rows_name} is on {rows_BD.device}"
+        return f"{labels_name}: {devices}; pass both on one device"
     return None
 
 

@@ -40,7 +40,8 @@ class Positives:
         return (self.positives_N > 0) & (self.negatives_N > 0)
 
     def of_rows(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Same-identity rows of consecutive rows: (rows_b int64, index_bP int64 ascending, is_positive_bP bool).
+        """Same-identity rows of consecutive rows: (rows_b int64, index_bP int64 ascending, is_positive_bP
+        bool).
 
         The row itself is in its list, and fills up lists shorter than P; both are marked not positive.
         """

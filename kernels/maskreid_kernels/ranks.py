@@ -1,16 +1,16 @@
 """Rows over ranks, and the one statement of the gradient convention every loss of this package keeps.
 
-Convention. W ranks of a process group each hold some rows of one global batch (the counts may differ and may be
-zero). For a loss L, the true mean over the global batch:
+Convention. W ranks of a process group each hold some rows of one global batch (the counts may differ and may
+be zero). For a loss L, the true mean over the global batch:
 
     value      L itself, the same number on every rank (nothing is multiplied by W);
-    gradient   on a rank's own rows: W x dL / d(own rows), where dL / d(own rows) counts every term the rows take
-               part in, also as candidates of other ranks' anchors.
+    gradient   on a rank's own rows: W x dL / d(own rows), where dL / d(own rows) counts every term the rows
+               take part in, also as candidates of other ranks' anchors.
 
-Data parallelism averages parameter gradients (sum over ranks, divided by W). Under this convention that average
-is the gradient of one process holding the whole batch. Nobody else sums or divides: no collective runs in the
-backward. The gradient flowing into the loss must be the same on every rank, as it is when each rank calls
-`loss.backward()`. With `group=None` the process is alone and W = 1, whatever groups exist.
+Data parallelism averages parameter gradients (sum over ranks, divided by W). Under this convention that
+average is the gradient of one process holding the whole batch. Nobody else sums or divides: no collective
+runs in the backward. The gradient flowing into the loss must be the same on every rank, as it is when each
+rank calls `loss.backward()`. With `group=None` the process is alone and W = 1, whatever groups exist.
 
 Names: B = this rank's rows, N = rows of all ranks, D = columns.
 """
@@ -52,10 +52,11 @@ class RankLayout:
 
 
 def agree_on_layout(rows_BD: Tensor, problem: str | None, group: dist.ProcessGroup | None) -> RankLayout:
-    """Exchange row counts over the group; raise on every rank when any rank's input is bad, so none waits forever.
+    """Exchange row counts over the group; raise on every rank when any rank's input is bad, so none waits
+    forever.
 
-    Every rank of the group takes part (one small all-gather, read on the host). `problem` is what this rank found
-    wrong with its own input, None when nothing. Raises ValueError.
+    Every rank of the group takes part (one small all-gather, read on the host). `problem` is what this rank
+    found wrong with its own input, None when nothing. Raises ValueError.
     """
     if group is None:
         if problem:

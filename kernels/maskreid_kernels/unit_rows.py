@@ -17,7 +17,7 @@ class _UnitRows(torch.autograd.Function):
     def forward(ctx: Any, rows_BD: Tensor) -> Tensor:
         norm_B1 = torch.linalg.vector_norm(rows_BD, dim=1, keepdim=True)
         # A zero row has no direction: it stays zero and, with weight 0, gets no gradient.
-        inverse_B1 = torch.where(norm_B1 > EPSILON, norm_B1.reciprocal(), 0.0 * norm_B1)
+        inverse_B1 = torch.where(norm_B1 > EPSILON, 1 / norm_B1.clamp_min(EPSILON), 0.0)
         unit_BD = rows_BD * inverse_B1
         ctx.save_for_backward(unit_BD, inverse_B1)
         return unit_BD
@@ -31,7 +31,7 @@ class _UnitRows(torch.autograd.Function):
 
 
 def unit_rows(rows_BD: Tensor) -> Tensor:
-    """x / |x| by row; rows of norm <= 1e-12 become zero rows with zero gradient. Two passes, one saved copy."""
+    """x / |x| by row; rows of norm <= 1e-12 become zero rows with zero gradient."""
     unit_BD: Tensor = _UnitRows.apply(rows_BD)
     return unit_BD
 
@@ -39,4 +39,4 @@ def unit_rows(rows_BD: Tensor) -> Tensor:
 def unit_rows_reference(rows_BD: Tensor) -> Tensor:
     """The same by plain autograd."""
     norm_B1 = torch.linalg.vector_norm(rows_BD, dim=1, keepdim=True)
-    return torch.where(norm_B1 > EPSILON, rows_BD / norm_B1.clamp_min(EPSILON), 0.0)
+    return rows_BD * torch.where(norm_B1 > EPSILON, 1 / norm_B1.clamp_min(EPSILON), 0.0)

@@ -67,18 +67,24 @@ class SkippedFusing(nn.Module):
     `pool`: global average pooling of each level, concatenation (2688 at width 1.0), FC, BN.
     `conv`: low and middle first pass a 1x1 conv+BN+ReLU to the width of the middle level.
     `none`: the high level alone (the ablation without fusion).
+
+    rows: each level is averaged within this many horizontal stripes, and the FC sees them all. The paper does not say how a
+    level becomes a vector; 1, the default, is global average pooling.
     """
 
-    def __init__(self, level_channels: tuple[int, int, int], embedding_dim: int, fusing: Fusing) -> None:
+    def __init__(
+        self, level_channels: tuple[int, int, int], embedding_dim: int, fusing: Fusing, rows: int
+    ) -> None:
         super().__init__()
         low, middle, high = level_channels
         self.fusing = fusing
+        self.rows = rows
         if fusing == "conv":
             self.reduce_low = conv_bn_relu(low, middle, 1)
             self.reduce_middle = conv_bn_relu(middle, middle, 1)
             low = middle
         fused = high if fusing == "none" else low + middle + high
-        self.fc = nn.Linear(fused, embedding_dim, bias=False)
+        self.fc = nn.Linear(fused * rows, embedding_dim, bias=False)
         nn.init.xavier_uniform_(self.fc.weight)
         self.bn = nn.BatchNorm1d(embedding_dim)
 
@@ -88,7 +94,7 @@ class SkippedFusing(nn.Module):
             maps = [self.reduce_low(levels.low_BCHW), self.reduce_middle(levels.middle_BCHW), *maps]
         elif self.fusing == "pool":
             maps = list(levels)
-        pooled = torch.cat([level.mean(dim=(2, 3)) for level in maps], dim=1)
+        pooled = torch.cat([F.adaptive_avg_pool2d(level, (self.rows, 1)).flatten(1) for level in maps], dim=1)
         fused: Tensor = self.bn(self.fc(pooled))
         return fused
 
@@ -106,6 +112,7 @@ class MaskReID(nn.Module):
         streams: tuple[Stream, ...] = ("raw", "masked"),
         width: float = 1.0,
         fusing: Fusing = "pool",
+        fusing_rows: int = 1,
         embedding_dim: int = 256,
         classes: int = 0,
         dropout: float = 0.5,
@@ -126,7 +133,8 @@ class MaskReID(nn.Module):
             channels = b.out_channels
             level_channels.append(channels)
         self.low, self.middle, self.high = levels
-        self.fusing = SkippedFusing((level_channels[0], level_channels[1], level_channels[2]), embedding_dim, fusing)
+        low, middle, high = level_channels
+        self.fusing = SkippedFusing((low, middle, high), embedding_dim, fusing, fusing_rows)
         self.classifier: nn.Module | None = None
         if classes:
             self.classifier = nn.Sequential(

@@ -21,7 +21,7 @@ from maskreid_dist.retrieval.scores import (
     inverse_negative_penalty,
 )
 
-QUERY_BLOCK = 512
+QUERY_BLOCK = 256
 GALLERY_TILE = 8192  # a block's float64 distances to a tile: 16 MiB
 
 

@@ -12,8 +12,8 @@ from .errors import ShardError
 
 @contextlib.contextmanager
 def partial_folder(out: Path) -> Iterator[Path]:
-    """A hidden sibling folder that becomes `out` when the block ends well, and disappears when it does not."""
-    out = Path(os.path.realpath(out))
+    """A hidden sibling folder that becomes `out` when the block ends well, and disappears otherwise."""
+    out = out.resolve()
     partial = out.parent / f".{out.name}.maskreid-partial"
     new_parents = [parent for parent in out.parents if not parent.exists()]
     try:
@@ -23,7 +23,7 @@ def partial_folder(out: Path) -> Iterator[Path]:
         raise ShardError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
     try:
         yield partial
-        os.replace(partial, out)
+        partial.replace(out)
         sync_folder(out.parent)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -38,7 +38,7 @@ def partial_folder(out: Path) -> Iterator[Path]:
 
 
 def _claim(partial: Path) -> int:
-    """Make the partial folder anew and lock it; the lock ends with the process, so a killed run's leftover is free."""
+    """Make the partial folder anew and lock it. The lock ends with the process, so leftovers are free."""
     while True:
         partial.mkdir(exist_ok=True)
         lock = os.open(partial, os.O_RDONLY)
@@ -51,7 +51,7 @@ def _claim(partial: Path) -> int:
             ) from None
         # Another process may have removed and remade the folder between our open and our lock.
         if os.path.samestat(os.fstat(lock), partial.stat()):
-            if not os.listdir(partial):
+            if not any(partial.iterdir()):
                 return lock
             shutil.rmtree(partial)
         os.close(lock)

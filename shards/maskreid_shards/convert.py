@@ -40,8 +40,8 @@ class ConversionReport:
                 else ""
             )
             lines.append(
-                f"{name}: {split.samples} images{others}, {split.identities} identities, {len(split.cameras)} cameras, "
-                f"{len(split.shards)} shards, {size_mb:.1f} MB"
+                f"{name}: {split.samples} images{others}, {split.identities} identities, "
+                f"{len(split.cameras)} cameras, {len(split.shards)} shards, {size_mb:.1f} MB"
             )
             if split.single_image_identities:
                 lines.append(f"{name}: {split.single_image_identities} identities have a single image")
@@ -67,9 +67,10 @@ def convert_market1501(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ConversionReport:
-    """Convert a folder in the Market-1501 layout; `dataset` (default: the folder's name) is written into every sample.
+    """Convert a folder in the Market-1501 layout.
 
-    See `convert` for the rest, `scan_market1501` for the layout.
+    `dataset`, by default the folder's name, is written into every sample. See `convert` for the rest,
+    `scan_market1501` for the layout.
     """
     src = Path(src)
     name = dataset if dataset is not None else src.resolve().name
@@ -217,7 +218,7 @@ def _check_fresh(out: Path) -> None:
         return
     if not out.is_dir():
         raise ShardError(f"{out}: is a file; give a folder that does not exist yet")
-    names = sorted(os.listdir(out))
+    names = sorted(child.name for child in out.iterdir())
     if names:
         holds = "already holds shards" if "manifest.json" in names else f"is not empty (it holds {names[0]})"
         raise ShardError(f"{out}: {holds}; give a new folder or remove this one")

@@ -1,4 +1,4 @@
-"""Bytes to pictures, trusting nothing: formats from a short list, the header's size checked before any decoding."""
+"""Bytes to pictures, trusting nothing: few formats, the header's size checked before any decoding."""
 
 import io
 from typing import Protocol
@@ -54,7 +54,7 @@ def decode(data: bytes, *, formats: tuple[str, ...], where: str, max_pixels: int
 
 
 def decode_pair(raw: Pair, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, Image.Image]:
-    """The RGB image and the 8-bit mask (mode L, 255 = person) of a sample, the mask brought to the image's size.
+    """A sample's RGB image and its 8-bit mask (mode L, 255 = person), brought to the image's size.
 
     Raises ShardError naming the shard and the key.
     """

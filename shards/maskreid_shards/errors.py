@@ -2,4 +2,4 @@
 
 
 class ShardError(ValueError):
-    """Bad input. The message is one line: what is wrong, where (file, or shard, key and offset), what to do."""
+    """Bad input. The message is one line: what is wrong, where (file, or shard and key), what to do."""

@@ -1,4 +1,4 @@
-"""Which images belong to which identity, as flat arrays: a million identities are three arrays, not a dict."""
+"""Which images belong to which identity, as flat arrays: a million identities are three arrays."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from .errors import ShardError
 
 @dataclass(frozen=True, eq=False)
 class IdentityTable:
-    """Identity i (of I) has pid `pids[i]` and the samples `first[i] ... first[i] + count[i] - 1`. All (I,) int64.
+    """Identity i has pid `pids[i]` and the samples `first[i] ... first[i] + count[i] - 1`; all (I,) int64.
 
     `pids` is sorted. Junk (-1) and distractors (0) have entries too, where a split holds them.
     """

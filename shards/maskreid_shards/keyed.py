@@ -1,4 +1,4 @@
-"""Random bits that depend on a key and nothing else: no generator, no state, the same under every numpy version.
+"""Random bits that depend on a key and nothing else: no state, the same under every numpy version.
 
 A chain of SplitMix64 finalisers (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA
 2014), on whole arrays. numpy promises stable streams for its bit generators but not for

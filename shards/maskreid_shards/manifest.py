@@ -69,13 +69,13 @@ class SplitEntry:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over this entry: equal exactly when the split's shards and index are equal, byte for byte."""
+        """sha256 over this entry: equal exactly when shards and index are equal, byte for byte."""
         return _digest(asdict(self))
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `manifest.json`. `layout` is the source's layout, `seed` the one that dealt identities to shards."""
+    """The content of `manifest.json`. `layout` is the source's, `seed` dealt the identities to shards."""
 
     dataset: str
     layout: str

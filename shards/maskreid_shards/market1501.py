@@ -1,7 +1,6 @@
-"""Scan a folder in the Market-1501 layout: three image folders, each with a sibling `<folder>_seg` of masks."""
+"""Scan a folder in the Market-1501 layout: three image folders, each with a sibling `_seg` of masks."""
 
 import difflib
-import os
 import re
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def _scan_folder(
 ) -> tuple[tuple[Source, ...], list[str]]:
     names, strays = [], []
     try:
-        listed = sorted(os.listdir(src / folder))
+        listed = sorted(child.name for child in (src / folder).iterdir())
     except OSError as error:
         raise ShardError(
             f"{src / folder}: cannot be listed ({error.strerror}); check its permissions"

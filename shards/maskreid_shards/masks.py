@@ -80,11 +80,11 @@ def read_mask(
     except FileNotFoundError:
         data = None
     except OSError as error:
-        return None, MaskProblem("unreadable", where, f"{path}: {error.strerror}")
+        return None, MaskProblem("unreadable", where, str(error.strerror))
     if data is None:
-        return None, MaskProblem(
-            "missing", where, f"expected {path}" if path is not None else "none was given"
-        )
+        # Details go into the manifest, so they must not hold the path of the data set's folder.
+        expected = "none was given" if path is None else f"expected {path.parent.name}/{path.name}"
+        return None, MaskProblem("missing", where, expected)
     try:
         mask = decode(data, formats=MASK_FORMATS, where="mask", max_pixels=MAX_PIXELS)
     except ShardError as error:

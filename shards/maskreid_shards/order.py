@@ -1,4 +1,4 @@
-"""The plan: which samples make the batch of every step, as a pure function of the identities, the seed, epoch and step.
+"""The plan: which samples make each batch, a pure function of the identities, the seed, epoch and step.
 
 No I/O and no state: to resume is to ask for (epoch, step) again. Legend: I identities in the plan, G groups
 in a global batch, S slots (identities) in a group, B samples in a batch.
@@ -7,9 +7,8 @@ A global batch is G groups; a group is S visits of an identity each, and a rank 
 same global batches come out for every world size that divides G.
 
     pk       G = P groups of one identity with K images
-    paper    G groups of 1 identity with 10 images and 54 others with one: the batch of MaskReID (arXiv
-    1804.03864v1), one
-             group a rank
+    paper    G groups of 1 identity with 10 images and 54 others with one: the batch of MaskReID
+             (arXiv 1804.03864v1), meant as one group a rank
 """
 
 from dataclasses import dataclass, field
@@ -76,9 +75,10 @@ class PlanSummary:
         }
         at_most = " at most" if self.few_images == "all" and self.few_image_identities else ""
         passes = "1 pass" if self.passes == 1 else f"{self.passes} passes"
+        taking_part = f"{self.taking_part} of {self.identities} identities"
         return [
             f"batch: {self.batch} images of {self.batch_identities} identities{at_most}",
-            f"epoch: {self.steps_per_epoch} steps, {passes} over {self.taking_part} of {self.identities} identities",
+            f"epoch: {self.steps_per_epoch} steps, {passes} over {taking_part}",
             f"identities without a place in a pass: {self.dropped_identities} (others each time)",
             f"identities with too few images: {self.few_image_identities} ({few[self.few_images]})",
         ]
@@ -133,7 +133,10 @@ class Plan:
         few_images: FewImages = "repeat",
         passes: int = 1,
     ) -> "Plan":
-        """P = `identities` x K = `images` per global batch. Raises ShardError: too few identities, a value below 1."""
+        """P = `identities` x K = `images` a global batch.
+
+        Raises ShardError: too few identities, a value below 1.
+        """
         return cls(table, identities, (images,), seed, few_images, passes)
 
     @classmethod
@@ -148,7 +151,7 @@ class Plan:
         anchor_images: int = PAPER_ANCHOR_IMAGES,
         others: int = PAPER_OTHERS,
     ) -> "Plan":
-        """`groups` times (1 identity x `anchor_images` + `others` identities x 1); all identities of a batch differ.
+        """`groups` times (1 identity x `anchor_images` + `others` x 1 image), all of them different.
 
         By default an anchor identity with fewer images gives what it has, and its group is smaller. Raises
         ShardError as `pk`.
@@ -179,7 +182,7 @@ class Plan:
         return self._draws(epoch, step, 0, self.groups)
 
     def rank_draws(self, epoch: int, step: int, rank: int, world: int) -> Draws:
-        """Rank `rank`'s part of the global batch: the parts of ranks 0 ... world-1 in sequence are the global batch.
+        """Rank `rank`'s part: those of ranks 0 ... world-1 in sequence are the global batch.
 
         Raises ShardError when `world` does not divide the groups (P), IndexError for a step the epoch does
         not have.
@@ -199,7 +202,7 @@ class Plan:
         return self.rank_draws(epoch, step, rank, world).samples
 
     def check_world(self, world: int) -> None:
-        """Raise ShardError when the groups cannot be divided equally among `world` ranks, naming numbers that work."""
+        """Raise ShardError when `world` ranks cannot share the groups equally, naming numbers that work."""
         if world >= 1 and self.groups % world == 0:
             return
         unit = "identities (P)" if len(self.group_images) == 1 else "groups"

@@ -38,7 +38,7 @@ class RawPair:
 
 
 class Split:
-    """One split of a shard folder: `len(split)` samples, numbered in shard order, an identity's images adjacent.
+    """One split: `len(split)` samples, numbered in shard order, an identity's images adjacent.
 
     The index is memory-mapped and the shards are opened on first use, in each process: a Split pickles to its
     path.
@@ -103,7 +103,7 @@ class Split:
         return [str(self.folder / shard.name) for shard in self.entry.shards]
 
     def read(self, number: int) -> RawPair:
-        """Sample `number` (negative: from the end), by one read. Raises IndexError, and ShardError as `read_many`."""
+        """Sample `number` (negative: from the end). Raises IndexError, and ShardError as `read_many`."""
         return self.read_many([number])[0]
 
     def read_many(self, numbers: Iterable[int] | NDArray[np.integer[Any]]) -> list[RawPair]:
@@ -134,7 +134,7 @@ class Split:
             if len(part) != row[f"{member}_length"] or zlib.crc32(part) != row[f"{member}_crc32"]:
                 found = "is cut short" if len(part) != row[f"{member}_length"] else "does not fit its crc32"
                 raise ShardError(
-                    f"{shard}: {key}: the {member} at offset {offset} {found}; restore this shard or convert again"
+                    f"{shard}: {key}: the {member} at offset {offset} {found}; restore it or convert again"
                 )
             members.append(part)
         return RawPair(key, int(row["pid"]), int(row["camid"]), members[0], members[1], shard)
@@ -157,7 +157,7 @@ class Split:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _file(self, shard: int) -> FileIO:
-        """The open shard; pread needs no position, so a descriptor survives a fork and is safe between threads."""
+        """The open shard. pread needs no position: the file may be shared by threads and after a fork."""
         file = self._open.get(shard)
         if file is None:
             path = self.folder / self.entry.shards[shard].name
@@ -197,7 +197,9 @@ class ShardSet:
 
 
 def open_shards(path: Path | str) -> ShardSet:
-    """Open a shard folder: manifest and indexes checked in full, shards by their sizes (each sample when it is read).
+    """Open a shard folder: manifest and indexes are checked in full, shards by their sizes.
+
+    Samples are checked when they are read.
 
     Raises ShardError: see `read_manifest`; an index that does not fit the manifest or points outside its
     shards; a shard that is missing or of another size. Other files in the folder are ignored.

@@ -28,7 +28,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Layout:
-    """A scanned data set. `splits` maps a split's name to its sources; `strays` are the ignored files, by name."""
+    """A scanned data set: the sources of each split by its name, and the names of the ignored files."""
 
     name: str
     splits: dict[str, tuple[Source, ...]]
@@ -36,7 +36,7 @@ class Layout:
 
 
 def sample_key(pid: int, number: int) -> str:
-    """Key of the `number`-th image of an identity in its split: `p00000002_00013`, `distractor_00001`, `junk_00001`.
+    """Key of an identity's `number`-th image in its split, such as `p00000002_00013` or `junk_00001`.
 
     Without dots, because WebDataset cuts a member's name at the first dot.
     """

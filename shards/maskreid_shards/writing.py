@@ -29,7 +29,7 @@ _HEADER_END = (b"0" + bytes(100) + b"ustar\00000").ljust(BLOCK - 156, b"\0")
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """What a finished shard adds to the manifest, to the index (records of INDEX_DTYPE) and to the mask report."""
+    """What a finished shard adds to the manifest, to the index (INDEX_DTYPE) and to the mask report."""
 
     entry: ShardEntry
     rows: NDArray[np.void]
@@ -45,7 +45,7 @@ class _TarFile:
         self.digest = hashlib.sha256()
 
     def append(self, name: str, data: bytes) -> int:
-        """Write one member and return the offset of its data. Owner, time and mode are fixed, so the bytes are too."""
+        """Write one member and return the offset of its data. Owner, time and mode are fixed."""
         self._write(_header(name, len(data)))
         start = self.offset
         self._write(data)
@@ -84,7 +84,7 @@ def write_shard(
     on_bad_mask: OnBadMask,
     tick: Callable[[], None] = lambda: None,
 ) -> WrittenShard:
-    """Write `folder/name` (the split's shard `number`) from `sources`, in their order; `tick` is called after each.
+    """Write `folder/name`, the split's shard `number`, from `sources`; `tick` is called after each.
 
     Every image and mask is decoded completely first. Shards are independent of each other: any order, any
     process.
@@ -163,6 +163,6 @@ def _bad_mask(source: Source, problem: MaskProblem) -> ShardError:
     where = source.mask_path if source.mask_path is not None else source.path
     detail = "" if problem.kind == "missing" else f" ({problem.detail})"
     return ShardError(
-        f"{where}: mask of {source.name}: {KINDS[problem.kind]}{detail}; repair it, or choose the mask policy "
-        '"full" (whole image) or "skip" (leave the image out)'
+        f"{where}: mask of {source.name}: {KINDS[problem.kind]}{detail}; repair it, or choose the mask "
+        'policy "full" (whole image) or "skip" (leave the image out)'
     )

@@ -46,10 +46,10 @@ def batch_hard_loss(
     Pairs are mined on |a|^2 + |b|^2 - 2 a.b, and the distances of the picked ones computed again from a - b.
     Of equal mined distances the lowest global row is picked. An anchor is not its own positive.
     A batch without a valid anchor gives 0, with zero gradient.
-    group: the batch is that of all its ranks; convention in `maskreid_kernels.ranks`. None: this process alone.
-    backend: "reference" (plain autograd, O(N^2) memory), "chunked" (O(N D) memory, the backward has no matrix
-    product; differentiating its gradient raises RuntimeError) or "auto". Raises ValueError on bad input or an
-    unavailable backend.
+    group: the batch is that of all its ranks; convention in `maskreid_kernels.ranks`. None: this process
+    alone. backend: "reference" (plain autograd, O(N^2) memory), "chunked" (O(N D) memory, the backward has no
+    matrix product; differentiating its gradient raises RuntimeError) or "auto". Raises ValueError on bad
+    input or an unavailable backend.
     """
     check_backend(backend)
     if margin != "soft" and (isinstance(margin, str) or not math.isfinite(margin)):

@@ -1,12 +1,14 @@
 """Batch-hard in blocks of rows: O(N D) memory, one matrix product in the forward, none in the backward.
 
-Forward: a block of anchors' mining distances to all N rows, reduced at once to the picked rows p and n; the picked
-distances again from differences. Gathered over the ranks per anchor: p, n, the value and two pair weights.
-Backward: a pair (k, o) of weight w = dL/dd * (1/d, 2 or 1 by distance) adds w (x_k - x_o) to row k and w (x_o - x_k)
-to row o (w x_o and w x_k without the differences for cosine, negated). A rank applies the pairs of every anchor that
-touch its own rows: no collective, O((B + pairs) D).
+Forward: a block of anchors' mining distances to all N rows, reduced at once to the picked rows p and n; the
+picked distances again from differences. Gathered over the ranks per anchor: p, n, the value, two pair weights.
 
-Names: B = this rank's rows, N = rows of all ranks, D = columns, b = rows of a block, P = rows of the largest identity.
+Backward: a pair (k, o) whose weight is w = dL/dd times 1/d (euclidean) or 2 (squared) adds w (x_k - x_o) to row k
+and its negative to row o; for cosine w = dL/dd, and -w x_o and -w x_k are added. A rank applies the pairs, of
+whichever anchor, that touch its own rows: no collective, O(pairs x D).
+
+Names: B = this rank's rows, N = rows of all ranks, D = columns, b = rows of a block, m = pairs of a block,
+P = rows of the largest identity.
 """
 
 from __future__ import annotations
@@ -49,10 +51,9 @@ class _BatchHardLoss(torch.autograd.Function):
         positive_N, negative_N, value_N, toward_N, away_N = gather_rows(own_B5, layout).unbind(1)
         valid_anchors = positives.valid_N.sum().clamp(min=1)
 
-        anchor_N = torch.arange(x_ND.shape[0], device=x_ND.device)
-        other_M = torch.cat([positive_N.long(), negative_N.long()])  # M = 2 N pairs (anchor, other)
-        weight_M = torch.cat([toward_N, -away_N]).to(rows_BD.dtype)
-        ctx.save_for_backward(x_ND, anchor_N.repeat(2), other_M, weight_M, valid_anchors)
+        other_2N = torch.stack([positive_N, negative_N]).long()
+        weight_2N = torch.stack([toward_N, -away_N]).to(rows_BD.dtype)
+        ctx.save_for_backward(x_ND, other_2N, weight_2N, valid_anchors)
         ctx.terms, ctx.layout = terms, layout
         # The same sum over the same gathered numbers on every rank, so the value is equal to the last bit.
         return (value_N.sum() / valid_anchors).to(rows_BD.dtype)
@@ -60,29 +61,35 @@ class _BatchHardLoss(torch.autograd.Function):
     @staticmethod
     @first_order_only
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        x_ND, anchor_M, other_M, weight_M, valid_anchors = ctx.saved_tensors
+        x_ND, other_2N, weight_2N, valid_anchors = ctx.saved_tensors
         layout: RankLayout = ctx.layout
-        weight_M = weight_M * (
+        weight_2N = weight_2N * (
             gradients[0] * layout.world_size / valid_anchors
         )  # W: see maskreid_kernels.ranks
         gradient_BD = torch.zeros_like(x_ND[layout.own])
-        own, differences = layout.own, ctx.terms.distance != "cosine"
-        touches_M = (weight_M != 0) & (_lies_in(own, anchor_M) | _lies_in(own, other_M))
-        anchor_M, other_M, weight_M = (
-            anchor_M[touches_M],
-            other_M[touches_M],
-            weight_M[touches_M],
-        )  # host sync
-        for pairs in row_blocks(anchor_M.shape[0], 2 * x_ND.element_size() * x_ND.shape[1]):
-            anchor_m, other_m, weight_m1 = anchor_M[pairs], other_M[pairs], weight_M[pairs, None]
-            if differences:
-                step_mD = x_ND.index_select(0, anchor_m).sub_(x_ND.index_select(0, other_m)).mul_(weight_m1)
-                _add_rows_(gradient_BD, anchor_m, step_mD, own)
-                _add_rows_(gradient_BD, other_m, step_mD.neg_(), own)
-            else:
-                _add_rows_(gradient_BD, anchor_m, x_ND.index_select(0, other_m).mul_(-weight_m1), own)
-                _add_rows_(gradient_BD, other_m, x_ND.index_select(0, anchor_m).mul_(-weight_m1), own)
+        for other_N, weight_N in zip(other_2N, weight_2N, strict=True):
+            _apply_pairs_(gradient_BD, x_ND, other_N, weight_N, ctx.terms.distance != "cosine", layout.own)
         return gradient_BD, None, None, None
+
+
+def _apply_pairs_(
+    gradient_BD: Tensor, x_ND: Tensor, other_N: Tensor, weight_N: Tensor, differences: bool, own: slice
+) -> None:
+    """Add the gradient of sum_k weight_k d(x_k, x_other_k) to the own rows, for the pairs that touch them."""
+    touches_N = (weight_N != 0) & _lies_in(own, other_N)
+    touches_N[own] = weight_N[own] != 0
+    anchor_M = touches_N.nonzero().squeeze(1)  # host sync; an inactive hinge costs nothing below
+    for pairs in row_blocks(anchor_M.shape[0], 2 * x_ND.element_size() * x_ND.shape[1]):
+        anchor_m = anchor_M[pairs]
+        other_m, weight_m1 = other_N[anchor_m], weight_N[anchor_m, None]
+        x_anchor_mD, x_other_mD = x_ND.index_select(0, anchor_m), x_ND.index_select(0, other_m)
+        if differences:
+            step_mD = x_anchor_mD.sub_(x_other_mD).mul_(weight_m1)
+            _add_rows_(gradient_BD, anchor_m, step_mD, 1, own)
+            _add_rows_(gradient_BD, other_m, step_mD, -1, own)
+        else:
+            _add_rows_(gradient_BD, anchor_m, x_other_mD.mul_(weight_m1), -1, own)
+            _add_rows_(gradient_BD, other_m, x_anchor_mD.mul_(weight_m1), -1, own)
 
 
 def _anchor_numbers(
@@ -119,14 +126,13 @@ def _gradient_per_difference(distance_b: Tensor, terms: BatchHardTerms) -> Tenso
 
 
 def _lies_in(rows: slice, index: Tensor) -> Tensor:
-    return (index >= rows.start) & (index < rows.stop)
+    inside: Tensor = (index >= rows.start) & (index < rows.stop)
+    return inside
 
 
-def _add_rows_(gradient_BD: Tensor, index_m: Tensor, step_mD: Tensor, own: slice) -> None:
-    """Add steps to the own rows among the indexed. Repeated rows add up in order on a CPU, in any order on CUDA."""
-    if gradient_BD.shape[0] == 0:
-        return
+def _add_rows_(gradient_BD: Tensor, index_m: Tensor, step_mD: Tensor, sign: int, own: slice) -> None:
+    """Add sign x steps to the own rows among the indexed; repeated rows add up (on CUDA in any order)."""
     inside_m = _lies_in(own, index_m)
-    if own.start > 0 or not bool(inside_m.all()):
-        step_mD, index_m = step_mD[inside_m], index_m[inside_m] - own.start
-    gradient_BD.index_add_(0, index_m, step_mD)
+    if not bool(inside_m.all()):
+        step_mD, index_m = step_mD[inside_m], index_m[inside_m]
+    gradient_BD.index_add_(0, index_m - own.start, step_mD, alpha=sign)

@@ -11,7 +11,7 @@ from .terms import BatchHardTerms, mining_distances, mining_squares
 
 
 def batch_hard_loss(rows_BD: Tensor, labels_B: Tensor, terms: BatchHardTerms, layout: RankLayout) -> Tensor:
-    """Every rank computes the whole batch's loss (collectives: rows, labels) and keeps its own rows' gradient."""
+    """Every rank computes the whole loss (collectives: rows, labels) and keeps its own rows' gradient."""
     x_ND = gather_rows_with_gradient(rows_BD, layout)
     labels_N = gather_rows(labels_B, layout)
     if terms.normalize:

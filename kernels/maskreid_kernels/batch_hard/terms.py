@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..blocks import row_blocks
+
 DISTANCES = ("euclidean", "squared_euclidean", "cosine")
 
 
@@ -20,12 +22,15 @@ class BatchHardTerms:
     normalize: bool
 
     def pair_distance(self, a_bD: Tensor, b_bD: Tensor) -> Tensor:
-        """Distances [b] of rows pair by pair, from their direct difference. Differentiable; 0 at distance 0."""
+        """Distances [b] of rows pair by pair, not expanded. Differentiable; gradient 0 at distance 0."""
         if self.distance == "cosine":
             return 1 - (a_bD * b_bD).sum(1)
         if self.distance == "squared_euclidean":
             return (a_bD - b_bD).square().sum(1)
-        return torch.linalg.vector_norm(a_bD - b_bD, dim=1)  # torch defines its gradient at 0 as 0
+        length_b: Tensor = torch.linalg.vector_norm(
+            a_bD - b_bD, dim=1
+        )  # torch defines its gradient at 0 as 0
+        return length_b
 
     def hinge(self, gap_b: Tensor) -> Tensor:
         """L(k) of gap = d(k, p) - d(k, n)."""
@@ -38,7 +43,11 @@ class BatchHardTerms:
 
 def mining_squares(x_ND: Tensor, terms: BatchHardTerms) -> Tensor:
     """|b|^2 by row [N], or 0 where the distance has no such term (cosine)."""
-    return x_ND.new_zeros(x_ND.shape[0]) if terms.distance == "cosine" else torch.linalg.vecdot(x_ND, x_ND)
+    square_N = x_ND.new_zeros(x_ND.shape[0])
+    if terms.distance != "cosine":
+        for block in row_blocks(x_ND.shape[0], x_ND.shape[1] * x_ND.element_size()):
+            square_N[block] = x_ND[block].square().sum(1)  # whole, the squares would be a copy of x
+    return square_N
 
 
 def mining_distances(x_bD: Tensor, x_ND: Tensor, square_N: Tensor) -> Tensor:

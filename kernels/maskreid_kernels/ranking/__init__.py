@@ -1,7 +1,7 @@
 """The ranking loss of MaskReID (Qi et al., arXiv 1804.03864v1, Eq. 5).
 
-With x = embeddings (L2-normalised when `normalize`), S = x x^T, B+ / B- = the other images of the anchor's identity /
-the images of other identities, for an anchor k:
+With x = embeddings (L2-normalised when `normalize`), S = x x^T, B+ / B- = the other images of the anchor's
+identity / the images of other identities, for an anchor k:
 
     L(k) = log(1 + sum_{j in B-} exp([S_kj - min_{i in B+} S_ki + margin]_+))
            + pull / (2 |B+|) * sum_{i in B+} (S_ki - 1)^2
@@ -12,7 +12,7 @@ and the loss is the mean of L(k) over the valid anchors, those with a positive a
 from __future__ import annotations
 
 import math
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ from ..backends import check_backend, choose_backend
 from ..inputs import compute_dtype, find_problem
 from ..ranks import agree_on_layout
 from . import chunked, reference
-from .terms import Negatives, RankingStatistics, RankingTerms
+from .terms import RankingStatistics, RankingTerms
 
 __all__ = ["RankingStatistics", "ranking_loss", "ranking_loss_with_statistics"]
 
@@ -48,7 +48,7 @@ def ranking_loss_with_statistics(
         raise ValueError(f"margin and pull: expected finite numbers, got {margin} and {pull}")
     problem = find_problem(embeddings, labels, rows_name="embeddings", labels_name="labels")
     layout = agree_on_layout(embeddings, problem, group)
-    terms = RankingTerms(float(margin), float(pull), cast(Negatives, negatives), normalize)
+    terms = RankingTerms(float(margin), float(pull), negatives, normalize)
     compute = {"reference": reference.ranking_loss, "chunked": chunked.ranking_loss}[
         choose_backend(backend, layout.total_rows, REFERENCE_UP_TO_ROWS)
     ]
@@ -72,15 +72,15 @@ def ranking_loss(
 
     embeddings: [B, D] float64, float32, bfloat16 or float16; labels: [B] integers of any value, in any order.
     Computed and returned in float32 (float64 for float64 input); the gradient has the input's dtype.
-    margin, pull: alpha and lambda of Eq. 5. negatives: "all" is Eq. 5 to the letter, where a negative outside the
-    margin adds exp(0) = 1 and the value has the floor log(1 + |B-|); "violating" sums over the negatives inside
-    the margin only and has no floor. The gradients of the two differ by the denominator alone.
+    margin, pull: alpha and lambda of Eq. 5. negatives: "all" is Eq. 5 to the letter, where a negative outside
+    the margin adds exp(0) = 1 and the value has the floor log(1 + |B-|); "violating" sums over the negatives
+    inside the margin only and has no floor. The gradients of the two differ by the denominator alone.
     normalize: L2-normalise here, the gradient goes through; a zero row gets zero gradient.
-    When several positives share the smallest computed similarity, the one of lowest global row takes the gradient.
-    A batch without a valid anchor gives 0, with zero gradient.
-    group: the batch is that of all its ranks; convention in `maskreid_kernels.ranks`. None: this process alone.
-    backend: "reference" (plain autograd, O(N^2) memory), "chunked" (O(N D) memory; differentiating its gradient
-    raises RuntimeError) or "auto". Raises ValueError on bad input or an unavailable backend.
+    When several positives share the smallest computed similarity, the one of lowest global row takes the
+    gradient. A batch without a valid anchor gives 0, with zero gradient.
+    group: the batch is that of all its ranks; convention in `maskreid_kernels.ranks`. None: this process
+    alone. backend: "reference" (plain autograd, O(N^2) memory), "chunked" (O(N D) memory; differentiating its
+    gradient raises RuntimeError) or "auto". Raises ValueError on bad input or an unavailable backend.
     """
     loss, _ = ranking_loss_with_statistics(
         embeddings,

@@ -1,13 +1,19 @@
 """The ranking loss in blocks of rows: O(N D) memory, no N x N matrix, its own backward.
 
-Forward: a block of anchors' similarities S to all N rows, reduced at once to a few numbers per anchor:
-    threshold t_k = margin - min_i S_ki, log Z_k (Z = the log's argument), least positive p_k, pushed mass q_k.
-The numbers of every anchor are gathered over the ranks. Backward: with w_k(j) = 1[S_kj + t_k > 0] exp(S_kj + t_k) / Z_k,
-    dL/dS_kj = w_k(j) on negatives, -q_k = -sum_j w_k(j) on p_k, (pull / |B+|)(S_ki - 1) on positives,
-and the gradient of row a takes the pair (a, b) twice, once per role: dX_a = sum_b (G_ab + G_ba) x_b. G_ba needs only
+Forward: a block of anchors' similarities S to all N rows, reduced at once to a few numbers per anchor,
+
+    threshold t_k = margin - min_i S_ki,   log Z_k (Z is the log's argument),   least positive p_k,
+    pushed mass q_k = sum_j w_k(j)   with   w_k(j) = 1[S_kj + t_k > 0] exp(S_kj + t_k) / Z_k on negatives j,
+
+which are gathered over the ranks for every anchor. Backward: dL(k)/dS_kj is
+
+    w_k(j) on negatives,   -q_k on p_k,   (pull / |B+|) (S_ki - 1) on every positive.
+
+The gradient of row a takes a pair (a, b) twice, once per role: dX_a = sum_b (G_ab + G_ba) x_b. G_ba needs only
 the gathered numbers of anchor b, so every rank finishes its own rows alone: no collective, no N x D reduction.
 
-Names: B = this rank's rows, N = rows of all ranks, D = columns, b = rows of a block, P = rows of the largest identity.
+Names: B = this rank's rows, N = rows of all ranks, D = columns, b = rows of a block,
+P = rows of the largest identity.
 """
 
 from __future__ import annotations
@@ -16,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..blocks import own_and_global_blocks
@@ -103,15 +108,15 @@ def _own_blocks(x_ND: Tensor, positives: Positives, layout: RankLayout) -> list[
 def _violations_(gap: Tensor, log_shift: Tensor | None, bounded: bool) -> Tensor:
     """In place: exp(gap - log_shift) where gap > 0, exactly 0 elsewhere. NaN stays NaN."""
     if bounded:
-        F.threshold_(gap.exp_(), 1.0, 0.0)
+        torch.threshold_(gap.exp_(), 1.0, 0.0)
         return gap if log_shift is None else gap.mul_(torch.exp(-log_shift))
-    F.threshold_(gap, 0.0, -torch.inf)
+    torch.threshold_(gap, 0.0, -torch.inf)
     return (gap if log_shift is None else gap.sub_(log_shift)).exp_()
 
 
 def _anchor_numbers(x_ND: Tensor, rows: slice, positives: Positives, terms: RankingTerms) -> Tensor:
     """[b, 6] float64: threshold, log Z, pushed mass, least positive, value, negatives inside the margin."""
-    rows_b, index_bP, positive_bP = positives.of_rows(rows)
+    _, index_bP, positive_bP = positives.of_rows(rows)
     valid_b, negatives_b = positives.valid_N[rows], positives.negatives_N[rows]
     S_bN = x_ND[rows] @ x_ND.t()
     S_bP = S_bN.gather(1, index_bP)
@@ -140,7 +145,7 @@ def _anchor_numbers(x_ND: Tensor, rows: slice, positives: Positives, terms: Rank
 def _pair_gradients(
     x_ND: Tensor, rows: slice, positives: Positives, numbers: AnchorNumbers, terms: RankingTerms
 ) -> Tensor:
-    """G_ab + G_ba for the block's rows a and all rows b, before the division by the number of valid anchors."""
+    """G_ab + G_ba for the block's rows a and all rows b, not yet divided by the number of valid anchors."""
     rows_b, index_bP, positive_bP = positives.of_rows(rows)
     S_bN = x_ND[rows] @ x_ND.t()
     S_bP = S_bN.gather(1, index_bP)

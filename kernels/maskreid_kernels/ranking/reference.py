@@ -13,7 +13,7 @@ from .terms import RankingStatistics, RankingTerms, ranking_statistics
 def ranking_loss(
     rows_BD: Tensor, labels_B: Tensor, terms: RankingTerms, layout: RankLayout
 ) -> tuple[Tensor, RankingStatistics]:
-    """Every rank computes the whole batch's loss (collectives: rows, labels) and keeps its own rows' gradient."""
+    """Every rank computes the whole loss (collectives: rows, labels) and keeps its own rows' gradient."""
     x_ND = gather_rows_with_gradient(rows_BD, layout)
     labels_N = gather_rows(labels_B, layout)
     if terms.normalize:
@@ -32,9 +32,12 @@ def ranking_loss(
     gap_NN = S_NN - torch.where(valid_N, least_N, 0)[:, None] + terms.margin
     active_NN = ~same_NN & ~(gap_NN <= 0)  # keeps NaN, which a broken embedding must not hide
     counted_NN = ~same_NN if terms.negatives == "all" else active_NN
-    exponent_NN = gap_NN.relu().masked_fill(~counted_NN, -torch.inf)
-    one_N1 = torch.zeros_like(exponent_NN[:, :1])  # exp(0), the 1 inside the log
-    push_N = torch.logsumexp(torch.cat([one_N1, exponent_NN], 1), 1)
+    if terms.bounded:
+        push_N = torch.log1p(gap_NN.relu().exp().mul(counted_NN).sum(1))
+    else:
+        exponent_NN = gap_NN.relu().masked_fill(~counted_NN, -torch.inf)
+        one_N1 = torch.zeros_like(exponent_NN[:, :1])  # exp(0), the 1 inside the log
+        push_N = torch.logsumexp(torch.cat([one_N1, exponent_NN], 1), 1)
     pull_N = (S_NN - 1).square().mul(positive_NN).sum(1) * (terms.pull / 2) / positives_N.clamp(min=1)
 
     loss = torch.where(valid_N, push_N + pull_N, 0).sum() / valid_N.sum().clamp(min=1)

@@ -34,8 +34,8 @@ class RankingStatistics:
     """Of one global batch, the same on every rank; 0-d tensors on the embeddings' device, without gradient.
 
     floor: mean over valid anchors of log(1 + |B-|), the value that well-ranked negatives alone give; 0 for
-    negatives="violating". active_negative_fraction: pairs (valid anchor, negative) inside the margin, over all
-    such pairs. valid_anchors: int64 count. All are 0 when no anchor is valid.
+    negatives="violating". active_negative_fraction: pairs (valid anchor, negative) inside the margin, over
+    all such pairs. valid_anchors: int64 count. All are 0 when no anchor is valid.
     """
 
     floor: Tensor

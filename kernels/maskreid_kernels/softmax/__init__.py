@@ -16,7 +16,7 @@ from . import chunked, reference
 
 __all__ = ["softmax_loss"]
 
-REFERENCE_UP_TO_ROWS = 128
+REFERENCE_UP_TO_ROWS = 0  # the chunked form is never the slower one
 
 
 def softmax_loss(
@@ -29,14 +29,14 @@ def softmax_loss(
     A batch without rows gives 0.
     group: the mean is over the rows of all its ranks, which may hold unequal counts; convention in
     `maskreid_kernels.ranks`. None: this process alone. Logits never leave their rank ("chunked").
-    backend: "reference" (plain autograd), "chunked" (O(B) memory beside the gradient; differentiating its gradient
-    raises RuntimeError) or "auto". Raises ValueError on bad input (targets outside [0, C) are looked for on the
-    CPU only, elsewhere it would wait for the device) or an unavailable backend.
+    backend: "reference" (plain autograd), "chunked" (O(B) memory beside the gradient; differentiating its
+    gradient raises RuntimeError) or "auto". Raises ValueError on bad input (targets outside [0, C) are looked
+    for on the CPU only, elsewhere it would wait for the device) or an unavailable backend.
     """
     check_backend(backend)
     problem = find_problem(logits, targets, rows_name="logits", labels_name="targets")
     if problem is None and targets.device.type == "cpu" and targets.numel():
-        low, high = int(targets.min()), int(targets.max())
+        low, high = (int(extreme) for extreme in torch.aminmax(targets))
         if low < 0 or high >= logits.shape[1]:
             problem = f"targets: from {low} to {high}, outside [0, {logits.shape[1]}), the columns of logits"
     layout = agree_on_layout(logits, problem, group)

@@ -1,6 +1,7 @@
-"""Cross-entropy in blocks of rows: of the forward only log sum exp of each row is kept.
+"""Cross-entropy in blocks of rows: nothing but the logits is kept of the forward.
 
-dL/dz_c = (softmax(z)_c - 1[c = y]) / N. Names: B = this rank's rows, N = rows of all ranks, C = classes, b = block.
+dL/dz_c = (softmax(z)_c - 1[c = y]) / N. Names: B = this rank's rows, N = rows of all ranks, C = classes, b =
+block.
 """
 
 from __future__ import annotations
@@ -26,31 +27,37 @@ class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_BC: Tensor, targets_B: Tensor, layout: RankLayout) -> Tensor:
         dtype = compute_dtype(logits_BC.dtype)
-        log_sum_B = logits_BC.new_empty(logits_BC.shape[0], dtype=dtype)
+        own_B = logits_BC.new_empty(logits_BC.shape[0], dtype=torch.float64)
         for block in _blocks(logits_BC, dtype):
-            torch.logsumexp(logits_BC[block].to(dtype), 1, out=log_sum_B[block])
-        own_B = log_sum_B.double() - logits_BC.gather(1, targets_B[:, None]).squeeze(1)
+            log_probability_bC = torch.log_softmax(logits_BC[block], 1, dtype=dtype)
+            own_B[block] = -log_probability_bC.gather(1, targets_B[block, None]).squeeze(1)
         loss = gather_rows(own_B, layout).sum() / max(
             layout.total_rows, 1
         )  # in one order: equal on every rank
-        ctx.save_for_backward(logits_BC, targets_B, log_sum_B)
+        ctx.save_for_backward(logits_BC, targets_B)
         ctx.layout = layout
         return loss.to(dtype)
 
     @staticmethod
     @first_order_only
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        logits_BC, targets_B, log_sum_B = ctx.saved_tensors
+        logits_BC, targets_B = ctx.saved_tensors
         layout: RankLayout = ctx.layout
         scale = gradients[0] * layout.world_size / max(layout.total_rows, 1)  # W: see maskreid_kernels.ranks
         gradient_BC = torch.empty_like(logits_BC, memory_format=torch.contiguous_format)
-        for block in _blocks(logits_BC, log_sum_B.dtype):
-            probability_bC = torch.sub(logits_BC[block], log_sum_B[block, None]).exp_()
+        dtype = compute_dtype(logits_BC.dtype)
+        for block in _blocks(logits_BC, dtype):
+            direct = logits_BC.dtype == dtype  # no second copy where the gradient is written in place
+            probability_bC = torch.softmax(
+                logits_BC[block], 1, dtype=dtype, out=gradient_BC[block] if direct else None
+            )
             minus_one_b1 = probability_bC.new_full((probability_bC.shape[0], 1), -1)
             probability_bC.scatter_add_(1, targets_B[block, None], minus_one_b1)
-            gradient_BC[block] = probability_bC.mul_(scale)
+            probability_bC.mul_(scale)
+            if not direct:
+                gradient_BC[block] = probability_bC
         return gradient_BC, None, None
 
 
 def _blocks(logits_BC: Tensor, dtype: torch.dtype) -> list[slice]:
-    return list(row_blocks(logits_BC.shape[0], 3 * logits_BC.shape[1] * dtype.itemsize))
+    return list(row_blocks(logits_BC.shape[0], 2 * logits_BC.shape[1] * dtype.itemsize))

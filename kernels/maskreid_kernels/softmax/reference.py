@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..inputs import compute_dtype
@@ -10,7 +9,7 @@ from ..ranks import RankLayout, gather_rows, gather_rows_with_gradient
 
 
 def softmax_loss(logits_BC: Tensor, targets_B: Tensor, layout: RankLayout) -> Tensor:
-    """Every rank computes the whole batch's loss (collectives: logits, targets) and keeps its own rows' gradient."""
+    """Every rank computes the whole loss (collectives: logits, targets) and keeps its own rows' gradient."""
     logits_NC = gather_rows_with_gradient(logits_BC.to(compute_dtype(logits_BC.dtype)), layout)
     targets_N = gather_rows(targets_B, layout)
     highest_N1 = logits_NC.detach().max(1, keepdim=True).values

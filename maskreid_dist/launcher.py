@@ -1,0 +1,50 @@
+"""Start a training through the `deepspeed` launcher on this machine, and stop it with a save."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from maskreid_dist.distributed import free_port
+from maskreid_dist.errors import UserError
+
+SCRIPT = Path("launch/train.py")
+
+
+def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Path, ranks: int) -> int:
+    """`deepspeed --num_gpus RANKS launch/train.py RECIPE --resume`; returns its exit status, 75 when it was stopped.
+
+    Ctrl-C, SIGTERM and SIGHUP ask the training to finish its step and save, by the file `stop` in the run directory: the
+    launcher itself would kill its workers after a while. A second one kills it.
+    """
+    if not SCRIPT.is_file():
+        raise UserError(f"{SCRIPT}: not here; run this in a checkout of the repository")
+    command = [
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)),
+        *("--master_port", str(free_port()), "--log_level", "error"),
+        *(str(SCRIPT), str(recipe), "--resume", "--runs", str(runs)),
+    ]
+    for override in overrides:
+        command += ["--set", override]
+    stop = run / "stop"
+    run.mkdir(parents=True, exist_ok=True)
+    stop.unlink(missing_ok=True)
+    process = subprocess.Popen(command, start_new_session=True)  # a Ctrl-C at the terminal reaches this process alone
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        if stop.exists():
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            stop.touch()
+            print("stopping: the step is finished and saved first (again to kill)", file=sys.stderr, flush=True)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, ask_to_stop) for number in signals}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

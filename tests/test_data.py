@@ -1,0 +1,143 @@
+"""Paired transforms and batches: image and mask move alike, and a sample's augmentation depends on its seed alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from maskreid_shards import Plan, ShardError, open_shards
+from PIL import Image
+
+from maskreid_dist.config import BatchConfig, Config, DataConfig
+from maskreid_dist.data.batches import PairDataset, PlannedSteps, evaluation_loader, make_plan, training_loader
+from maskreid_dist.data.transforms import EvaluationTransform, TrainTransform, cut_out
+
+WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
+
+
+def config(**data):
+    return Config(name="t", data=DataConfig(shards=str(WALKERS), **{"workers": 0, **data}))
+
+
+def coordinates(height: int, width: int) -> tuple[Image.Image, Image.Image]:
+    """A picture whose green channel is its own mask, so that moving one without the other shows."""
+    y, x = np.mgrid[:height, :width]
+    person = ((y // 8 + x // 8) % 2 * 255).astype(np.uint8)
+    colour = np.stack([y * 255 // height, person, x * 255 // width], axis=2).astype(np.uint8)
+    return Image.fromarray(colour), Image.fromarray(person)
+
+
+def test_image_and_mask_move_alike():
+    transform = TrainTransform(DataConfig(shards="", resize_height=160, resize_width=64))
+    for seed in range(30):
+        image, mask = transform(*coordinates(160, 64), seed)
+        assert image.shape == (3, 144, 56)
+        assert mask.shape == (1, 144, 56)
+        assert torch.equal(image[1], mask[0])
+
+
+def test_resizing_keeps_the_mask_binary_and_aligned():
+    transform = EvaluationTransform(DataConfig(shards="", resize_height=72, resize_width=32, height=72, width=28))
+    image, mask = transform(*coordinates(144, 64))
+    assert set(mask.unique().tolist()) <= {0, 255}
+    assert ((image[1] > 127) == (mask[0] > 127)).float().mean() > 0.9
+
+
+def test_crops_and_mirrors_vary_with_the_seed_and_repeat_with_it():
+    transform = TrainTransform(DataConfig(shards="", brightness=0.3, contrast=0.2, saturation=0.2, hue=0.1, erasing=0.5))
+    pair = coordinates(128, 64)
+    torch.manual_seed(5)
+    first = [transform(*pair, seed) for seed in range(8)]
+    drawn = torch.rand(1)
+    torch.manual_seed(99)
+    again = [transform(*pair, seed) for seed in range(8)]
+    assert all(torch.equal(a, b) for one, two in zip(first, again, strict=True) for a, b in zip(one, two, strict=True))
+    assert len({image.numpy().tobytes() for image, _ in first}) == 8
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), drawn), "the transform must leave the global generator alone"
+
+
+def test_mirror_happens_half_of_the_time():
+    transform = TrainTransform(DataConfig(shards="", height=160, width=64))
+    image, mask = coordinates(160, 64)
+    straight = torch.from_numpy(np.array(mask))
+    mirrored = sum(not torch.equal(transform(image, mask, seed)[1][0], straight) for seed in range(200))
+    assert 70 < mirrored < 130
+
+
+def test_erasing_covers_the_image_and_not_the_mask():
+    transform = TrainTransform(DataConfig(shards="", height=160, width=64, mirror=0.0, erasing=1.0))
+    image, mask = coordinates(160, 64)
+    erased, kept = transform(image, mask, 3)
+    changed = (erased != torch.from_numpy(np.array(image)).permute(2, 0, 1)).any(dim=0)
+    assert changed.any()
+    assert torch.equal(erased[:, changed].unique(dim=1), torch.tensor([[102], [102], [101]], dtype=torch.uint8))
+    assert torch.equal(kept[0], torch.from_numpy(np.array(mask)))
+
+
+def test_cut_out_keeps_the_person():
+    image, mask = coordinates(32, 16)
+    cut, person = np.array(cut_out(image, mask)), np.array(mask) == 255
+    assert np.array_equal(cut[person], np.array(image)[person])
+    assert np.array_equal(np.unique(cut[~person], axis=0), [[102, 102, 101]])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_plans_whatever_the_workers(workers):
+    split = open_shards(WALKERS).split("train")
+    recipe = config(workers=workers, height=36, width=14, resize_height=40, resize_width=16)
+    plan = make_plan(split, BatchConfig(identities=8, images=2), 3, 2)
+    recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"steps": 28})})
+    start = 23  # 25 steps an epoch: passes from epoch 0 to epoch 1
+    batches = list(training_loader(split, plan, recipe, start, 1, 2, False))
+    assert len(batches) == 5
+    plain = PairDataset(split, TrainTransform(recipe.data))
+    for step, batch in enumerate(batches, start):
+        epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
+        draws = plan.rank_draws(epoch, step_in_epoch, 1, 2)
+        assert batch.samples_B.tolist() == draws.samples.tolist()
+        assert batch.pids_B.tolist() == split.pids[draws.samples].tolist()
+        transform = TrainTransform(recipe.data)
+        from maskreid_shards import decode_pair
+
+        image, mask = transform(*decode_pair(split.read(int(draws.samples[3]))), int(draws.seeds[3]))
+        assert torch.equal(batch.image_B3HW[3], image)
+        assert torch.equal(batch.mask_B1HW[3], mask)
+    assert plain.split is split
+
+
+def test_ranks_share_one_global_batch_without_repeating_an_identity():
+    split = open_shards(WALKERS).split("train")
+    plan = make_plan(split, BatchConfig(identities=12, images=4), 0, 1)
+    whole = [[d.sample for d in draws] for draws in PlannedSteps(plan, 0, 20, 0, 1)]
+    for world_size in (2, 3, 4):
+        ranks = [list(PlannedSteps(plan, 0, 20, rank, world_size)) for rank in range(world_size)]
+        joined = [[d.sample for part in parts for d in part] for parts in zip(*ranks, strict=True)]
+        assert joined == whole
+    for samples in whole:
+        assert len(np.unique(split.pids[samples])) == 12
+
+
+def test_the_papers_batch():
+    split = open_shards(WALKERS).split("train")
+    plan = make_plan(split, BatchConfig(sampling="paper"), 0, 2)
+    for draws in PlannedSteps(plan, 0, plan.steps_per_epoch, 1, 2):
+        _, counts = np.unique(split.pids[[d.sample for d in draws]], return_counts=True)
+        assert len(counts) == 55
+        assert sorted(counts)[:-1] == [1] * 54
+        assert max(counts) <= 10
+
+
+def test_identities_not_divisible_by_the_world_size():
+    split = open_shards(WALKERS).split("train")
+    with pytest.raises(ShardError, match=r"16 identities \(P\).*3 ranks.*15 or 18"):
+        make_plan(split, BatchConfig(identities=16, images=4), 0, 3)
+    assert isinstance(make_plan(split, BatchConfig(identities=15, images=4), 0, 3), Plan)
+
+
+def test_evaluation_keeps_the_order():
+    split = open_shards(WALKERS).split("query")
+    numbers = np.array([5, 4, 3, 100, 7])
+    batches = list(evaluation_loader(split, config(height=36, width=14, resize_height=40, resize_width=16), numbers, rows=2))
+    assert [len(batch.pids_B) for batch in batches] == [2, 2, 1]
+    assert torch.cat([batch.samples_B for batch in batches]).tolist() == numbers.tolist()

@@ -1,0 +1,244 @@
+"""Training end to end, in real processes: the three launchers, stopping, resuming, and what a bad start says."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from maskreid_shards import open_shards
+from safetensors.torch import load_file
+
+from maskreid_dist.checkpoint import (
+    check_continues,
+    find_checkpoint,
+    finished_checkpoints,
+    load_weights,
+    read_checkpoint,
+)
+from maskreid_dist.data.batches import make_plan, training_loader
+from maskreid_dist.distributed import free_port
+from maskreid_dist.errors import CheckpointError
+from maskreid_dist.recipe import load_recipe
+from maskreid_dist.train import build_network, identity_classes
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+STEPS = 6
+RECIPE = f"""
+name = "tiny"
+seed = 5
+[data]
+shards = "{ROOT}/shards/walkers"
+height = 36
+width = 14
+resize_height = 40
+resize_width = 16
+workers = 0
+[batch]
+identities = 6
+images = 2
+[model]
+width = 0.125
+[loss]
+identity_weight = 0.1
+[optimizer]
+name = "adamw"
+lr = 0.001
+steps = {STEPS}
+schedule = "linear"
+[run]
+log_every = 1
+checkpoint_every = 3
+"""
+
+
+def launcher(kind: str) -> list[str]:
+    script = str(ROOT / "launch" / "train.py")
+    if kind == "python":
+        return [sys.executable, script]
+    if kind == "torchrun":
+        return [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port()), script]
+    return [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port()), script]
+
+
+def train(kind: str, recipe: Path, runs: Path, *arguments: str, status: int = 0) -> str:
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "shards"))
+    command = [*launcher(kind), str(recipe), "--runs", str(runs), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=ROOT, check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode == status, output[-4000:]
+    return output
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return {line["step"]: line["loss"] for line in lines}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def straight(recipe, tmp_path_factory):
+    """A run of two ranks that nobody disturbs."""
+    runs = tmp_path_factory.mktemp("straight")
+    train("deepspeed", recipe, runs)
+    return runs / "tiny"
+
+
+def test_deepspeed_run_leaves_everything(straight):
+    assert len(losses(straight)) == STEPS
+    line = json.loads((straight / "metrics.jsonl").read_text().splitlines()[-1])
+    for key in ("loss", "loss_above_floor", "active_negative_fraction", "images_per_second", "data_wait_share", "lr"):
+        assert key in line
+    assert 0 <= line["active_negative_fraction"] <= 1
+    assert 0 <= line["data_wait_share"] <= 1
+    assert [path.name for path in finished_checkpoints(straight / "checkpoints")] == ["step_00000003", "step_00000006"]
+    assert json.loads((straight / "deepspeed.json").read_text())["gradient_clipping"] == 0.0
+    assert list((straight / "tensorboard").iterdir())
+    assert not list(Path("/dev/shm").glob("deepspeed_allreduce_buffer*"))
+
+
+def test_stopping_and_resuming_gives_the_same_losses_and_weights(straight, recipe, tmp_path):
+    run = tmp_path / "tiny"
+    run.mkdir()
+    (run / "stop").touch()
+    train("deepspeed", recipe, tmp_path, status=75)
+    assert len(losses(run)) == 1
+    assert not (run / "stop").exists()
+    output = train("deepspeed", recipe, tmp_path, "--resume")
+    assert "continuing from" in output
+    assert losses(run) == losses(straight)
+    resumed, undisturbed = (load_file(r / "checkpoints" / "step_00000006" / "weights.safetensors") for r in (run, straight))
+    for name, value in undisturbed.items():
+        if "running_" in name:  # averaged over ranks at each save: the stop made one more, rounded in other places
+            assert torch.allclose(resumed[name], value, rtol=1e-5, atol=1e-7), name
+        else:
+            assert torch.equal(resumed[name], value), name
+
+
+def test_torchrun_with_zero_1_trains_the_same(straight, recipe, tmp_path):
+    train("torchrun", recipe, tmp_path, "--set", "engine.zero_stage=1")
+    assert list(losses(tmp_path / "tiny").values()) == pytest.approx(list(losses(straight).values()), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(recipe, tmp_path_factory):
+    """A run of plain `python`."""
+    runs = tmp_path_factory.mktemp("alone")
+    train("python", recipe, runs)
+    return runs / "tiny"
+
+
+def test_plain_python_starts_from_the_loss_computed_by_hand(alone, recipe):
+    config = load_recipe(recipe)
+    split = open_shards(config.data.shards).split("train")
+    classes = identity_classes(split)
+    torch.manual_seed(config.seed)
+    network = build_network(config, len(classes))
+    batch = next(iter(training_loader(split, make_plan(split, config.batch, config.seed, 1), config, 0, 0, 1, False)))
+    torch.manual_seed(config.seed << 40)
+    output = network(batch.image_B3HW, batch.mask_B1HW)
+    labels = torch.tensor([split.identities[split.identities > 0].tolist().index(pid) for pid in batch.pids_B])
+    similarity = (output.embedding_BD @ output.embedding_BD.T).double()
+    anchors = []
+    for k in range(len(labels)):
+        positives = [i for i in range(len(labels)) if i != k and labels[i] == labels[k]]
+        negatives = [j for j in range(len(labels)) if labels[j] != labels[k]]
+        hardest = min(similarity[k, i] for i in positives)
+        push = 1 + sum(torch.exp((similarity[k, j] - hardest + 0.15).clamp(min=0)) for j in negatives)
+        anchors.append(torch.log(push) + sum((similarity[k, i] - 1) ** 2 for i in positives) / len(positives))
+    by_hand = torch.stack(anchors).mean() + 0.1 * torch.nn.functional.cross_entropy(output.logits_BC, labels)
+    assert losses(alone)[1] == pytest.approx(by_hand.item(), rel=1e-4)
+    assert len(losses(alone)) == STEPS
+
+
+def test_checkpoint_loads_into_the_network_of_its_recipe(alone):
+    checkpoint, passed_over = find_checkpoint(alone)
+    assert (checkpoint.step, checkpoint.world_size, checkpoint.classes, passed_over) == (6, 1, 200, [])
+    network = build_network(checkpoint.config, checkpoint.classes)
+    load_weights(network, checkpoint)
+    saved = load_file(checkpoint.path / "weights.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in network.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: does not match"):
+        load_weights(build_network(checkpoint.config, 0), checkpoint)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
+def test_a_damaged_checkpoint_is_passed_over_loudly(alone, tmp_path, damage):
+    run = shutil.copytree(alone, tmp_path / "run")
+    newest = run / "checkpoints" / "step_00000006"
+    victim = newest / "weights.safetensors"
+    data = victim.read_bytes()
+    if damage == "truncate":
+        victim.write_bytes(data[:-100])
+    elif damage == "flip":
+        victim.write_bytes(data[:-100] + bytes([data[-100] ^ 1]) + data[-99:])
+    elif damage == "remove":
+        victim.unlink()
+    else:
+        (newest / "manifest.json").write_text("{}")
+    checkpoint, passed_over = find_checkpoint(run)
+    assert checkpoint.step == 3
+    assert len(passed_over) == 1
+    assert ("manifest.json" if damage == "manifest" else "weights.safetensors") in passed_over[0]
+    with pytest.raises(CheckpointError):
+        read_checkpoint(newest)
+
+
+def test_an_unfinished_save_is_no_checkpoint(alone, tmp_path):
+    run = shutil.copytree(alone, tmp_path / "run")
+    (run / "checkpoints" / "step_00000006").rename(run / "checkpoints" / "step_00000006.partial")
+    assert find_checkpoint(run)[0].step == 3
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.width=0.25", "model.width = 0.125, the recipe says 0.25"),
+        ("batch.images=4", "batch.images = 2, the recipe says 4"),
+        ("seed=6", "seed = 5, the recipe says 6"),
+        ("optimizer.steps=60", "optimizer.steps"),
+    ],
+)
+def test_a_checkpoint_that_does_not_match_the_recipe(alone, recipe, override, words):
+    checkpoint, _ = find_checkpoint(alone)
+    fingerprint = checkpoint.shards_fingerprint
+    check_continues(checkpoint, load_recipe(recipe), fingerprint, 1)
+    check_continues(checkpoint, load_recipe(recipe, ["run.log_every=7"]), fingerprint, 1)
+    with pytest.raises(CheckpointError, match=words):
+        check_continues(checkpoint, load_recipe(recipe, [override]), fingerprint, 1)
+    with pytest.raises(CheckpointError, match="other shards"):
+        check_continues(checkpoint, load_recipe(recipe), "0" * 64, 1)
+    with pytest.raises(CheckpointError, match="ZeRO"):
+        check_continues(checkpoint, load_recipe(recipe, ["engine.zero_stage=1"]), fingerprint, 1)
+    assert fingerprint == open_shards(ROOT / "shards" / "walkers").split("train").fingerprint
+
+
+def test_bad_starts_are_one_line_and_status_2(alone, recipe, tmp_path):
+    runs = shutil.copytree(alone, tmp_path / "tiny").parent
+    for arguments, words in (
+        ((), "holds checkpoints; continue with --resume"),
+        (("--resume", "--set", "model.width=0.25"), "model.width = 0.125, the recipe says 0.25"),
+        (("--set", "name=new", "--set", "batch.identities=300"), "use fewer identities a batch"),
+    ):
+        output = train("python", recipe, runs, *arguments, status=2)
+        assert words in output
+        assert "Traceback" not in output
+    output = train("deepspeed", recipe, runs, "--set", "name=odd", "--set", "batch.identities=7", status=2)
+    assert "7 identities (P) a global batch cannot be shared equally by 2 ranks" in output
+    assert "Traceback" not in output
+    assert not (runs / "odd").exists()
+    assert not (runs / "new").exists()
