@@ -52,7 +52,10 @@ def save_checkpoint(
     partial, final = folder / (tag + PARTIAL), folder / tag
     if world.is_first:
         folder.mkdir(exist_ok=True)
-        for stale in (partial, final):  # a final one of the same step failed its verification, or was taken back
+        for stale in (
+            partial,
+            final,
+        ):  # a final one of the same step failed its verification, or was taken back
             shutil.rmtree(stale, ignore_errors=True)
     world.barrier()
     engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
@@ -111,7 +114,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         manifest = json.loads(manifest_path.read_text())
         if manifest["format"] != FORMAT:
-            raise CheckpointError(f"{manifest_path}: format {manifest['format']!r}, not {FORMAT!r}; save it again with this version")
+            raise CheckpointError(
+                f"{manifest_path}: format {manifest['format']!r}, not {FORMAT!r}; save it again with this version"
+            )
         files: dict[str, dict[str, Any]] = manifest["files"]
         for name, expected in files.items():
             _verify_file(path / name, expected["bytes"], expected["sha256"])
@@ -124,14 +129,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
             manifest["shards_fingerprint"],
         )
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename}: missing; name a directory such as runs/demo or one of its checkpoints") from None
+        raise CheckpointError(
+            f"{error.filename}: missing; name a directory such as runs/demo or one of its checkpoints"
+        ) from None
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{manifest_path}: not a checkpoint manifest ({type(error).__name__}: {error})") from None
+        raise CheckpointError(
+            f"{manifest_path}: not a checkpoint manifest ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _verify_file(path: Path, size: int, sha256: str) -> None:
     if path.stat().st_size != size:
-        raise CheckpointError(f"{path}: {path.stat().st_size} bytes, the manifest says {size}; use another checkpoint")
+        raise CheckpointError(
+            f"{path}: {path.stat().st_size} bytes, the manifest says {size}; use another checkpoint"
+        )
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             raise CheckpointError(f"{path}: its sha256 differs from the manifest's; use another checkpoint")
@@ -151,7 +162,9 @@ def find_checkpoint(path: Path) -> tuple[Checkpoint, list[str]]:
         except CheckpointError as error:
             passed_over.append(str(error))
     damaged = f" ({len(passed_over)} damaged: {passed_over[0]})" if passed_over else ""
-    raise CheckpointError(f"{path}: no usable checkpoint here{damaged}; name a run directory or one of its checkpoints")
+    raise CheckpointError(
+        f"{path}: no usable checkpoint here{damaged}; name a run directory or one of its checkpoints"
+    )
 
 
 def check_continues(checkpoint: Checkpoint, config: Config, shards_fingerprint: str, world_size: int) -> None:
@@ -183,7 +196,9 @@ def load_engine(engine: Any, checkpoint: Checkpoint) -> None:
     """Load a verified checkpoint into the engine. All ranks take part."""
     loaded, _ = engine.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
     if loaded is None:
-        raise CheckpointError(f"{checkpoint.path}: DeepSpeed found nothing to load there; use another checkpoint")
+        raise CheckpointError(
+            f"{checkpoint.path}: DeepSpeed found nothing to load there; use another checkpoint"
+        )
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:

@@ -11,24 +11,29 @@ from pathlib import Path
 from typing import Annotated, Literal, ParamSpec, TypeVar
 
 import typer
-from maskreid_shards import ShardError
 from rich.console import Console
 
 from maskreid_dist import __version__
 from maskreid_dist.errors import UserError
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.retrieval import RetrievalError
+from maskreid_shards import ShardError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split(".")[0])
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split(".")[0]
+)
 convert_app = typer.Typer(no_args_is_help=True, help="Convert a data set into WebDataset shards.")
 app.add_typer(convert_app, name="convert")
 
-Recipe = Annotated[Path, typer.Argument(help="TOML recipe, such as launch/recipes/walkers_demo.toml.", show_default=False)]
+Recipe = Annotated[
+    Path, typer.Argument(help="TOML recipe, such as launch/recipes/walkers_demo.toml.", show_default=False)
+]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. optimizer.lr=0.01; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. optimizer.lr=0.01; repeatable."),
 ]
 Runs = Annotated[Path, typer.Option(help="Directory of run directories.")]
 
@@ -51,11 +56,18 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
 @convert_app.command("market1501")
 @one_line_errors
 def convert_market1501(
-    src: Annotated[Path, typer.Argument(help="Folder with bounding_box_train, query, bounding_box_test and their _seg folders.")],
+    src: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder with bounding_box_train, query, bounding_box_test and their _seg folders."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="New folder for the shards.")],
     on_bad_mask: Annotated[
         Literal["fail", "full", "skip"] | None,
-        typer.Option(help="A mask that is missing, empty, RGB or of another size: stop, use the full image, or skip the pair."),
+        typer.Option(
+            help="A mask that is missing, empty, RGB or of another size: stop, use the full image, or skip the pair."
+        ),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Take on_bad_mask from this recipe's [data].")] = None,
     shard_mb: Annotated[float, typer.Option(min=0.01, help="Size at which a shard is closed, in MB.")] = 64.0,
@@ -75,8 +87,12 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint that verifies.")] = False,
-    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="Passed by the deepspeed launcher.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint that verifies.")
+    ] = False,
+    local_rank: Annotated[
+        int, typer.Option("--local_rank", hidden=True, help="Passed by the deepspeed launcher.")
+    ] = 0,
 ) -> None:
     """Train a recipe: in this process, or as one rank under `deepspeed` or `torchrun`."""
     config = load_recipe(recipe, overrides or ())
@@ -93,7 +109,10 @@ def train(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
     shards: Annotated[Path, typer.Argument(help="Shards with the splits query and gallery.")],
-    ap: Annotated[Literal["hits", "trapezoid"], typer.Option(help="Definition of AP that orders the queries of the report.")] = "hits",
+    ap: Annotated[
+        Literal["hits", "trapezoid"],
+        typer.Option(help="Definition of AP that orders the queries of the report."),
+    ] = "hits",
     report: Annotated[Path | None, typer.Option(help="Write an HTML report with ranked lists here.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the figures as JSON here.")] = None,
 ) -> None:
@@ -105,7 +124,9 @@ def evaluate(
     found, shard_set, ranked = evaluate_checkpoint(checkpoint, shards, console, ap)
     print_table(console, [ranked])
     result = ranked.result
-    console.print(f"{result.valid_queries} valid queries, {result.skipped_queries} skipped (no match in another camera)")
+    console.print(
+        f"{result.valid_queries} valid queries, {result.skipped_queries} skipped (no match in another camera)"
+    )
     if output:
         write_json(output, {"unit": "percent", **percentages(result)})
         console.print(f"figures: {output}")

@@ -2,15 +2,19 @@
 
 from pathlib import Path
 
-from maskreid_shards import ConversionReport, OnBadMask, convert_market1501
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from maskreid_shards import ConversionReport, OnBadMask, convert_market1501
 
-def run_market1501(src: Path, out: Path, on_bad_mask: OnBadMask, shard_bytes: int, seed: int) -> ConversionReport:
+
+def run_market1501(
+    src: Path, out: Path, on_bad_mask: OnBadMask, shard_bytes: int, seed: int
+) -> ConversionReport:
     """`maskreid_shards.convert_market1501` with a bar on standard error."""
     columns = (TextColumn("converting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("converting", total=None)
         return convert_market1501(
             src,

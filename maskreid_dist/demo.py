@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from maskreid_shards import open_shards
 from rich.console import Console
 
 from maskreid_dist.checkpoint import find_checkpoint, finished_checkpoints
@@ -25,6 +24,7 @@ from maskreid_dist.launcher import launch_training
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.reporting import write_run_report
 from maskreid_dist.train import build_network
+from maskreid_shards import open_shards
 
 
 def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> int:
@@ -48,7 +48,11 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
     torch.manual_seed(config.seed)
     untrained = rank_network("untrained network", build_network(config, 0), config, shards, console)
     histograms = [rank_histogram(b.name, shards, b.stripes, b.masked) for b in HISTOGRAM_BASELINES]
-    rows = [untrained, *histograms, Ranked(f"MaskReID, {checkpoint.step} steps", trained.query, trained.gallery, trained.result)]
+    rows = [
+        untrained,
+        *histograms,
+        Ranked(f"MaskReID, {checkpoint.step} steps", trained.query, trained.gallery, trained.result),
+    ]
     print_table(console, rows)
     result = trained.result
     console.print(
@@ -56,7 +60,9 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
     )
     best = max(histograms, key=lambda row: row.result.mAP_hits)
     figures = {"untrained": untrained, "histogram": best, "trained": trained}
-    write_json(run / "metrics.json", {"unit": "percent"} | {k: percentages(v.result) for k, v in figures.items()})
+    write_json(
+        run / "metrics.json", {"unit": "percent"} | {k: percentages(v.result) for k, v in figures.items()}
+    )
     write_run_report(run / "report.html", checkpoint, shards, rows, rows[-1])
     console.print(f"figures: {run / 'metrics.json'}\nreport:  {run / 'report.html'}")
     console.print(f"this call took {(time.monotonic() - started) / 60:.1f} minutes")

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from maskreid_shards import Split
 from numpy.typing import NDArray
 
 from maskreid_dist.config import Config
 from maskreid_dist.data.batches import evaluation_loader
 from maskreid_dist.model import MaskReID
+from maskreid_shards import Split
 
 
 def embed_split(

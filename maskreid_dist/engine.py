@@ -62,7 +62,9 @@ def learning_rate(config: OptimizerConfig, step: int) -> float:
     return config.lr * warm * factor
 
 
-def start_engine(network: nn.Module, config: Config, rows_per_rank: int, world_size: int, run: Path | None) -> Any:
+def start_engine(
+    network: nn.Module, config: Config, rows_per_rank: int, world_size: int, run: Path | None
+) -> Any:
     """`deepspeed.initialize` for this recipe; rank 0 passes `run` to keep the JSON there. All ranks take part."""
     import deepspeed
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from maskreid_shards import ShardSet, decode_pair, open_shards
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from maskreid_dist.checkpoint import Checkpoint, find_checkpoint, load_weights
@@ -22,6 +21,7 @@ from maskreid_dist.model import MaskReID
 from maskreid_dist.retrieval import RetrievalResult, evaluate_retrieval
 from maskreid_dist.retrieval.result import ApName
 from maskreid_dist.train import build_network
+from maskreid_shards import ShardSet, decode_pair, open_shards
 
 COLUMNS = {
     "mAP_hits": "mAP (hits)",
@@ -58,13 +58,15 @@ def rank_network(
     """Embed both splits, with a progress bar, and evaluate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     features = []
-    with Progress(console=console, transient=True) as bar:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         for split_name in ("query", "gallery"):
             split = shards.split(split_name)
             task = bar.add_task(f"{name}: {split_name}", total=len(split))
-            features.append(
-                embed_split(network, split, config, device, lambda done, t=task: bar.update(t, completed=done))  # type: ignore[misc]
-            )
+
+            def show(done: int, task: TaskID = task) -> None:
+                bar.update(task, completed=done)
+
+            features.append(embed_split(network, split, config, device, show))
     return rank_gallery(name, features[0], features[1], shards, ap)
 
 

@@ -5,7 +5,11 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` at once: afterwards it holds either the old bytes or all of the new ones."""
+    """Replace `path` by `data` at once: afterwards it holds either the old bytes or all of the new ones.
+
+    Missing folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
     with beside.open("wb") as file:
         file.write(data)

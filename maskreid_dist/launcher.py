@@ -32,14 +32,18 @@ def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Pat
     stop = run / "stop"
     run.mkdir(parents=True, exist_ok=True)
     stop.unlink(missing_ok=True)
-    process = subprocess.Popen(command, start_new_session=True)  # a Ctrl-C at the terminal reaches this process alone
+    process = subprocess.Popen(
+        command, start_new_session=True
+    )  # a Ctrl-C at the terminal reaches this process alone
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
         if stop.exists():
             os.killpg(process.pid, signal.SIGKILL)
         else:
             stop.touch()
-            print("stopping: the step is finished and saved first (again to kill)", file=sys.stderr, flush=True)
+            print(
+                "stopping: the step is finished and saved first (again to kill)", file=sys.stderr, flush=True
+            )
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, ask_to_stop) for number in signals}

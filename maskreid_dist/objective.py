@@ -1,11 +1,11 @@
 """The training objective of a recipe, on one global batch spread over the ranks."""
 
 import torch.distributed as dist
-from maskreid_kernels import batch_hard_loss, ranking_loss_with_statistics, softmax_loss
 from torch import Tensor
 
 from maskreid_dist.config import LossConfig
 from maskreid_dist.model import Output
+from maskreid_kernels import batch_hard_loss, ranking_loss_with_statistics, softmax_loss
 
 
 def objective(

@@ -22,7 +22,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe; name a TOML file such as launch/recipes/walkers_demo.toml") from None
+        raise RecipeError(
+            f"{path}: no such recipe; name a TOML file such as launch/recipes/walkers_demo.toml"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as a recipe: {error}") from None
     except tomllib.TOMLDecodeError as error:

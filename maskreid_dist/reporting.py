@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from maskreid_shards import ShardSet, Split, decode_pair
 
 from maskreid_dist import __version__
 from maskreid_dist.checkpoint import Checkpoint
@@ -14,6 +13,7 @@ from maskreid_dist.evaluation import Ranked, percentages
 from maskreid_dist.logs import METRICS
 from maskreid_dist.report import RankedImage, RankedQuery, ranked_list_figure, select_queries, write_report
 from maskreid_dist.retrieval import rank_list
+from maskreid_shards import ShardSet, Split, decode_pair
 
 EACH = 3  # queries shown of the hardest, the median and the easiest
 TOP = 10
@@ -28,7 +28,11 @@ def write_run_report(
     checkpoint belongs to.
     """
     chosen = select_queries(shown.result.average_precision, each=EACH)
-    ranked = [query for heading, numbers in chosen.items() for query in _ranked_queries(shown, shards, heading, numbers)]
+    ranked = [
+        query
+        for heading, numbers in chosen.items()
+        for query in _ranked_queries(shown, shards, heading, numbers)
+    ]
     run = checkpoint.path.parent.parent
     write_report(
         path,
@@ -41,14 +45,18 @@ def write_run_report(
             "Loss": checkpoint.config.loss.name,
             "Shards": f"{shards.folder} ({shards.fingerprint[:12]})",
             "Queries": f"{shown.result.valid_queries} valid, {shown.result.skipped_queries} skipped",
-            "Device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {platform.machine()}",
+            "Device": torch.cuda.get_device_name()
+            if torch.cuda.is_available()
+            else f"CPU, {platform.machine()}",
             "Versions": f"maskreid_dist {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         },
     )
     ranked_list_figure(ranked[::EACH], path.with_suffix(".png"))
 
 
-def _ranked_queries(shown: Ranked, shards: ShardSet, heading: str, numbers: Sequence[int]) -> list[RankedQuery]:
+def _ranked_queries(
+    shown: Ranked, shards: ShardSet, heading: str, numbers: Sequence[int]
+) -> list[RankedQuery]:
     query, gallery = shards.split("query"), shards.split("gallery")
     lists = rank_list(
         shown.query,

@@ -11,7 +11,6 @@ from typing import Any, TextIO, cast
 
 import torch
 import torch.distributed as dist
-from maskreid_shards import Plan, Split, open_shards
 from torch import Tensor
 
 from maskreid_dist.checkpoint import (
@@ -30,6 +29,7 @@ from maskreid_dist.errors import CheckpointError, UserError
 from maskreid_dist.logs import RunLog
 from maskreid_dist.model import MaskReID
 from maskreid_dist.objective import objective
+from maskreid_shards import Plan, Split, open_shards
 
 TRAIN_SPLIT = "train"
 
@@ -69,7 +69,10 @@ def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) ->
     step, saved = start, start
     with RunLog(run, start, config.optimizer.steps) if world.is_first else nullcontext() as log:
         if log:
-            for line in [*plan.summary().lines(), f"ranks: {world.size}, steps: {start} of {config.optimizer.steps} done"]:
+            for line in [
+                *plan.summary().lines(),
+                f"ranks: {world.size}, steps: {start} of {config.optimizer.steps} done",
+            ]:
                 log.say(line)
         meter = Meter(config.run.log_every)
         for batch, waited_s in _timed(loader):

@@ -5,12 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from maskreid_shards import Plan, ShardError, open_shards
 from PIL import Image
 
 from maskreid_dist.config import BatchConfig, Config, DataConfig
-from maskreid_dist.data.batches import PairDataset, PlannedSteps, evaluation_loader, make_plan, training_loader
+from maskreid_dist.data.batches import (
+    PairDataset,
+    PlannedSteps,
+    evaluation_loader,
+    make_plan,
+    training_loader,
+)
 from maskreid_dist.data.transforms import EvaluationTransform, TrainTransform, cut_out
+from maskreid_shards import Plan, ShardError, open_shards
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
 
@@ -37,21 +43,29 @@ def test_image_and_mask_move_alike():
 
 
 def test_resizing_keeps_the_mask_binary_and_aligned():
-    transform = EvaluationTransform(DataConfig(shards="", resize_height=72, resize_width=32, height=72, width=28))
+    transform = EvaluationTransform(
+        DataConfig(shards="", resize_height=72, resize_width=32, height=72, width=28)
+    )
     image, mask = transform(*coordinates(144, 64))
     assert set(mask.unique().tolist()) <= {0, 255}
     assert ((image[1] > 127) == (mask[0] > 127)).float().mean() > 0.9
 
 
 def test_crops_and_mirrors_vary_with_the_seed_and_repeat_with_it():
-    transform = TrainTransform(DataConfig(shards="", brightness=0.3, contrast=0.2, saturation=0.2, hue=0.1, erasing=0.5))
+    transform = TrainTransform(
+        DataConfig(shards="", brightness=0.3, contrast=0.2, saturation=0.2, hue=0.1, erasing=0.5)
+    )
     pair = coordinates(128, 64)
     torch.manual_seed(5)
     first = [transform(*pair, seed) for seed in range(8)]
     drawn = torch.rand(1)
     torch.manual_seed(99)
     again = [transform(*pair, seed) for seed in range(8)]
-    assert all(torch.equal(a, b) for one, two in zip(first, again, strict=True) for a, b in zip(one, two, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for one, two in zip(first, again, strict=True)
+        for a, b in zip(one, two, strict=True)
+    )
     assert len({image.numpy().tobytes() for image, _ in first}) == 8
     torch.manual_seed(5)
     assert torch.equal(torch.rand(1), drawn), "the transform must leave the global generator alone"
@@ -71,7 +85,9 @@ def test_erasing_covers_the_image_and_not_the_mask():
     erased, kept = transform(image, mask, 3)
     changed = (erased != torch.from_numpy(np.array(image)).permute(2, 0, 1)).any(dim=0)
     assert changed.any()
-    assert torch.equal(erased[:, changed].unique(dim=1), torch.tensor([[102], [102], [101]], dtype=torch.uint8))
+    assert torch.equal(
+        erased[:, changed].unique(dim=1), torch.tensor([[102], [102], [101]], dtype=torch.uint8)
+    )
     assert torch.equal(kept[0], torch.from_numpy(np.array(mask)))
 
 
@@ -138,6 +154,10 @@ def test_identities_not_divisible_by_the_world_size():
 def test_evaluation_keeps_the_order():
     split = open_shards(WALKERS).split("query")
     numbers = np.array([5, 4, 3, 100, 7])
-    batches = list(evaluation_loader(split, config(height=36, width=14, resize_height=40, resize_width=16), numbers, rows=2))
+    batches = list(
+        evaluation_loader(
+            split, config(height=36, width=14, resize_height=40, resize_width=16), numbers, rows=2
+        )
+    )
     assert [len(batch.pids_B) for batch in batches] == [2, 2, 1]
     assert torch.cat([batch.samples_B for batch in batches]).tolist() == numbers.tolist()

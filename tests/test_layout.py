@@ -4,13 +4,19 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [*(ROOT / "maskreid_dist").rglob("*.py"), *(ROOT / "kernels").rglob("*.py"), *(ROOT / "shards").rglob("*.py")]
+SOURCES = [
+    *(ROOT / "maskreid_dist").rglob("*.py"),
+    *(ROOT / "kernels").rglob("*.py"),
+    *(ROOT / "shards").rglob("*.py"),
+]
 
 
 def imports(path: Path) -> set[str]:
     tree = ast.parse(path.read_text())
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
-    return names | {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level}
+    return names | {
+        n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level
+    }
 
 
 def test_source_roots_are_not_packages():
@@ -34,5 +40,7 @@ def test_no_unsafe_loading():
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
-                assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords), path
+                assert any(
+                    k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords
+                ), path
         assert not imports(path) & {"pickle", "dill", "cloudpickle"}, path

@@ -31,7 +31,9 @@ def test_every_shape_of_the_dgd_table():
     shapes: dict[str, tuple[int, ...]] = {}
     for name, module in network.named_modules():
         if name in TABLE:
-            module.register_forward_hook(lambda m, i, out, name=name: shapes.__setitem__(name, tuple(out.shape[1:])))
+            module.register_forward_hook(
+                lambda m, i, out, name=name: shapes.__setitem__(name, tuple(out.shape[1:]))
+            )
     with torch.no_grad():
         output = network(*pair(1, 144, 56))
     assert shapes == TABLE
@@ -51,7 +53,11 @@ def test_inception_branches_are_those_of_the_table():
     a, b = network.low[0], network.low[1]
     kernels = {
         name: [tuple(m.weight.shape[2:]) for m in branch.modules() if isinstance(m, torch.nn.Conv2d)]
-        for name, branch in {**dict(a.named_children()), "b_three": b.three, "b_double": b.double_three}.items()
+        for name, branch in {
+            **dict(a.named_children()),
+            "b_three": b.three,
+            "b_double": b.double_three,
+        }.items()
     }
     assert kernels == {
         "one": [(1, 1)],
@@ -62,7 +68,13 @@ def test_inception_branches_are_those_of_the_table():
         "b_double": [(1, 1), (3, 3), (3, 3)],
     }
     assert isinstance(a.pool[0], torch.nn.AvgPool2d)
-    assert [m.stride for m in b.modules() if isinstance(m, torch.nn.Conv2d)] == [(1, 1), (2, 2), (1, 1), (1, 1), (2, 2)]
+    assert [m.stride for m in b.modules() if isinstance(m, torch.nn.Conv2d)] == [
+        (1, 1),
+        (2, 2),
+        (1, 1),
+        (1, 1),
+        (2, 2),
+    ]
 
 
 @pytest.mark.parametrize("fusing", ["pool", "conv", "none"])
@@ -97,7 +109,9 @@ def test_masked_stream_holds_the_mean_colour_outside():
     inside = (mask == 255).expand_as(raw)
     assert torch.equal(masked[inside], raw[inside])
     assert torch.all(masked[~inside] == 0)
-    assert torch.allclose(raw[0, :, 0, 0] * 255 + torch.tensor([102.0, 102.0, 101.0]), image[0, :, 0, 0].float())
+    assert torch.allclose(
+        raw[0, :, 0, 0] * 255 + torch.tensor([102.0, 102.0, 101.0]), image[0, :, 0, 0].float()
+    )
 
 
 def test_the_mask_matters_to_the_masked_network_only():
@@ -114,7 +128,10 @@ def test_rows_of_the_fusing_layer_are_stripe_means():
     with torch.no_grad():
         image, mask = pair(2, 72, 28)
         levels = network.features(image, mask)
-        stripes = [torch.stack([part.mean(dim=(2, 3)) for part in level.split(level.shape[2] // 3, dim=2)], 2) for level in levels[:2]]
+        stripes = [
+            torch.stack([part.mean(dim=(2, 3)) for part in level.split(level.shape[2] // 3, dim=2)], 2)
+            for level in levels[:2]
+        ]
         low = F.adaptive_avg_pool2d(levels.low_BCHW, (3, 1)).squeeze(3)
     assert torch.allclose(low, stripes[0], atol=1e-5)
     assert network.fusing.fc.in_features == 3 * sum(level.shape[1] for level in levels)

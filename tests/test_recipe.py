@@ -17,14 +17,21 @@ def write(tmp_path, text):
     return path
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "launch" / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "launch" / "recipes").glob("*.toml")), ids=lambda path: path.stem
+)
 def test_every_recipe_of_the_repository_is_valid(path):
     assert load_recipe(path).data.shards
 
 
 def test_defaults_are_the_papers(tmp_path):
     config = load_recipe(write(tmp_path, MINIMAL))
-    assert (config.loss.name, config.loss.margin, config.loss.pull, config.loss.negatives) == ("ranking", 0.15, 2.0, "all")
+    assert (config.loss.name, config.loss.margin, config.loss.pull, config.loss.negatives) == (
+        "ranking",
+        0.15,
+        2.0,
+        "all",
+    )
     assert (config.data.height, config.data.width, config.model.embedding_dim) == (144, 56, 256)
     assert config.model.streams == ("raw", "masked")
 
@@ -64,7 +71,9 @@ def test_missing_key_and_missing_file(tmp_path):
 
 def test_overrides_take_toml_values_and_bare_words(tmp_path):
     path = write(tmp_path, MINIMAL)
-    config = load_recipe(path, ["model.streams=['raw']", "loss.name=triplet", "loss.margin=soft", "optimizer.lr=3e-4"])
+    config = load_recipe(
+        path, ["model.streams=['raw']", "loss.name=triplet", "loss.margin=soft", "optimizer.lr=3e-4"]
+    )
     assert config.model.streams == ("raw",)
     assert (config.loss.name, config.loss.margin, config.optimizer.lr) == ("triplet", "soft", 3e-4)
 

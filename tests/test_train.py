@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from maskreid_shards import open_shards
 from safetensors.torch import load_file
 
 from maskreid_dist.checkpoint import (
@@ -24,6 +23,7 @@ from maskreid_dist.distributed import free_port
 from maskreid_dist.errors import CheckpointError
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.train import build_network, identity_classes
+from maskreid_shards import open_shards
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -69,7 +69,9 @@ def train(kind: str, recipe: Path, runs: Path, *arguments: str, status: int = 0)
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "shards"))
     command = [*launcher(kind), str(recipe), "--runs", str(runs), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=ROOT, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=environment, cwd=ROOT, check=False
+    )
     output = done.stdout + done.stderr
     assert done.returncode == status, output[-4000:]
     return output
@@ -99,11 +101,21 @@ def straight(recipe, tmp_path_factory):
 def test_deepspeed_run_leaves_everything(straight):
     assert len(losses(straight)) == STEPS
     line = json.loads((straight / "metrics.jsonl").read_text().splitlines()[-1])
-    for key in ("loss", "loss_above_floor", "active_negative_fraction", "images_per_second", "data_wait_share", "lr"):
+    for key in (
+        "loss",
+        "loss_above_floor",
+        "active_negative_fraction",
+        "images_per_second",
+        "data_wait_share",
+        "lr",
+    ):
         assert key in line
     assert 0 <= line["active_negative_fraction"] <= 1
     assert 0 <= line["data_wait_share"] <= 1
-    assert [path.name for path in finished_checkpoints(straight / "checkpoints")] == ["step_00000003", "step_00000006"]
+    assert [path.name for path in finished_checkpoints(straight / "checkpoints")] == [
+        "step_00000003",
+        "step_00000006",
+    ]
     assert json.loads((straight / "deepspeed.json").read_text())["gradient_clipping"] == 0.0
     assert list((straight / "tensorboard").iterdir())
     assert not list(Path("/dev/shm").glob("deepspeed_allreduce_buffer*"))
@@ -119,9 +131,13 @@ def test_stopping_and_resuming_gives_the_same_losses_and_weights(straight, recip
     output = train("deepspeed", recipe, tmp_path, "--resume")
     assert "continuing from" in output
     assert losses(run) == losses(straight)
-    resumed, undisturbed = (load_file(r / "checkpoints" / "step_00000006" / "weights.safetensors") for r in (run, straight))
+    resumed, undisturbed = (
+        load_file(r / "checkpoints" / "step_00000006" / "weights.safetensors") for r in (run, straight)
+    )
     for name, value in undisturbed.items():
-        if "running_" in name:  # averaged over ranks at each save: the stop made one more, rounded in other places
+        if (
+            "running_" in name
+        ):  # averaged over ranks at each save: the stop made one more, rounded in other places
             assert torch.allclose(resumed[name], value, rtol=1e-5, atol=1e-7), name
         else:
             assert torch.equal(resumed[name], value), name
@@ -129,7 +145,9 @@ def test_stopping_and_resuming_gives_the_same_losses_and_weights(straight, recip
 
 def test_torchrun_with_zero_1_trains_the_same(straight, recipe, tmp_path):
     train("torchrun", recipe, tmp_path, "--set", "engine.zero_stage=1")
-    assert list(losses(tmp_path / "tiny").values()) == pytest.approx(list(losses(straight).values()), rel=1e-4)
+    assert list(losses(tmp_path / "tiny").values()) == pytest.approx(
+        list(losses(straight).values()), rel=1e-4
+    )
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +164,14 @@ def test_plain_python_starts_from_the_loss_computed_by_hand(alone, recipe):
     classes = identity_classes(split)
     torch.manual_seed(config.seed)
     network = build_network(config, len(classes))
-    batch = next(iter(training_loader(split, make_plan(split, config.batch, config.seed, 1), config, 0, 0, 1, False)))
+    batch = next(
+        iter(training_loader(split, make_plan(split, config.batch, config.seed, 1), config, 0, 0, 1, False))
+    )
     torch.manual_seed(config.seed << 40)
     output = network(batch.image_B3HW, batch.mask_B1HW)
-    labels = torch.tensor([split.identities[split.identities > 0].tolist().index(pid) for pid in batch.pids_B])
+    labels = torch.tensor(
+        [split.identities[split.identities > 0].tolist().index(pid) for pid in batch.pids_B]
+    )
     similarity = (output.embedding_BD @ output.embedding_BD.T).double()
     anchors = []
     for k in range(len(labels)):

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from maskreid_shards import Plan, Split, decode_pair
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maskreid_dist.config import BatchConfig, Config
 from maskreid_dist.data.transforms import EvaluationTransform, PairTransform, TrainTransform
+from maskreid_shards import Plan, Split, decode_pair
 
 
 class Draw(NamedTuple):
@@ -31,7 +31,9 @@ class Batch:
     samples_B: Tensor
 
     def pin_memory(self) -> "Batch":
-        return Batch(*(t.pin_memory() for t in (self.image_B3HW, self.mask_B1HW, self.pids_B, self.samples_B)))
+        return Batch(
+            *(t.pin_memory() for t in (self.image_B3HW, self.mask_B1HW, self.pids_B, self.samples_B))
+        )
 
 
 class PairDataset(Dataset[Batch]):
@@ -94,7 +96,9 @@ def training_loader(
     return _loader(PairDataset(split, TrainTransform(config.data)), steps, config.data.workers, pin)
 
 
-def evaluation_loader(split: Split, config: Config, samples: np.ndarray, rows: int = 128) -> DataLoader[Batch]:
+def evaluation_loader(
+    split: Split, config: Config, samples: np.ndarray, rows: int = 128
+) -> DataLoader[Batch]:
     """Batches of at most `rows` of the given sample numbers, in order, without augmentation."""
     draws = [Draw(int(sample), 0) for sample in samples]
     batches = [draws[i : i + rows] for i in range(0, len(draws), rows)]

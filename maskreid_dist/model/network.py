@@ -52,7 +52,9 @@ class Stem(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            conv_bn_relu(3, channels, 3), conv_bn_relu(channels, channels, 3), conv_bn_relu(channels, channels, 3)
+            conv_bn_relu(3, channels, 3),
+            conv_bn_relu(channels, channels, 3),
+            conv_bn_relu(channels, channels, 3),
         )
         self.pool = nn.MaxPool2d(2, stride=2)
 
@@ -137,9 +139,7 @@ class MaskReID(nn.Module):
         self.fusing = SkippedFusing((low, middle, high), embedding_dim, fusing, fusing_rows)
         self.classifier: nn.Module | None = None
         if classes:
-            self.classifier = nn.Sequential(
-                nn.ReLU(), nn.Dropout(dropout), nn.Linear(embedding_dim, classes)
-            )
+            self.classifier = nn.Sequential(nn.ReLU(), nn.Dropout(dropout), nn.Linear(embedding_dim, classes))
 
     def features(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Levels:
         """The three levels of a batch of uint8 images and masks; see `make_stream` for the inputs."""

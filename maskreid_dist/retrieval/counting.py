@@ -75,7 +75,9 @@ def order_good_images(pairs: BlockPairs, distance_P: Tensor, rows: int, device: 
     index_BR = np.zeros(distance_BR.shape, dtype=np.int64)
     distance_BR[row, slot] = distance[order]
     index_BR[row, slot] = pairs.good_index[order]
-    return GoodImages(torch.from_numpy(distance_BR).to(device), torch.from_numpy(index_BR).to(device), number_B)
+    return GoodImages(
+        torch.from_numpy(distance_BR).to(device), torch.from_numpy(index_BR).to(device), number_B
+    )
 
 
 def count_before(tile: Tile, pairs: BlockPairs, good: GoodImages) -> Tensor:
@@ -105,9 +107,13 @@ def _unlist(distance_BT: Tensor, tile: Tile, pairs: BlockPairs) -> None:
         distance_BT[rows, columns] = torch.inf
 
 
-def _decide(tile: Tile, good: GoodImages, rows_b: Tensor, distance_bT: Tensor, low_bR: Tensor, high_bR: Tensor) -> Tensor:
+def _decide(
+    tile: Tile, good: GoodImages, rows_b: Tensor, distance_bT: Tensor, low_bR: Tensor, high_bR: Tensor
+) -> Tensor:
     """Of the negatives within the error bound of a good image, those that exactly come before it: (b, R) int64."""
-    inside_bT = torch.searchsorted(low_bR, distance_bT, right=True) != torch.searchsorted(high_bR, distance_bT, right=True)
+    inside_bT = torch.searchsorted(low_bR, distance_bT, right=True) != torch.searchsorted(
+        high_bR, distance_bT, right=True
+    )
     before_bR = torch.zeros(low_bR.shape, dtype=torch.int64, device=low_bR.device)
     step = max(1, _CHUNK_COMPARISONS // low_bR.shape[1])
     at_row, at_column = inside_bT.nonzero(as_tuple=True)

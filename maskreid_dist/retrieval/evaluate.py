@@ -12,7 +12,7 @@ from maskreid_dist.retrieval.counting import Tile, count_before, local_good_dist
 from maskreid_dist.retrieval.distance import Metric
 from maskreid_dist.retrieval.group import Layout, share_layout, sum_over_ranks
 from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, check_widths, image_set
-from maskreid_dist.retrieval.pairs import BlockPairs, IntArray, block_pairs
+from maskreid_dist.retrieval.pairs import IntArray, block_pairs
 from maskreid_dist.retrieval.result import AP_NAMES, ApName, RetrievalError, RetrievalResult
 from maskreid_dist.retrieval.scores import (
     average_precision_hits,
@@ -101,7 +101,11 @@ def _rank_good_images(
             before[b] += count_before(Tile(block, part, layout.offset + start, metric), pairs[b], good[b])
     total = sum_over_ranks(torch.cat([counts.flatten() for counts in before]), group).cpu()
     number_Q = np.concatenate([good_images.number_B for good_images in good])
-    rows = [row for counts, whole in zip(before, total.split([c.numel() for c in before]), strict=True) for row in whole.view_as(counts).numpy()]
+    rows = [
+        row
+        for counts, whole in zip(before, total.split([c.numel() for c in before]), strict=True)
+        for row in whole.view_as(counts).numpy()
+    ]
     ranks = [row[:number] + np.arange(1, number + 1) for row, number in zip(rows, number_Q, strict=True)]
     return ranks, np.concatenate([block_pair.listed_B for block_pair in pairs])
 

@@ -28,7 +28,10 @@ class Layout:
 
 
 def share_layout(
-    query: ImageSet | None, gallery: ImageSet | None, problem: ValueError | None, group: dist.ProcessGroup | None
+    query: ImageSet | None,
+    gallery: ImageSet | None,
+    problem: ValueError | None,
+    group: dist.ProcessGroup | None,
 ) -> Layout:
     """Exchange labels; bad input on any rank raises ValueError on every rank, so that none waits for ever."""
     if group is None:

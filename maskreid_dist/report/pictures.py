@@ -1,0 +1,87 @@
+"""What a ranked list shows, which queries are worth showing, and one picture of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from maskreid_dist.files import write_atomically
+
+GREEN, RED, GREY = "#1a8f3c", "#c8322b", "#888888"
+
+
+@dataclass(frozen=True, eq=False)
+class RankedImage:
+    """One gallery image of a ranked list."""
+
+    image: Image.Image
+    distance: float
+    correct: bool
+    pid: int
+    camid: int
+    key: str
+
+
+@dataclass(frozen=True, eq=False)
+class RankedQuery:
+    """A query, its mask-cut twin and the first images of its list. `heading`: hardest, median or easiest."""
+
+    heading: str
+    image: Image.Image
+    masked: Image.Image
+    pid: int
+    camid: int
+    key: str
+    average_precision: float
+    ranked: tuple[RankedImage, ...]
+
+
+def select_queries(average_precision: NDArray[np.float64], *, each: int) -> dict[str, list[int]]:
+    """Row numbers of the `each` hardest, median and easiest queries by AP; nan (skipped) ones are left out.
+
+    Ties are ordered by row. With fewer than 3 * each valid queries a query may be in two of the three.
+    """
+    valid = np.flatnonzero(~np.isnan(average_precision))
+    order = valid[np.argsort(average_precision[valid], kind="stable")]
+    middle = max(0, (len(order) - each) // 2)
+    picked = {"hardest": order[:each], "median": order[middle : middle + each], "easiest": order[::-1][:each]}
+    return {heading: [int(row) for row in rows] for heading, rows in picked.items()}
+
+
+def ranked_list_figure(queries: Sequence[RankedQuery], path: Path) -> None:
+    """Draw ranked lists into one PNG: a row a query; query, mask-cut twin, then the list with green and red borders."""
+    from matplotlib.figure import Figure
+
+    columns = 2 + max((len(query.ranked) for query in queries), default=0)
+    figure = Figure(figsize=(1.0 * columns, 2.3 * len(queries)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(queries), columns, squeeze=False)
+    for row, query in zip(axes, queries, strict=True):
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+        _draw(row[0], query.image, f"query\ncam {query.camid}", GREY, 1.0)
+        _draw(row[1], query.masked, "mask-cut", GREY, 1.0)
+        row[0].set_ylabel(f"{query.heading}\nAP {100 * query.average_precision:.0f} %", fontsize=9)
+        for axis, found in zip(row[2:], query.ranked, strict=False):
+            mark = "✓" if found.correct else "✗"
+            _draw(
+                axis,
+                found.image,
+                f"{mark} {found.distance:.3f}\ncam {found.camid}",
+                GREEN if found.correct else RED,
+                3.0,
+            )
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(path, buffer.getvalue())
+
+
+def _draw(axis, image: Image.Image, title: str, colour: str, width: float) -> None:  # type: ignore[no-untyped-def]
+    axis.imshow(image, aspect="auto", interpolation="bilinear")
+    axis.set_title(title, fontsize=8, color=colour)
+    axis.spines[:].set(visible=True, color=colour, linewidth=width)

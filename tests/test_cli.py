@@ -1,0 +1,149 @@
+"""The program: exit statuses, and the one line that bad input gets."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from maskreid_dist.cli import app
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "launch" / "recipes" / "walkers_demo.toml"
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def market(folder: Path, cameras: tuple[int, ...] = (1, 2)) -> Path:
+    """Three identities to train on and two to look for, with masks."""
+    generator = np.random.default_rng(0)
+    for part, pids in (("bounding_box_train", (1, 2, 3)), ("query", (4, 5)), ("bounding_box_test", (4, 5))):
+        (folder / part).mkdir(parents=True)
+        (folder / f"{part}_seg").mkdir()
+        for pid in pids:
+            for frame, camera in enumerate(cameras):
+                stem = f"{pid:04d}_c{camera}s1_{frame:06d}_0{1 if part == 'query' else 2}"
+                pixels = generator.integers(0, 256, (32, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / f"{stem}.jpg")
+                mask = np.zeros((32, 16), np.uint8)
+                mask[4:28, 4:12] = 255
+                Image.fromarray(mask).save(folder / f"{part}_seg" / f"{stem}.png")
+    return folder
+
+
+def first(folder: Path, part: str = "bounding_box_train") -> Path:
+    return sorted((folder / part).iterdir())[0]
+
+
+def test_convert(tmp_path):
+    status, output = run("convert", "market1501", market(tmp_path / "src"), tmp_path / "out")
+    assert status == 0
+    assert "train: 6 images" in output
+    status, output = run("convert", "market1501", tmp_path / "src", tmp_path / "out")
+    assert status == 2
+    assert "already" in output or "not empty" in output
+
+
+def remove_folder(src):
+    (src / "query").rename(src / "quiery")
+
+
+def misname(src):
+    first(src).rename(src / "bounding_box_train" / "person1.jpg")
+
+
+def empty_folder(src):
+    for path in (src / "query").iterdir():
+        path.unlink()
+
+
+def truncate(src):
+    path = first(src)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def drop_mask(src):
+    first(src, "bounding_box_train_seg").unlink()
+
+
+def resize_mask(src):
+    path = first(src, "bounding_box_train_seg")
+    Image.open(path).resize((8, 8)).save(path)
+
+
+def colour_mask(src):
+    path = first(src, "bounding_box_train_seg")
+    Image.open(path).convert("RGB").save(path)
+
+
+def empty_mask(src):
+    Image.new("L", (16, 32)).save(first(src, "bounding_box_train_seg"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word", "policy_helps"),
+    [
+        (remove_folder, "query", False),
+        (misname, "person1.jpg", False),
+        (empty_folder, "query", False),
+        (truncate, "0001_c1s1_000000_02.jpg", False),
+        (drop_mask, "0001_c1s1_000000_02", True),
+        (resize_mask, "0001_c1s1_000000_02.png", True),
+        (colour_mask, "0001_c1s1_000000_02.png", True),
+        (empty_mask, "0001_c1s1_000000_02.png", True),
+    ],
+)
+def test_bad_data_is_one_line_and_nothing_half_written(tmp_path, spoil, word, policy_helps):
+    src = market(tmp_path / "src")
+    spoil(src)
+    before = sorted(tmp_path.iterdir())
+    status, output = run("convert", "market1501", src, tmp_path / "out")
+    assert status == 2
+    assert output.count("\n") == 1
+    assert word in output
+    assert sorted(tmp_path.iterdir()) == before
+    for policy, images in (("full", 6), ("skip", 5)):
+        status, output = run("convert", "market1501", src, tmp_path / policy, "--on-bad-mask", policy)
+        assert status == (0 if policy_helps else 2)
+        if policy_helps:
+            assert f"train: {images} images" in output
+            assert "1 bad" in output
+
+
+def test_mask_policy_of_a_recipe(tmp_path):
+    src = market(tmp_path / "src")
+    empty_mask(src)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('name = "t"\n[data]\nshards = "s"\non_bad_mask = "skip"\n')
+    status, output = run("convert", "market1501", src, tmp_path / "out", "--recipe", recipe)
+    assert status == 0
+    assert "train: 5 images" in output
+
+
+def test_recipe_prints_the_whole_configuration_or_names_the_key():
+    status, output = run("recipe", RECIPE, "--set", "seed=7")
+    assert status == 0
+    assert json.loads(output)["seed"] == 7
+    status, output = run("recipe", RECIPE, "--set", "optimizer.weight_deacy=1")
+    assert status == 2
+    assert "optimizer.weight_deacy; did you mean optimizer.weight_decay?" in output
+
+
+def test_evaluate_without_a_checkpoint(tmp_path):
+    status, output = run("evaluate", tmp_path / "nowhere", ROOT / "shards" / "walkers")
+    assert status == 2
+    assert "no usable checkpoint" in output
+    assert output.count("\n") == 1
+
+
+def test_evaluate_without_shards(tmp_path):
+    status, output = run("evaluate", tmp_path, tmp_path / "shards")
+    assert status == 2
+    assert "shards" in output
+    assert output.count("\n") == 1
