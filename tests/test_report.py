@@ -31,7 +31,7 @@ def test_report_is_self_contained_and_holds_everything(tmp_path):
         '{"step": 10, "loss": 4.5, "lr": 0.1}\n{"step": 20, "loss": 4.1, "lr": 0.1}\n{"step": 30, "lo'
     )
     path = tmp_path / "out" / "report.html"
-    rows = [("a <b> method", {key: 1.0 for key in FIGURES}), ("trained", FIGURES)]
+    rows = [("a <b> method", dict.fromkeys(FIGURES, 1.0)), ("trained", FIGURES)]
     write_report(path, title="R & D", table=rows, curves=metrics, ranked=[query()], facts={"Steps": "20"})
     html = path.read_text()
     assert "R &amp; D" in html

@@ -37,6 +37,13 @@ class RawPair:
     shard: str
 
 
+class OpenShard(FileIO):
+    """A shard, closed when the last reader lets go of it; FileIO itself would warn then."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Split:
     """One split: `len(split)` samples, numbered in shard order, an identity's images adjacent.
 
@@ -48,7 +55,7 @@ class Split:
         self.folder = folder
         self.name = name
         self.entry = entry
-        self._open: OrderedDict[int, FileIO] = OrderedDict()
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
 
     def __len__(self) -> int:
         return self.entry.samples
@@ -156,13 +163,13 @@ class Split:
             length -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _file(self, shard: int) -> FileIO:
+    def _file(self, shard: int) -> OpenShard:
         """The open shard. pread needs no position: the file may be shared by threads and after a fork."""
         file = self._open.get(shard)
         if file is None:
             path = self.folder / self.entry.shards[shard].name
             try:
-                file = FileIO(path)
+                file = OpenShard(path)
             except OSError as error:
                 raise ShardError(
                     f"{path}: cannot be opened ({error.strerror}); restore it or convert again"
