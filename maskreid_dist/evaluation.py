@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
@@ -24,8 +25,8 @@ from maskreid_dist.train import build_network
 from maskreid_shards import ShardSet, decode_pair, open_shards
 
 COLUMNS = {
-    "mAP_hits": "mAP (hits)",
-    "mAP_trapezoid": "mAP (trapezoid)",
+    "mAP_hits": "mAP\nhits",
+    "mAP_trapezoid": "mAP\ntrapez.",
     "rank1": "Rank-1",
     "rank5": "Rank-5",
     "rank10": "Rank-10",
@@ -104,10 +105,10 @@ def evaluate_checkpoint(
 
 def print_table(console: Console, rows: Sequence[Ranked]) -> None:
     """The figures of several methods, in per cent."""
-    table = Table()
-    table.add_column("")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", no_wrap=True)
     for title in COLUMNS.values():
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", vertical="bottom", no_wrap=True)
     for row in rows:
         figures = percentages(row.result)
         table.add_row(row.name, *(f"{figures[key]:.2f}" for key in COLUMNS))
