@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from maskreid_dist import __version__
-from maskreid_dist.errors import UserError
+from maskreid_dist.errors import SampleError, UserError
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.retrieval import RetrievalError
 from maskreid_shards import ShardError
@@ -39,14 +39,17 @@ Runs = Annotated[Path, typer.Option(help="Directory of run directories.")]
 
 
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn the user's errors into one line on standard error (of rank 0) and exit status 2."""
+    """Turn the user's errors into one line on standard error and exit status 2.
+
+    All ranks meet most errors alike, and rank 0 prints them; a bad sample is printed by the rank that met it.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
         except (UserError, ShardError, RetrievalError) as error:
-            if os.environ.get("RANK", "0") == "0":
+            if os.environ.get("RANK", "0") == "0" or isinstance(error, SampleError):
                 print(f"maskreid: error: {error}", file=sys.stderr, flush=True)
             raise typer.Exit(2) from None
 
@@ -118,7 +121,7 @@ def evaluate(
 ) -> None:
     """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
     from maskreid_dist.evaluation import evaluate_checkpoint, percentages, print_table, write_json
-    from maskreid_dist.reporting import write_run_report
+    from maskreid_dist.run_report import write_run_report
 
     console = Console()
     found, shard_set, ranked = evaluate_checkpoint(checkpoint, shards, console, ap)

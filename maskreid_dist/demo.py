@@ -22,7 +22,7 @@ from maskreid_dist.evaluation import (
 from maskreid_dist.histogram import HISTOGRAM_BASELINES
 from maskreid_dist.launcher import launch_training
 from maskreid_dist.recipe import load_recipe
-from maskreid_dist.reporting import write_run_report
+from maskreid_dist.run_report import write_run_report
 from maskreid_dist.train import build_network
 from maskreid_shards import open_shards
 

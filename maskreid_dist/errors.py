@@ -11,3 +11,7 @@ class RecipeError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or does not match the recipe."""
+
+
+class SampleError(UserError):
+    """A sample that cannot be read or decoded, on this rank alone: other ranks know nothing of it, so this one prints it."""

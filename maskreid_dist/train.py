@@ -3,7 +3,7 @@
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +202,7 @@ def _resume(engine: Any, config: Config, run: Path, split: Split, world: World) 
     return int(checkpoint.step)
 
 
-def _timed(loader: Any) -> Iterator[tuple[Batch, float]]:
+def _timed(loader: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
     """Batches, each with the seconds that this rank waited for it."""
     batches = iter(loader)
     while True:

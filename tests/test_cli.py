@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from market import market
 from maskreid_dist.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -18,23 +18,6 @@ def run(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, [str(a) for a in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
-
-
-def market(folder: Path, cameras: tuple[int, ...] = (1, 2)) -> Path:
-    """Three identities to train on and two to look for, with masks."""
-    generator = np.random.default_rng(0)
-    for part, pids in (("bounding_box_train", (1, 2, 3)), ("query", (4, 5)), ("bounding_box_test", (4, 5))):
-        (folder / part).mkdir(parents=True)
-        (folder / f"{part}_seg").mkdir()
-        for pid in pids:
-            for frame, camera in enumerate(cameras):
-                stem = f"{pid:04d}_c{camera}s1_{frame:06d}_0{1 if part == 'query' else 2}"
-                pixels = generator.integers(0, 256, (32, 16, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / part / f"{stem}.jpg")
-                mask = np.zeros((32, 16), np.uint8)
-                mask[4:28, 4:12] = 255
-                Image.fromarray(mask).save(folder / f"{part}_seg" / f"{stem}.png")
-    return folder
 
 
 def first(folder: Path, part: str = "bounding_box_train") -> Path:

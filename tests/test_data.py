@@ -1,5 +1,6 @@
 """Paired transforms and batches: image and mask move alike, and a sample's augmentation depends on its seed alone."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from maskreid_dist.data.batches import (
     training_loader,
 )
 from maskreid_dist.data.transforms import EvaluationTransform, TrainTransform, cut_out
+from maskreid_dist.errors import SampleError
 from maskreid_shards import Plan, ShardError, open_shards
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
@@ -149,6 +151,25 @@ def test_identities_not_divisible_by_the_world_size():
     with pytest.raises(ShardError, match=r"16 identities \(P\).*3 ranks.*15 or 18"):
         make_plan(split, BatchConfig(identities=16, images=4), 0, 3)
     assert isinstance(make_plan(split, BatchConfig(identities=15, images=4), 0, 3), Plan)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_flipped_bit_names_shard_key_and_offset(tmp_path, workers):
+    shards = shutil.copytree(WALKERS, tmp_path / "walkers")
+    split = open_shards(shards).split("query")
+    row = split.index[9]
+    shard = Path(split.urls()[int(row["shard"])])
+    data = bytearray(shard.read_bytes())
+    data[int(row["image_offset"]) + 50] ^= 4
+    shard.write_bytes(data)
+    loader = evaluation_loader(split, config(workers=workers), np.arange(20), rows=5)
+    with pytest.raises(SampleError) as caught:
+        list(loader)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(shard) in message
+    assert row["key"].decode() in message
+    assert f"offset {row['image_offset']}" in message
 
 
 def test_evaluation_keeps_the_order():

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_shards_market1501 import write_market
 
 from maskreid_shards import ShardError, convert_market1501, open_shards
 from maskreid_shards.manifest import INDEX_DTYPE, read_manifest, write_manifest
+from test_shards_market1501 import write_market
 
 
 @pytest.fixture(scope="module")

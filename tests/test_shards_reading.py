@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
-from test_shards_market1501 import jpeg, png, write_market
 
 from maskreid_shards import RawPair, ShardError, Split, convert_market1501, decode_pair, open_shards, reading
+from test_shards_market1501 import jpeg, png, write_market
 
 SPLITS = ("train", "query", "gallery")
 

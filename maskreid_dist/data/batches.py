@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maskreid_dist.config import BatchConfig, Config
 from maskreid_dist.data.transforms import EvaluationTransform, PairTransform, TrainTransform
-from maskreid_shards import Plan, Split, decode_pair
+from maskreid_dist.errors import SampleError
+from maskreid_shards import Plan, ShardError, Split, decode_pair
 
 
 class Draw(NamedTuple):
@@ -36,22 +37,41 @@ class Batch:
         )
 
 
-class PairDataset(Dataset[Batch]):
+class PairDataset(Dataset["Batch | ShardError"]):
     """Map-style over lists of draws: a whole batch is one item, so that neighbours share one read."""
 
     def __init__(self, split: Split, transform: PairTransform) -> None:
         self.split = split
         self.transform = transform
 
-    def __getitem__(self, draws: list[Draw]) -> Batch:
-        raws = self.split.read_many([draw.sample for draw in draws])
-        pairs = [self.transform(*decode_pair(raw), draw.seed) for raw, draw in zip(raws, draws, strict=True)]
+    def __getitem__(self, draws: list[Draw]) -> "Batch | ShardError":
+        """The batch, or what is wrong with it: raised in a worker, the error would arrive wrapped in a traceback."""
+        try:
+            raws = self.split.read_many([draw.sample for draw in draws])
+            pairs = [
+                self.transform(*decode_pair(raw), draw.seed) for raw, draw in zip(raws, draws, strict=True)
+            ]
+        except ShardError as error:
+            return error
         return Batch(
             torch.stack([image.as_subclass(Tensor) for image, _ in pairs]),
             torch.stack([mask.as_subclass(Tensor) for _, mask in pairs]),
             torch.tensor([raw.pid for raw in raws]),
             torch.tensor([draw.sample for draw in draws]),
         )
+
+
+class Batches:
+    """The batches of a loader. Iterating raises SampleError for a bad sample, naming shard, key and offset."""
+
+    def __init__(self, loader: "DataLoader[Batch | ShardError]") -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        for item in self.loader:
+            if isinstance(item, ShardError):
+                raise SampleError(str(item))
+            yield item
 
 
 class PlannedSteps(Sampler[list[Draw]]):
@@ -90,15 +110,13 @@ def make_plan(split: Split, batch: BatchConfig, seed: int, world_size: int) -> P
 
 def training_loader(
     split: Split, plan: Plan, config: Config, start: int, rank: int, world_size: int, pin: bool
-) -> DataLoader[Batch]:
+) -> Batches:
     """This rank's batches of steps start ... optimizer.steps - 1, over as many epochs as that takes."""
     steps = PlannedSteps(plan, start, config.optimizer.steps, rank, world_size)
     return _loader(PairDataset(split, TrainTransform(config.data)), steps, config.data.workers, pin)
 
 
-def evaluation_loader(
-    split: Split, config: Config, samples: np.ndarray, rows: int = 128
-) -> DataLoader[Batch]:
+def evaluation_loader(split: Split, config: Config, samples: np.ndarray, rows: int = 128) -> Batches:
     """Batches of at most `rows` of the given sample numbers, in order, without augmentation."""
     draws = [Draw(int(sample), 0) for sample in samples]
     batches = [draws[i : i + rows] for i in range(0, len(draws), rows)]
@@ -107,8 +125,8 @@ def evaluation_loader(
 
 def _loader(
     dataset: PairDataset, batches: Sampler[list[Draw]] | list[list[Draw]], workers: int, pin: bool
-) -> DataLoader[Batch]:
-    return DataLoader(
+) -> Batches:
+    loader = DataLoader(
         dataset,
         sampler=batches,  # an item is a whole batch: automatic batching is off
         batch_size=None,
@@ -116,3 +134,4 @@ def _loader(
         prefetch_factor=4 if workers else None,
         pin_memory=pin,
     )
+    return Batches(loader)
