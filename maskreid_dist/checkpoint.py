@@ -27,7 +27,7 @@ FORMAT = "maskreid-checkpoint-1"
 PARTIAL = ".partial"
 WEIGHTS = "weights.safetensors"
 # What may differ between a checkpoint and the recipe that continues from it.
-FREE_ON_RESUME = {"run", "engine"}
+FREE_ON_RESUME = {"name", "run", "engine", "data.shards", "data.workers", "data.on_bad_mask"}
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def check_continues(checkpoint: Checkpoint, config: Config, shards_fingerprint: 
         if isinstance(saved[section], dict):
             pairs = [(f"{section}.{k}", v, wanted[section][k]) for k, v in saved[section].items()]
         for key, before, now in pairs:
-            if before != now and key not in ("data.shards", "data.workers"):
+            if before != now and key not in FREE_ON_RESUME:
                 raise CheckpointError(
                     f"{checkpoint.path}: was trained with {key} = {before!r}, the recipe says {now!r}; "
                     "use the old value, or another run name to start afresh"

@@ -143,7 +143,7 @@ class Config(Section):
     """A whole recipe. `runs/<name>` holds everything that the run writes."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    seed: Count = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: DataConfig
     batch: BatchConfig = BatchConfig()
     model: ModelConfig = ModelConfig()

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 from maskreid_dist.distributed import free_port
 from maskreid_dist.errors import UserError
 
@@ -24,7 +26,7 @@ def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Pat
         raise UserError(f"{SCRIPT}: not here; run this in a checkout of the repository")
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)),
-        *("--master_port", str(free_port()), "--log_level", "error"),
+        *("--master_port", str(free_port()), "--log_level", "critical"),
         *(str(SCRIPT), str(recipe), "--resume", "--runs", str(runs)),
     ]
     for override in overrides:

@@ -18,19 +18,21 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
+from maskreid_dist.files import write_atomically
+
 METRICS = "metrics.jsonl"
 
 
 class RunLog:
     """Appends one JSON line per record and mirrors the numbers to TensorBoard.
 
-    On resume, lines of steps at or after `start` are dropped first: they are trained again.
+    On resume, lines of steps after `start` are dropped first: they are trained again.
     """
 
     def __init__(self, run: Path, start: int, stop: int) -> None:
         self.path = run / METRICS
         if self.path.exists():
-            self._drop_from(start)
+            self._drop_after(start)
         self.file = self.path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start)
         self.console = Console(stderr=True)
@@ -46,7 +48,7 @@ class RunLog:
         )
         self.task = self.progress.add_task("training", total=stop, completed=start, note="")
 
-    def _drop_from(self, start: int) -> None:
+    def _drop_after(self, start: int) -> None:
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
@@ -54,7 +56,7 @@ class RunLog:
                     kept.append(line)
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue  # a killed run's torn last line
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:

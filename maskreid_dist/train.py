@@ -109,7 +109,7 @@ def training_step(
     image = batch.image_B3HW.to(world.device, non_blocking=True, memory_format=torch.channels_last)
     mask = batch.mask_B1HW.to(world.device, non_blocking=True)
     labels = torch.searchsorted(classes, batch.pids_B).to(world.device, non_blocking=True)
-    torch.manual_seed((config.seed << 40) + (step << 16) + world.rank)  # dropout: the same after a resume
+    torch.manual_seed(dropout_seed(config.seed, step, world.rank))  # dropout: the same after a resume
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate(config.optimizer, step)
     output = engine(image, mask)
@@ -117,6 +117,11 @@ def training_step(
     engine.backward(loss)
     engine.step()
     return {"loss": loss.detach(), **scalars}
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of everything random in a step on a rank, below 2**63."""
+    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63
 
 
 @dataclass

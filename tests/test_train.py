@@ -25,7 +25,7 @@ from maskreid_dist.data.batches import make_plan, training_loader
 from maskreid_dist.distributed import free_port
 from maskreid_dist.errors import CheckpointError
 from maskreid_dist.recipe import load_recipe
-from maskreid_dist.train import build_network, identity_classes
+from maskreid_dist.train import build_network, dropout_seed, identity_classes
 from maskreid_shards import convert_market1501, open_shards
 
 ROOT = Path(__file__).parent.parent
@@ -173,7 +173,7 @@ def test_plain_python_starts_from_the_loss_computed_by_hand(alone, recipe):
     batch = next(
         iter(training_loader(split, make_plan(split, config.batch, config.seed, 1), config, 0, 0, 1, False))
     )
-    torch.manual_seed(config.seed << 40)
+    torch.manual_seed(dropout_seed(config.seed, 0, 0))
     output = network(batch.image_B3HW, batch.mask_B1HW)
     labels = torch.tensor(
         [split.identities[split.identities > 0].tolist().index(pid) for pid in batch.pids_B]
