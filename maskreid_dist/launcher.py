@@ -34,9 +34,13 @@ def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Pat
     stop = run / "stop"
     run.mkdir(parents=True, exist_ok=True)
     stop.unlink(missing_ok=True)
-    process = subprocess.Popen(
-        command, start_new_session=True
-    )  # a Ctrl-C at the terminal reaches this process alone
+    environment = dict(os.environ)
+    if not torch.cuda.is_available():
+        environment.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # or DeepSpeed warns in every process that it found no GPU
+    # In a session of its own: a Ctrl-C at the terminal reaches this process alone.
+    process = subprocess.Popen(command, start_new_session=True, env=environment)
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
         if stop.exists():
