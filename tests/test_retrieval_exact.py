@@ -1,0 +1,131 @@
+"""Retrieval does not depend on tiling, sharding or copies: ties across tiles and ranks, and failures on one rank."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from maskreid_dist.retrieval import RetrievalResult, evaluate, evaluate_retrieval
+from maskreid_dist.retrieval.counting import _count_below_by_search, count_below
+from maskreid_dist.retrieval.distance import error_bound, pair_distances, row_norms, tile_distances
+
+
+def copies(seed=0, distinct=40, gallery=200, queries=30, dims=24):
+    """A gallery in which every image occurs about five times, under different identities: (q, qp, qc, g, gp, gc)."""
+    generator = np.random.default_rng(seed)
+    pictures = generator.normal(size=(distinct, dims)).astype(np.float32)
+    return (
+        generator.normal(size=(queries, dims)).astype(np.float32),
+        generator.integers(1, 6, queries),
+        generator.integers(1, 4, queries),
+        pictures[generator.integers(0, distinct, gallery)],
+        generator.integers(-1, 6, gallery),
+        generator.integers(1, 4, gallery),
+    )
+
+
+def mean_ap_by_distinct_order(data):
+    """Slow AP by hits: the distances of the distinct pictures are far apart, so float64 sorts them, copies by index."""
+    q, qp, qc, g, gp, gc = data
+    unit_q, unit_g = (
+        x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True) for x in (q, g)
+    )
+    distance = np.round(1 - np.einsum("qd,gd->qg", unit_q, unit_g), 12)
+    scores = []
+    for row in range(len(q)):
+        order = sorted(range(len(g)), key=lambda i: (distance[row, i], i))
+        listed = [i for i in order if gp[i] != -1 and not (gp[i] == qp[row] and gc[i] == qc[row])]
+        places = [place for place, i in enumerate(listed, 1) if gp[i] == qp[row]]
+        if places:
+            scores.append(sum(n / place for n, place in enumerate(places, 1)) / len(places))
+    return float(np.mean(scores))
+
+
+def same(a: RetrievalResult, b: RetrievalResult) -> bool:
+    equal = np.array_equal(a.average_precision, b.average_precision, equal_nan=True)
+    return equal and np.array_equal(a.cmc, b.cmc) and a.mINP == b.mINP and a.mAP_trapezoid == b.mAP_trapezoid
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_in_one_tile_are_ordered_by_index(seed):
+    data = copies(seed)
+    assert evaluate_retrieval(*data).mAP == pytest.approx(mean_ap_by_distinct_order(data), abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize(("block", "tile"), [(1, 1), (7, 3), (30, 64), (256, 199)])
+def test_no_tiling_changes_a_bit(monkeypatch, metric, block, tile):
+    whole = evaluate_retrieval(*copies(), metric=metric)
+    monkeypatch.setattr(evaluate, "QUERY_BLOCK", block)
+    monkeypatch.setattr(evaluate, "GALLERY_TILE", tile)
+    assert same(evaluate_retrieval(*copies(), metric=metric), whole)
+
+
+def test_torch_and_numpy_agree_and_dtypes_widen_exactly():
+    q, qp, qc, g, gp, gc = copies()
+    whole = evaluate_retrieval(q, qp, qc, g, gp, gc)
+    tensors = [torch.from_numpy(x) for x in (q, qp, qc, g, gp, gc)]
+    assert same(evaluate_retrieval(*tensors), whole)
+    assert same(evaluate_retrieval(q.astype(float), qp, qc, g.astype(float), gp, gc), whole)
+
+
+def test_the_gpu_s_counting_equals_the_cpu_s():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 50, (9, 300), generator=generator).double()  # many ties with the thresholds
+    values[:, ::7] = torch.inf
+    thresholds = torch.randint(0, 50, (9, 6), generator=generator).double().sort(dim=1).values
+    thresholds[4, 3:] = torch.inf
+    number = np.array([6, 6, 6, 6, 3, 6, 6, 6, 6])
+    by_rows, by_search = count_below(values, thresholds, number), _count_below_by_search(values, thresholds)
+    for row, used in enumerate(number):
+        expected = [(values[row] < t).sum().item() for t in thresholds[row, :used]]
+        assert by_rows[row, :used].tolist() == expected == by_search[row, :used].tolist()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e12])
+def test_the_matrix_product_stays_within_the_bound(metric, scale):
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randn(20, 256, dtype=torch.float64, generator=generator) * scale
+    g = q.repeat(3, 1) * torch.linspace(0.5, 2, 60)[:, None]  # near copies: cancellation at its worst
+    q_norms, g_norms = row_norms(q), row_norms(g)
+    rows, columns = (x.flatten() for x in torch.meshgrid(torch.arange(20), torch.arange(60), indexing="ij"))
+    exact = pair_distances(q, q_norms, rows, g, g_norms, columns, metric).view(20, 60)
+    bound = error_bound(q_norms, g_norms, 256, metric)[:, None]
+    assert ((tile_distances(q, q_norms, g, g_norms, metric) - exact).abs() <= bound).all()
+
+
+def _on_two_ranks(rank, init, results):
+    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
+    q, qp, qc, g, gp, gc = copies()
+    part = slice(0, 77) if rank == 0 else slice(77, None)
+    lines = []
+    for metric in ("cosine", "euclidean"):
+        found = evaluate_retrieval(
+            q, qp, qc, g[part], gp[part], gc[part], metric=metric, group=dist.group.WORLD
+        )
+        lines.append(str(same(found, evaluate_retrieval(q, qp, qc, g, gp, gc, metric=metric))))
+    broken, other = g[part].copy(), q.copy()
+    broken[5, 3] = np.nan if rank == 1 else broken[5, 3]
+    other[0] += rank
+    for queries, gallery in ((q, broken), (other, g[part])):
+        try:
+            evaluate_retrieval(queries, qp, qc, gallery, gp[part], gc[part], group=dist.group.WORLD)
+        except ValueError as error:
+            lines.append(str(error))
+    (Path(results) / f"{rank}.txt").write_text("\n".join(lines))
+    dist.destroy_process_group()
+
+
+def test_copies_across_ranks_and_an_error_on_one_of_them(tmp_path):
+    mp.spawn(_on_two_ranks, (f"file://{tmp_path}/init", str(tmp_path)), nprocs=2)
+    first, second = ((tmp_path / f"{rank}.txt").read_text().splitlines() for rank in range(2))
+    assert first[:2] == second[:2] == ["True", "True"]
+    assert "rank 1" in first[2]
+    assert "gallery features" in second[2]
+    assert "first row 5" in second[2]
+    assert first[3] == second[3]
+    assert "different queries" in first[3]
