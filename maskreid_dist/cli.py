@@ -52,6 +52,11 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             if os.environ.get("RANK", "0") == "0" or isinstance(error, SampleError):
                 print(f"maskreid: error: {error}", file=sys.stderr, flush=True)
             raise typer.Exit(2) from None
+        except OSError as error:
+            if error.filename is None:  # not about a file: a defect, with its traceback
+                raise
+            print(f"maskreid: error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+            raise typer.Exit(2) from None
 
     return wrapped
 
@@ -120,6 +125,9 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Write the figures as JSON here.")] = None,
 ) -> None:
     """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
+    for path in (report, output):  # what cannot be written is said before the long work
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
     from maskreid_dist.evaluation import evaluate_checkpoint, percentages, print_table, write_json
     from maskreid_dist.run_report import write_run_report
 

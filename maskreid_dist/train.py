@@ -223,8 +223,11 @@ def _hold(run: Path) -> TextIO | str:
 
     Two trainings in one directory would spoil each other's checkpoints.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    file = (run / "lock").open("a+")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / "lock").open("a+")
+    except OSError as error:  # returned, not raised: the other ranks wait for the answer
+        return f"cannot be written ({error.strerror}); choose another --runs"
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -265,6 +265,9 @@ def test_bad_starts_are_one_line_and_status_2(alone, recipe, tmp_path):
         output = train("python", recipe, runs, *arguments, status=2)
         assert words in output
         assert "Traceback" not in output
+    output = train("python", recipe, recipe, status=2)  # the recipe's own file is no directory
+    assert f"{recipe / 'tiny'}: cannot be written" in output
+    assert "Traceback" not in output
     output = train("deepspeed", recipe, runs, "--set", "name=odd", "--set", "batch.identities=7", status=2)
     assert "7 identities (P) a global batch cannot be shared equally by 2 ranks" in output
     assert "Traceback" not in output
@@ -291,6 +294,11 @@ def test_evaluate_ranks_a_gallery(alone, tmp_path):
     figures = json.loads(out.read_text())
     assert f"{figures['mAP_hits']:.2f}" in result.output
     assert "tiny, step 6" in report.read_text()
+    arguments[arguments.index(report)] = out / "report.html"  # below a file
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert str(out) in result.output
 
 
 def test_a_single_camera_says_why_no_query_is_valid(alone, tmp_path):
