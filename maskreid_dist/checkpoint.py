@@ -19,7 +19,7 @@ from torch import nn
 
 from maskreid_dist.config import Config
 from maskreid_dist.distributed import World, average_buffers
-from maskreid_dist.errors import CheckpointError
+from maskreid_dist.errors import CheckpointError, RecipeError
 from maskreid_dist.files import sync_directory
 from maskreid_dist.recipe import validate
 
@@ -27,7 +27,8 @@ FORMAT = "maskreid-checkpoint-1"
 PARTIAL = ".partial"
 WEIGHTS = "weights.safetensors"
 # What may differ between a checkpoint and the recipe that continues from it.
-FREE_ON_RESUME = {"name", "run", "engine", "data.shards", "data.workers", "data.on_bad_mask"}
+FREE_ON_RESUME = {"name", "run", "data.shards", "data.workers", "data.on_bad_mask"}
+FREE_ON_RESUME |= {"engine.collective_timeout_s", "engine.zero_stage"}  # the stage has a check of its own
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,9 @@ def save_checkpoint(
     partial, final = folder / (tag + PARTIAL), folder / tag
     if world.is_first:
         folder.mkdir(exist_ok=True)
-        for stale in (
-            partial,
-            final,
-        ):  # a final one of the same step failed its verification, or was taken back
+        # A finished one of this step or a later one failed its verification, or this save would not be made.
+        later = [path for path in finished_checkpoints(folder) if path.name >= tag]
+        for stale in (partial, *later):
             shutil.rmtree(stale, ignore_errors=True)
     world.barrier()
     engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
@@ -128,6 +128,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             manifest["world_size"],
             manifest["shards_fingerprint"],
         )
+    except RecipeError as error:
+        raise CheckpointError(f"{error}; it was saved by another version") from None
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{error.filename}: missing; name a directory such as runs/demo or one of its checkpoints"
@@ -183,6 +185,11 @@ def check_continues(checkpoint: Checkpoint, config: Config, shards_fingerprint: 
     if checkpoint.shards_fingerprint != shards_fingerprint:
         raise CheckpointError(
             f"{checkpoint.path}: was trained on other shards than {config.data.shards}; use another run name to start afresh"
+        )
+    if config.batch.sampling == "paper" and checkpoint.world_size != world_size:
+        raise CheckpointError(
+            f"{checkpoint.path}: saved by {checkpoint.world_size} ranks, now there are {world_size}: the paper's batch is one "
+            "a rank, so continue with as many"
         )
     stages = {checkpoint.config.engine.zero_stage, config.engine.zero_stage}
     if stages != {0} and (len(stages) > 1 or checkpoint.world_size != world_size):

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from maskreid_dist import __version__
-from maskreid_dist.errors import SampleError, UserError
+from maskreid_dist.errors import UserError
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.retrieval import RetrievalError
 from maskreid_shards import ShardError
@@ -23,7 +23,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.split(".")[0]
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train and evaluate MaskReID, a mask-based deep ranking network for person re-identification.",
 )
 convert_app = typer.Typer(no_args_is_help=True, help="Convert a data set into WebDataset shards.")
 app.add_typer(convert_app, name="convert")
@@ -41,7 +44,7 @@ Runs = Annotated[Path, typer.Option(help="Directory of run directories.")]
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turn the user's errors into one line on standard error and exit status 2.
 
-    All ranks meet most errors alike, and rank 0 prints them; a bad sample is printed by the rank that met it.
+    All ranks raise alike (what only one of them meets is voted on), and rank 0 prints.
     """
 
     @functools.wraps(command)
@@ -49,7 +52,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except (UserError, ShardError, RetrievalError) as error:
-            if os.environ.get("RANK", "0") == "0" or isinstance(error, SampleError):
+            if os.environ.get("RANK", "0") == "0":
                 print(f"maskreid: error: {error}", file=sys.stderr, flush=True)
             raise typer.Exit(2) from None
         except OSError as error:
@@ -74,10 +77,10 @@ def convert_market1501(
     on_bad_mask: Annotated[
         Literal["fail", "full", "skip"] | None,
         typer.Option(
-            help="A mask that is missing, empty, RGB or of another size: stop, use the full image, or skip the pair."
+            help="A mask that is missing, empty, RGB or of another size: stop, use the full image, or skip the pair. Default: fail."
         ),
     ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Take on_bad_mask from this recipe's [data].")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Take data.on_bad_mask from this recipe.")] = None,
     shard_mb: Annotated[float, typer.Option(min=0.01, help="Size at which a shard is closed, in MB.")] = 64.0,
     seed: Annotated[int, typer.Option(min=0, help="Deals the identities to shards.")] = 0,
 ) -> None:
@@ -140,10 +143,10 @@ def evaluate(
     )
     if output:
         write_json(output, {"unit": "percent", **percentages(result)})
-        console.print(f"figures: {output}")
+        print(f"figures: {output}")
     if report:
         write_run_report(report, found, shard_set, [ranked], ranked)
-        console.print(f"report: {report}")
+        print(f"report: {report}")
 
 
 @app.command()
@@ -175,6 +178,10 @@ def version() -> None:
 
 def quiet_libraries() -> None:
     """DeepSpeed logs every default at start-up; errors and warnings of ours remain."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found no GPU
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="deepspeed|torch")
 

@@ -13,7 +13,7 @@ Count = Annotated[int, Field(ge=0)]
 class Section(BaseModel):
     """Strict: a float is no int, a string is no number, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -47,7 +47,8 @@ class DataConfig(Section):
 class BatchConfig(Section):
     """One global batch, over all ranks.
 
-    `pk`: `identities` x `images`. `paper`: one identity x 10 images + 54 images of 54 others, once per rank.
+    `pk`: `identities` x `images`. `paper`: one identity x 10 images + 54 images of 54 others, once per rank; the other keys do
+    not matter then.
     """
 
     sampling: Literal["pk", "paper"] = "pk"
@@ -151,3 +152,13 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _batch_has_pairs(self) -> Self:
+        mined = self.loss.name != "softmax" and self.batch.sampling == "pk"
+        if mined and (self.batch.identities < 2 or self.batch.images < 2):
+            raise ValueError(
+                f"the {self.loss.name} loss compares images of one identity with those of others: batch.identities and "
+                "batch.images must be at least 2"
+            )
+        return self

@@ -9,9 +9,11 @@ from rich.console import Console
 
 from maskreid_dist.checkpoint import find_checkpoint, finished_checkpoints
 from maskreid_dist.config import Config
+from maskreid_dist.data.batches import make_plan
 from maskreid_dist.distributed import EXIT_STOPPED
 from maskreid_dist.evaluation import (
     Ranked,
+    check_queries,
     evaluate_checkpoint,
     percentages,
     print_table,
@@ -38,6 +40,9 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
     console = Console()
     if torch.cuda.is_available():
         ranks = min(ranks, torch.cuda.device_count())
+    # What would fail after minutes fails now.
+    make_plan(shards.split("train"), config.batch, config.seed, ranks)
+    check_queries(shards)
     if not _is_trained(run, config):
         status = launch_training(recipe, overrides, runs, run, ranks)
         if status == EXIT_STOPPED:
@@ -64,7 +69,9 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
         run / "metrics.json", {"unit": "percent"} | {k: percentages(v.result) for k, v in figures.items()}
     )
     write_run_report(run / "report.html", checkpoint, shards, rows, rows[-1])
-    console.print(f"figures: {run / 'metrics.json'}\nreport:  {run / 'report.html'}")
+    print(
+        f"figures: {run / 'metrics.json'}\nreport:  {run / 'report.html'}"
+    )  # rich would wrap and restyle paths
     console.print(f"this call took {(time.monotonic() - started) / 60:.1f} minutes")
     return 0
 

@@ -39,9 +39,19 @@ class World:
 
     def any_rank(self, flag: bool) -> bool:
         """True on every rank if it is true on one. All ranks take part."""
-        votes = torch.tensor([int(flag)])
+        return self.any_ranks(flag)[0]
+
+    def any_ranks(self, *flags: bool) -> list[bool]:
+        """`any_rank` of several flags in one all-reduce."""
+        votes = torch.tensor([int(flag) for flag in flags])
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
-        return bool(votes.item())
+        return [bool(vote) for vote in votes.tolist()]
+
+    def first_message(self, message: str | None) -> str:
+        """The message of the lowest rank that has one, on every rank. All ranks take part."""
+        messages: list[str | None] = [None] * self.size
+        dist.all_gather_object(messages, message, group=self.control)
+        return next(text for text in messages if text is not None)
 
     def from_first(self, value: object) -> object:
         """Rank 0's value, on every rank. All ranks take part."""

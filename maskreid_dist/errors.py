@@ -14,4 +14,4 @@ class CheckpointError(UserError):
 
 
 class SampleError(UserError):
-    """A sample that cannot be read or decoded, on this rank alone: other ranks know nothing of it, so this one prints it."""
+    """A sample that cannot be read or decoded."""

@@ -53,6 +53,18 @@ def rank_gallery(
     return Ranked(name, query, gallery, result)
 
 
+def check_queries(shards: ShardSet) -> None:
+    """Raise before the long work what evaluation would raise after it: a missing split, no valid query."""
+    query, gallery = shards.split("query"), shards.split("gallery")
+    cameras: dict[int, set[int]] = {}
+    for pid, camid in zip(gallery.pids.tolist(), gallery.camids.tolist(), strict=True):
+        cameras.setdefault(pid, set()).add(camid)
+    pairs = zip(query.pids.tolist(), query.camids.tolist(), strict=True)
+    if not any(cameras.get(pid, set()) - {camid} for pid, camid in pairs):
+        empty = [np.ones((len(split), 1), np.float32) for split in (query, gallery)]
+        rank_gallery("no features", empty[0], empty[1], shards)  # its error says why no query is valid
+
+
 def rank_network(
     name: str, network: MaskReID, config: Config, shards: ShardSet, console: Console, ap: ApName = "hits"
 ) -> Ranked:
@@ -93,8 +105,7 @@ def evaluate_checkpoint(
 ) -> tuple[Checkpoint, ShardSet, Ranked]:
     """Rank the gallery of `shards_path` with the newest usable checkpoint of `path`."""
     shards = open_shards(shards_path)
-    for split in ("query", "gallery"):
-        shards.split(split)  # says what is missing before the long work
+    check_queries(shards)
     checkpoint, passed_over = find_checkpoint(path)
     for line in passed_over:
         console.print(f"warning: passed over {line}", highlight=False)

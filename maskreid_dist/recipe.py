@@ -98,5 +98,5 @@ def nearest_key(location: Sequence[str]) -> str | None:
         near = difflib.get_close_matches(location[-1], by_leaf, n=1, cutoff=0.7)
         if near or initials in by_leaf:
             return by_leaf[near[0] if near else initials]
-    near = difflib.get_close_matches(".".join(location), keys, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(".".join(location), keys, n=1, cutoff=0.6)
     return near[0] if near else None

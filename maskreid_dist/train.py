@@ -1,6 +1,7 @@
 """Training: batches -> embeddings -> loss -> step -> checkpoint. The same on one CPU and on many nodes."""
 
 import fcntl
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -25,7 +26,7 @@ from maskreid_dist.config import Config
 from maskreid_dist.data.batches import Batch, make_plan, training_loader
 from maskreid_dist.distributed import EXIT_STOPPED, StopRequest, World, start_world
 from maskreid_dist.engine import learning_rate, start_engine
-from maskreid_dist.errors import CheckpointError, UserError
+from maskreid_dist.errors import CheckpointError, SampleError, UserError
 from maskreid_dist.logs import RunLog
 from maskreid_dist.model import MaskReID
 from maskreid_dist.objective import objective
@@ -57,44 +58,61 @@ def train(config: Config, runs: Path, resume: bool) -> int:
 
 
 def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) -> int:
+    checkpoint = _find_checkpoint(config, run, split, world)
     classes = identity_classes(split)
     torch.manual_seed(config.seed)  # every rank starts from the same weights
     network = build_network(config, len(classes) if config.loss.classifies else 0)
     rows = int(plan.summary().batch) // world.size
     engine = start_engine(network, config, rows, world.size, run if world.is_first else None)
-    start = _resume(engine, config, run, split, world)
+    if checkpoint:
+        load_engine(engine, checkpoint)
+    step = start = checkpoint.step if checkpoint else 0
+    last = config.optimizer.steps
     stop = StopRequest(run / "stop")
     stop.listen()
-    loader = training_loader(split, plan, config, start, world.rank, world.size, world.device.type == "cuda")
-    step, saved = start, start
-    with RunLog(run, start, config.optimizer.steps) if world.is_first else nullcontext() as log:
+    pin = world.device.type == "cuda"
+    batches = _timed(training_loader(split, plan, config, start, world.rank, world.size, pin))
+    with RunLog(run, start, last) if world.is_first else nullcontext() as log:
         if log:
-            for line in [
-                *plan.summary().lines(),
-                f"ranks: {world.size}, steps: {start} of {config.optimizer.steps} done",
-            ]:
+            for line in [*plan.summary().lines(), f"ranks: {world.size}, steps: {start} of {last} done"]:
                 log.say(line)
         meter = Meter(config.run.log_every)
-        for batch, waited_s in _timed(loader):
+        stopping = False
+        while step < last and not stopping:
+            item, waited_s = next(batches)
+            batch, stopping = _agree(item, stop, world)
             scalars = training_step(engine, batch, classes, config, step, world)
             step += 1
-            stopping = world.any_rank(stop.here(world))
             meter.add(scalars, len(batch.pids_B) * world.size, waited_s)
             if log:
                 log.advance(step)
-            if step % config.run.log_every == 0:
+            ends = stopping or step == last
+            if step % config.run.log_every == 0 or ends:
                 means = meter.take(learning_rate(config.optimizer, step - 1), step // plan.steps_per_epoch)
+                if not math.isfinite(means["loss"]):  # the same value on every rank
+                    raise UserError(f"{run}: the loss is {means['loss']} at step {step}; lower optimizer.lr")
                 if log:
                     log.write(step, means)
-            if step % config.run.checkpoint_every == 0 or step == config.optimizer.steps or stopping:
-                save_checkpoint(engine, run, step, config, network_classes(network), split.fingerprint, world)
-                saved = step
-            if stopping:
-                break
-    assert saved == step
+            if step % config.run.checkpoint_every == 0 or ends:
+                classifier = network_classes(network)
+                save_checkpoint(engine, run, step, config, classifier, split.fingerprint, world)
+        if log and stopping:
+            log.say(f"stopped on request after step {step} of {last}, saved")
     if world.is_first:
         stop.file.unlink(missing_ok=True)
-    return EXIT_STOPPED if step < config.optimizer.steps else 0
+    return EXIT_STOPPED if step < last else 0
+
+
+def _agree(item: Batch | SampleError, stop: StopRequest, world: World) -> tuple[Batch, bool]:
+    """This rank's batch, and whether any rank was asked to stop. All ranks take part.
+
+    Raises SampleError on every rank when one has no batch: a rank that left alone would leave the others waiting.
+    """
+    failed = isinstance(item, SampleError)
+    some_failed, stopping = world.any_ranks(failed, stop.here(world))
+    if some_failed:
+        raise SampleError(world.first_message(str(item) if failed else None))
+    return cast(Batch, item), stopping
 
 
 def training_step(
@@ -185,8 +203,8 @@ def network_classes(network: MaskReID) -> int:
     return int(list(network.classifier.parameters())[-1].shape[0])
 
 
-def _resume(engine: Any, config: Config, run: Path, split: Split, world: World) -> int:
-    """Load the newest usable checkpoint, the same on every rank; returns the steps done. All ranks take part."""
+def _find_checkpoint(config: Config, run: Path, split: Split, world: World) -> Checkpoint | None:
+    """The newest usable checkpoint, found by rank 0 and checked against the recipe. All ranks take part."""
     found: tuple[Checkpoint | None, list[str], str] = (None, [], "")
     if world.is_first and finished_checkpoints(run / "checkpoints"):
         try:
@@ -197,23 +215,26 @@ def _resume(engine: Any, config: Config, run: Path, split: Split, world: World) 
     if problem:
         raise CheckpointError(problem)
     if checkpoint is None:
-        return 0
+        return None
     if world.is_first:
         for line in passed_over:
             print(f"warning: passed over {line}", flush=True)
         print(f"continuing from {checkpoint.path}", flush=True)
     check_continues(checkpoint, config, split.fingerprint, world.size)
-    load_engine(engine, checkpoint)
-    return int(checkpoint.step)
+    return cast(Checkpoint, checkpoint)
 
 
-def _timed(loader: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Batches, each with the seconds that this rank waited for it."""
+def _timed(loader: Iterable[Batch]) -> Iterator[tuple[Batch | SampleError, float]]:
+    """Batches, each with the seconds that this rank waited for it; a bad sample ends them, as a value."""
     batches = iter(loader)
     while True:
         before = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except SampleError as error:
+            yield error, 0.0
             return
         yield batch, time.perf_counter() - before
 

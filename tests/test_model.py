@@ -1,4 +1,4 @@
-"""The network against DGD's table (method.md section 1), at width 1.0 and the paper's input size."""
+"""The network against DGD's table (Xiao et al., CVPR 2016), at width 1.0 and the paper's input size."""
 
 import pytest
 import torch

@@ -47,6 +47,8 @@ def test_defaults_are_the_papers(tmp_path):
         ("[loss]\nmargin = 'soft'\n", [], ["loss", "triplet"]),
         ("[loss]\nname = 'contrastive'\n", [], ["loss.name", "ranking", "contrastive"]),
         ("[model]\nstreams = ['raw', 'raw']\n", [], ["model", "each once"]),
+        ("", ["optimizer.lr=inf"], ["optimizer.lr", "finite"]),
+        ("", ["batch.images=1"], ["ranking loss", "batch.images must be at least 2"]),
         ("", ["data.height=200"], ["data", "200x56", "160x64"]),
         ("", ["data.shards.x=1"], ["data.shards.x=1", "shards is a value"]),
         ("", ["lr"], ["--set lr", "key=value"]),

@@ -239,6 +239,7 @@ def test_an_unfinished_save_is_no_checkpoint(alone, tmp_path):
         ("batch.images=4", "batch.images = 2, the recipe says 4"),
         ("seed=6", "seed = 5, the recipe says 6"),
         ("optimizer.steps=60", "optimizer.steps"),
+        ("engine.precision=bfloat16", "engine.precision"),
     ],
 )
 def test_a_checkpoint_that_does_not_match_the_recipe(alone, recipe, override, words):
@@ -273,6 +274,40 @@ def test_bad_starts_are_one_line_and_status_2(alone, recipe, tmp_path):
     assert "Traceback" not in output
     assert not (runs / "odd").exists()
     assert not (runs / "new").exists()
+
+
+def test_a_bad_sample_of_one_rank_stops_all_with_one_line(recipe, tmp_path):
+    shards = shutil.copytree(ROOT / "shards" / "walkers", tmp_path / "walkers")
+    split = open_shards(shards).split("train")
+    config = load_recipe(recipe)
+    row = split.index[int(make_plan(split, config.batch, config.seed, 2).rank_batch(0, 1, 1, 2)[0])]
+    shard = Path(split.urls()[int(row["shard"])])
+    data = bytearray(shard.read_bytes())
+    data[int(row["image_offset"]) + 50] ^= 4
+    shard.write_bytes(data)
+    output = train("deepspeed", recipe, tmp_path / "runs", "--set", f"data.shards={shards}", status=2)
+    assert "Traceback" not in output
+    errors = [line for line in output.splitlines() if line.startswith("maskreid: error:")]
+    assert len(errors) == 1
+    assert row["key"].decode() in errors[0]
+    assert str(shard) in errors[0]
+
+
+def test_a_diverging_loss_is_said(recipe, tmp_path):
+    output = train(
+        "python", recipe, tmp_path, "--set", "optimizer.lr=1e38", "--set", "optimizer.name=sgd", status=2
+    )
+    assert "lower optimizer.lr" in output
+    assert "Traceback" not in output
+
+
+def test_a_rejected_resume_writes_nothing(alone, recipe, tmp_path):
+    run = shutil.copytree(alone, tmp_path / "tiny")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
+    train("python", recipe, tmp_path, "--resume", "--set", "optimizer.gradient_clipping=1.0", status=2)
+    assert {
+        path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"
+    } == before
 
 
 def test_evaluate_ranks_a_gallery(alone, tmp_path):

@@ -1,4 +1,4 @@
-"""The MaskReID network (method.md section 1; Qi et al., arXiv 1804.03864, Fig. 2).
+"""The MaskReID network (Qi et al., arXiv 1804.03864, section 3 and Fig. 2).
 
 Axes: B batch, C channels, H rows, W columns, D embedding features.
 """
