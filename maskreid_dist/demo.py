@@ -34,8 +34,6 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
     started = time.monotonic()
     config = load_recipe(recipe, overrides)
     shards = open_shards(config.data.shards)
-    for split in ("train", "query", "gallery"):
-        shards.split(split)
     run = runs / config.name
     console = Console()
     if torch.cuda.is_available():
@@ -69,9 +67,8 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
         run / "metrics.json", {"unit": "percent"} | {k: percentages(v.result) for k, v in figures.items()}
     )
     write_run_report(run / "report.html", checkpoint, shards, rows, rows[-1])
-    print(
-        f"figures: {run / 'metrics.json'}\nreport:  {run / 'report.html'}"
-    )  # rich would wrap and restyle paths
+    # Plain print: rich would wrap and restyle paths.
+    print(f"figures: {run / 'metrics.json'}\nreport:  {run / 'report.html'}")
     console.print(f"this call took {(time.monotonic() - started) / 60:.1f} minutes")
     return 0
 

@@ -76,8 +76,8 @@ def start_world(timeout_s: int) -> World:
         device = torch.device("cpu")
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size)))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
-        # DeepSpeed would compile a shared-memory all-reduce at the first start (needs g++, over a minute), which
-        # leaves a 69 MB file in /dev/shm for each rank. Plain gloo is as fast at this size.
+        # DeepSpeed would compile a shared-memory all-reduce at the first start (needs g++) and leave a 69 MB file in
+        # /dev/shm for each rank. Plain gloo does without both.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     timeout = timedelta(seconds=timeout_s)
     deepspeed.init_distributed(

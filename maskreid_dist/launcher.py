@@ -36,9 +36,8 @@ def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Pat
     stop.unlink(missing_ok=True)
     environment = dict(os.environ)
     if not torch.cuda.is_available():
-        environment.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # or DeepSpeed warns in every process that it found no GPU
+        # Or DeepSpeed warns in every process that it found no GPU.
+        environment.setdefault("DS_ACCELERATOR", "cpu")
     # In a session of its own: a Ctrl-C at the terminal reaches this process alone.
     process = subprocess.Popen(command, start_new_session=True, env=environment)
 

@@ -86,14 +86,14 @@ def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) ->
             meter.add(scalars, len(batch.pids_B) * world.size, waited_s)
             if log:
                 log.advance(step)
-            ends = stopping or step == last
-            if step % config.run.log_every == 0 or ends:
+            saves = stopping or step == last or step % config.run.checkpoint_every == 0
+            if saves or step % config.run.log_every == 0:
                 means = meter.take(learning_rate(config.optimizer, step - 1), step // plan.steps_per_epoch)
                 if not math.isfinite(means["loss"]):  # the same value on every rank
                     raise UserError(f"{run}: the loss is {means['loss']} at step {step}; lower optimizer.lr")
                 if log:
                     log.write(step, means)
-            if step % config.run.checkpoint_every == 0 or ends:
+            if saves:  # after the look at the loss: a diverged network is not saved
                 classifier = network_classes(network)
                 save_checkpoint(engine, run, step, config, classifier, split.fingerprint, world)
         if log and stopping:

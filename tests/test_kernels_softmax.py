@@ -46,7 +46,9 @@ def test_large_logits(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck(backend: str) -> None:
     logits, targets = batch(6, 5)
-    torch.autograd.gradcheck(lambda z: softmax_loss(z, targets, backend=backend), logits.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda z: softmax_loss(z, targets, backend=backend), logits.requires_grad_()
+    )
 
 
 def test_double_backward_is_refused() -> None:
