@@ -1,26 +1,20 @@
 """The program `maskreid`. Each command validates, then calls the library; a UserError is one line and status 2."""
 
-import functools
 import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, ParamSpec, TypeVar
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from maskreid_dist import __version__
-from maskreid_dist.errors import UserError
+from maskreid_dist.commands.convert import convert_app
+from maskreid_dist.commands.failures import one_line_errors
 from maskreid_dist.recipe import load_recipe
-from maskreid_dist.retrieval import RetrievalError
-from maskreid_shards import ShardError
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,7 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train and evaluate MaskReID, a mask-based deep ranking network for person re-identification.",
 )
-convert_app = typer.Typer(no_args_is_help=True, help="Convert a data set into WebDataset shards.")
 app.add_typer(convert_app, name="convert")
 
 Recipe = Annotated[
@@ -39,57 +32,6 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. optimizer.lr=0.01; repeatable."),
 ]
 Runs = Annotated[Path, typer.Option(help="Directory of run directories.")]
-
-
-def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn the user's errors into one line on standard error and exit status 2.
-
-    All ranks raise alike (what only one of them meets is voted on), and rank 0 prints.
-    """
-
-    @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except (UserError, ShardError, RetrievalError) as error:
-            if os.environ.get("RANK", "0") == "0":
-                print(f"maskreid: error: {error}", file=sys.stderr, flush=True)
-            raise typer.Exit(2) from None
-        except OSError as error:
-            if error.filename is None:  # not about a file: a defect, with its traceback
-                raise
-            print(f"maskreid: error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
-            raise typer.Exit(2) from None
-
-    return wrapped
-
-
-@convert_app.command("market1501")
-@one_line_errors
-def convert_market1501(
-    src: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder with bounding_box_train, query, bounding_box_test and their _seg folders."
-        ),
-    ],
-    out: Annotated[Path, typer.Argument(help="New folder for the shards.")],
-    on_bad_mask: Annotated[
-        Literal["fail", "full", "skip"] | None,
-        typer.Option(
-            help="A mask that is missing, empty, RGB or of another size: stop, use the full image, or skip the pair. Default: fail."
-        ),
-    ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Take data.on_bad_mask from this recipe.")] = None,
-    shard_mb: Annotated[float, typer.Option(min=0.01, help="Size at which a shard is closed, in MB.")] = 64.0,
-    seed: Annotated[int, typer.Option(min=0, help="Deals the identities to shards.")] = 0,
-) -> None:
-    """Convert a Market-1501 folder with masks."""
-    from maskreid_dist.conversion import run_market1501
-
-    policy = on_bad_mask or (load_recipe(recipe).data.on_bad_mask if recipe else "fail")
-    report = run_market1501(src, out, policy, round(shard_mb * 1_000_000), seed)
-    print("\n".join(report.lines()))
 
 
 @app.command()

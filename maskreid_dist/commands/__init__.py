@@ -1,0 +1,1 @@
+"""Groups of subcommands of the program `maskreid`, one module each; `maskreid_dist.cli` mounts them."""
