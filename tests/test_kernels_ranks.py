@@ -11,7 +11,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from maskreid_kernels import batch_hard_loss, ranking_loss, ranking_loss_with_statistics, softmax_loss
+from maskreid_kernels import (
+    all_pairs_loss,
+    batch_hard_loss,
+    circle_loss,
+    n_pair_loss,
+    ranking_loss,
+    ranking_loss_with_statistics,
+    softmax_loss,
+    supervised_contrastive_loss,
+)
 
 COLUMNS = 24
 # Rows of ranks 0, 1, ... in turn; the second has an empty rank, the last no row at all.
@@ -39,6 +48,12 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         x, y, margin="soft", distance="squared_euclidean", normalize=True, **options
     ),
     "batch_hard_cosine": lambda x, y, **options: batch_hard_loss(x, y, distance="cosine", **options),
+    "n_pair": lambda x, y, **options: n_pair_loss(x, y, **options),
+    "all_pairs": lambda x, y, **options: all_pairs_loss(x, y, scale=3.0, margin=0.1, **options),
+    "circle": lambda x, y, **options: circle_loss(x, y, gamma=6.0, **options),
+    "supervised_contrastive": lambda x, y, **options: supervised_contrastive_loss(
+        x, y, temperature=0.3, **options
+    ),
     "softmax": lambda x, y, **options: softmax_loss(x, y % COLUMNS, **options),
 }
 

@@ -5,13 +5,18 @@ in `maskreid_kernels.ranks`.
 """
 
 from .batch_hard import batch_hard_loss
+from .logsumexp import all_pairs_loss, circle_loss, n_pair_loss, supervised_contrastive_loss
 from .ranking import RankingStatistics, ranking_loss, ranking_loss_with_statistics
 from .softmax import softmax_loss
 
 __all__ = [
     "RankingStatistics",
+    "all_pairs_loss",
     "batch_hard_loss",
+    "circle_loss",
+    "n_pair_loss",
     "ranking_loss",
     "ranking_loss_with_statistics",
     "softmax_loss",
+    "supervised_contrastive_loss",
 ]
