@@ -81,19 +81,35 @@ class ModelConfig(Section):
         return self
 
 
+OWN_MARGINS = {"all_pairs": 0.0, "circle": 0.25}  # what their papers take where a recipe does not say
+
+
 class LossConfig(Section):
     """`ranking`: Eq. 5 of the paper. `triplet`: online hard mining. `softmax`: identity classification.
 
-    `identity_weight` adds that much of the softmax loss to the other two; the paper adds none.
+    `n_pair` and `all_pairs`: Eq. 3 and 4 of the paper. `circle`, `supcon`: supervised contrastive. Each reads the keys that
+    name it. `identity_weight` adds that much of the softmax loss to the others; the paper adds none.
     """
 
-    name: Literal["ranking", "triplet", "softmax"] = "ranking"
-    margin: Annotated[float, Field(ge=0)] | Literal["soft"] = 0.15
+    name: Literal["ranking", "triplet", "softmax", "n_pair", "all_pairs", "circle", "supcon"] = "ranking"
+    margin: Annotated[float, Field(ge=0)] | Literal["soft"] = (
+        0.15  # ranking, triplet, all_pairs (0), circle (0.25)
+    )
     pull: Annotated[float, Field(ge=0)] = 2.0  # lambda of Eq. 5
     negatives: Literal["all", "violating"] = "all"
     distance: Literal["euclidean", "squared_euclidean", "cosine"] = "euclidean"  # triplet
+    scale: Annotated[float, Field(gt=0)] = 1.0  # n_pair, all_pairs: of the similarities in the exponent
+    gamma: Annotated[float, Field(gt=0)] = 128.0  # circle
+    temperature: Annotated[float, Field(gt=0)] = 0.1  # supcon
     identity_weight: Annotated[float, Field(ge=0)] = 0.0
     backend: Literal["auto", "reference", "chunked"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _margin_of_the_loss(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("name") in OWN_MARGINS:
+            return {"margin": OWN_MARGINS[values["name"]], **values}
+        return values
 
     @model_validator(mode="after")
     def _soft_is_of_triplet(self) -> Self:

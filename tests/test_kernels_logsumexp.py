@@ -39,7 +39,11 @@ def supervised_contrastive_loop(p: Tensor, n: Tensor, temperature: float = 0.1) 
 LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[dict[str, float]]]] = {
     "n_pair": (n_pair_loss, n_pair_loop, [{}, {"scale": 12.0}]),
     "all_pairs": (all_pairs_loss, all_pairs_loop, [{}, {"scale": 9.0, "margin": 0.3}]),
-    "circle": (circle_loss, circle_loop, [{}, {"gamma": 16.0, "margin": 0.4}, {"gamma": 4.0, "margin": -0.1}]),
+    "circle": (
+        circle_loss,
+        circle_loop,
+        [{}, {"gamma": 16.0, "margin": 0.4}, {"gamma": 4.0, "margin": -0.1}],
+    ),
     "supervised_contrastive": (
         supervised_contrastive_loss,
         supervised_contrastive_loop,
@@ -60,7 +64,9 @@ def oracle(
         others = [i for i in range(len(names)) if i != k and names[i] == names[k]]
         strangers = [j for j in range(len(names)) if names[j] != names[k]]
         if others and strangers:
-            losses.append(LOSSES[name][1]((x[others] @ x[k]).unbind(), (x[strangers] @ x[k]).unbind(), **constants))
+            losses.append(
+                LOSSES[name][1]((x[others] @ x[k]).unbind(), (x[strangers] @ x[k]).unbind(), **constants)
+            )
     loss = sum(losses) / max(len(losses) - 1, 1)
     loss.backward()
     return loss.detach(), rows.grad
@@ -74,7 +80,13 @@ def batch(rows: int, columns: int, identities: int, seed: int = 0) -> tuple[Tens
 
 
 def compare(
-    name: str, rows: Tensor, labels: Tensor, backend: str, expected: tuple[Tensor, Tensor], tolerance: float, **options
+    name: str,
+    rows: Tensor,
+    labels: Tensor,
+    backend: str,
+    expected: tuple[Tensor, Tensor],
+    tolerance: float,
+    **options,
 ) -> None:
     rows = rows.detach().clone().requires_grad_()
     loss = LOSSES[name][0](rows, labels, backend=backend, **options)
@@ -93,7 +105,9 @@ def check(name: str, embeddings: Tensor, labels: Tensor, tolerance: float = 1e-1
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("rows,columns,identities", [(2, 13, 2), (3, 2, 2), (13, 1, 4), (13, 13, 3), (23, 8, 19)])
+@pytest.mark.parametrize(
+    "rows,columns,identities", [(2, 13, 2), (3, 2, 2), (13, 1, 4), (13, 13, 3), (23, 8, 19)]
+)
 def test_against_loops(rows: int, columns: int, identities: int, name: str) -> None:
     embeddings, labels = batch(rows, columns, identities)
     for constants in LOSSES[name][2]:
@@ -104,7 +118,9 @@ def test_against_loops(rows: int, columns: int, identities: int, name: str) -> N
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("rows,columns,identities", [(130, 257, 30), (257, 13, 3), (257, 130, 250)])
-def test_chunked_against_the_reference_in_float64(rows: int, columns: int, identities: int, name: str) -> None:
+def test_chunked_against_the_reference_in_float64(
+    rows: int, columns: int, identities: int, name: str
+) -> None:
     embeddings, labels = batch(rows, columns, identities)
     for constants in LOSSES[name][2]:
         for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
@@ -137,7 +153,9 @@ def test_values_by_hand(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_against_pytorch_metric_learning(backend: str) -> None:
     generator = torch.Generator().manual_seed(2)
-    labels = torch.arange(48)[torch.randperm(48, generator=generator)] // 4  # equal identities: one mean over all
+    labels = (
+        torch.arange(48)[torch.randperm(48, generator=generator)] // 4
+    )  # equal identities: one mean over all
     x = torch.randn(48, 16, generator=generator, dtype=torch.float64)
     pairs = [
         (NTXentLoss(temperature=0.2), lambda rows: n_pair_loss(rows, labels, scale=5.0, backend=backend)),
@@ -212,7 +230,15 @@ def test_large_scales_do_not_overflow(name: str, constants: dict) -> None:
     assert expected.isfinite() and double.grad is not None
     for backend in BACKENDS:
         # Relative to the exponent's size: scale x the rounding of S.
-        compare(name, embeddings.detach().float(), labels, backend, (expected.detach(), double.grad), 1e-3, **constants)
+        compare(
+            name,
+            embeddings.detach().float(),
+            labels,
+            backend,
+            (expected.detach(), double.grad),
+            1e-3,
+            **constants,
+        )
         low = embeddings.detach().clone().mul_(20).float().requires_grad_()  # similarities far beyond 1
         loss = LOSSES[name][0](low, labels, normalize=False, backend=backend)
         loss.backward()
@@ -220,12 +246,16 @@ def test_large_scales_do_not_overflow(name: str, constants: dict) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "circle"])  # circle's weights are detached
+@pytest.mark.parametrize(
+    "name", [name for name in LOSSES if name != "circle"]
+)  # circle's weights are detached
 def test_gradcheck(name: str, backend: str) -> None:
     embeddings, labels = batch(11, 5, 4, seed=3)
     for normalize in (True, False):
         assert torch.autograd.gradcheck(
-            lambda x, n=normalize: LOSSES[name][0](x, labels, normalize=n, backend=backend, **LOSSES[name][2][1]),
+            lambda x, n=normalize: LOSSES[name][0](
+                x, labels, normalize=n, backend=backend, **LOSSES[name][2][1]
+            ),
             embeddings.requires_grad_(),
         )
 
@@ -244,13 +274,17 @@ def test_gradcheck_of_circle_with_its_weights_held(backend: str) -> None:
         S = F.normalize(x) @ F.normalize(x).t()
         push = gamma * (held + margin).relu() * (S - margin)
         pull = -gamma * (1 + margin - held).relu() * (S - 1 + margin)
-        z = push.masked_fill(~other, -torch.inf).logsumexp(1) + pull.masked_fill(~same, -torch.inf).logsumexp(1)
+        z = push.masked_fill(~other, -torch.inf).logsumexp(1) + pull.masked_fill(~same, -torch.inf).logsumexp(
+            1
+        )
         return F.softplus(z, threshold=1000)[valid].mean()
 
     rows = embeddings.clone().requires_grad_()
     circle_loss(rows, labels, margin=margin, gamma=gamma, backend=backend).backward()
     step, direction = 1e-5, torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    slope = with_held_weights(embeddings + step * direction) - with_held_weights(embeddings - step * direction)
+    slope = with_held_weights(embeddings + step * direction) - with_held_weights(
+        embeddings - step * direction
+    )
     assert float((rows.grad * direction).sum()) == pytest.approx(float(slope) / (2 * step), rel=1e-6)
 
 

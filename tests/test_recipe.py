@@ -3,9 +3,20 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from maskreid_dist.errors import RecipeError
+from maskreid_dist.model import Output
+from maskreid_dist.objective import objective
 from maskreid_dist.recipe import load_recipe
+from maskreid_kernels import (
+    all_pairs_loss,
+    batch_hard_loss,
+    circle_loss,
+    n_pair_loss,
+    ranking_loss,
+    supervised_contrastive_loss,
+)
 
 ROOT = Path(__file__).parent.parent
 MINIMAL = 'name = "t"\n[data]\nshards = "shards/walkers"\n'
@@ -46,6 +57,10 @@ def test_defaults_are_the_papers(tmp_path):
         ("[batch]\nidentities = 0\n", [], ["batch.identities", "greater than 0"]),
         ("[loss]\nmargin = 'soft'\n", [], ["loss", "triplet"]),
         ("[loss]\nname = 'contrastive'\n", [], ["loss.name", "ranking", "contrastive"]),
+        ("[loss]\nname = 'circle'\ngamma = 0.0\n", [], ["loss.gamma", "greater than 0"]),
+        ("[loss]\nname = 'supcon'\ntemperature = -0.1\n", [], ["loss.temperature", "greater than 0"]),
+        ("[loss]\nname = 'circle'\nmargin = 'soft'\n", [], ["loss", "triplet"]),
+        ("[loss]\nname = 'n_pair'\n", ["batch.images=1"], ["n_pair loss", "batch.images must be at least 2"]),
         ("[model]\nstreams = ['raw', 'raw']\n", [], ["model", "each once"]),
         ("", ["optimizer.lr=inf"], ["optimizer.lr", "finite"]),
         ("", ["batch.images=1"], ["ranking loss", "batch.images must be at least 2"]),
@@ -84,3 +99,34 @@ def test_configuration_is_frozen(tmp_path):
     config = load_recipe(write(tmp_path, MINIMAL))
     with pytest.raises(ValueError, match="frozen"):
         config.optimizer.lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ("name = 'n_pair'\nscale = 16.0", lambda x, y: n_pair_loss(x, y, scale=16.0)),
+        ("name = 'all_pairs'", lambda x, y: all_pairs_loss(x, y)),
+        (
+            "name = 'all_pairs'\nmargin = 0.2\nscale = 4.0",
+            lambda x, y: all_pairs_loss(x, y, scale=4.0, margin=0.2),
+        ),
+        ("name = 'circle'", lambda x, y: circle_loss(x, y)),
+        (
+            "name = 'circle'\nmargin = 0.4\ngamma = 80.0",
+            lambda x, y: circle_loss(x, y, margin=0.4, gamma=80.0),
+        ),
+        ("name = 'supcon'", lambda x, y: supervised_contrastive_loss(x, y)),
+        (
+            "name = 'supcon'\ntemperature = 0.5",
+            lambda x, y: supervised_contrastive_loss(x, y, temperature=0.5),
+        ),
+        ("name = 'triplet'\nmargin = 'soft'", lambda x, y: batch_hard_loss(x, y, margin="soft")),
+        ("name = 'ranking'\nmargin = 0.3", lambda x, y: ranking_loss(x, y, margin=0.3)),
+    ],
+)
+def test_a_recipe_names_its_loss_and_constants(tmp_path, extra, expected):
+    config = load_recipe(write(tmp_path, f"{MINIMAL}[loss]\n{extra}\n")).loss
+    x, labels = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)), torch.arange(12) // 3
+    loss, scalars = objective(Output(x, None), labels, config, None)
+    assert torch.equal(loss, expected(x, labels))
+    assert ("loss_above_floor" in scalars) == (config.name == "ranking")

@@ -36,9 +36,7 @@ class AnchorNumbers:
     level_N: Tensor
 
 
-def log_sum_exp_loss(
-    rows_BD: Tensor, labels_B: Tensor, terms: LogSumExpTerms, layout: RankLayout
-) -> Tensor:
+def log_sum_exp_loss(rows_BD: Tensor, labels_B: Tensor, terms: LogSumExpTerms, layout: RankLayout) -> Tensor:
     """Collectives in the forward, none in the backward: rows, labels, and three numbers per anchor."""
     if terms.normalize:
         rows_BD = unit_rows(rows_BD)

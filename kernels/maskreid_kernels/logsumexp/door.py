@@ -25,6 +25,8 @@ def log_sum_exp_loss(
     compute = {"reference": reference.log_sum_exp_loss, "chunked": chunked.log_sum_exp_loss}[
         choose_backend(backend, layout.total_rows, REFERENCE_UP_TO_ROWS)
     ]
-    with torch.autocast(embeddings.device.type, enabled=False):  # a large scale multiplies a low precision's error
+    with torch.autocast(
+        embeddings.device.type, enabled=False
+    ):  # a large scale multiplies a low precision's error
         rows = embeddings.to(compute_dtype(embeddings.dtype))
         return compute(rows, labels.to(torch.int64), terms, layout)

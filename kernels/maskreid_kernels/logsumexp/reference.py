@@ -10,9 +10,7 @@ from ..unit_rows import unit_rows_reference
 from .terms import LogSumExpTerms
 
 
-def log_sum_exp_loss(
-    rows_BD: Tensor, labels_B: Tensor, terms: LogSumExpTerms, layout: RankLayout
-) -> Tensor:
+def log_sum_exp_loss(rows_BD: Tensor, labels_B: Tensor, terms: LogSumExpTerms, layout: RankLayout) -> Tensor:
     """Every rank computes the whole loss (collectives: rows, labels) and keeps its own rows' gradient."""
     x_ND = gather_rows_with_gradient(rows_BD, layout)
     labels_N = gather_rows(labels_B, layout)
