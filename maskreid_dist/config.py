@@ -20,7 +20,7 @@ class DataConfig(Section):
     """Where the shards are and what a sample looks like when it reaches the network."""
 
     shards: str
-    # conversion: a mask that is missing, empty, RGB or of another size stops it, becomes the full image, or skips the pair
+    # conversion: a mask that is missing, unreadable, empty or coloured stops it, becomes the full image, or skips the pair
     on_bad_mask: Literal["fail", "full", "skip"] = "fail"
     height: Positive = 144  # network input, pixels
     width: Positive = 56

@@ -142,7 +142,13 @@ def test_report_counts(src: Path, tmp_path: Path) -> None:
 
 
 def _rgb(path: Path) -> None:
-    Image.new("RGB", (16, 32), (255, 255, 255)).save(path)
+    Image.new("RGB", (16, 32), (255, 255, 0)).save(path)
+
+
+def _palette(path: Path) -> None:
+    picture = Image.new("P", (16, 32), 1)
+    picture.putpalette([0, 0, 0, 192, 128, 128])
+    picture.save(path)
 
 
 def _grey(level: int, size: tuple[int, int] = (16, 32)) -> Callable[[Path], None]:
@@ -155,9 +161,8 @@ BAD_MASKS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "0 bytes": ("unreadable", lambda path: path.write_bytes(b"")),
     "a jpeg": ("unreadable", lambda path: path.write_bytes(jpeg(1))),
     "rgb": ("mode", _rgb),
-    "palette": ("mode", lambda path: Image.new("P", (16, 32)).save(path)),
+    "palette": ("mode", _palette),
     "16 bit": ("mode", lambda path: Image.new("I;16", (16, 32), 255).save(path)),
-    "other size": ("size", _grey(255, (32, 16))),
     "all zero": ("empty", _grey(0)),
     "label map": ("empty", _grey(1)),
 }

@@ -9,6 +9,7 @@ from .decode import decode_pair
 from .errors import ShardError
 from .identities import IdentityTable
 from .market1501 import scan_market1501
+from .mask_options import MaskKind, MaskOptions, place_masks
 from .masks import MaskReport, OnBadMask
 from .order import Draws, FewImages, Plan, PlanSummary, augmentation_key
 from .reading import RawPair, ShardSet, Split, open_shards
@@ -20,6 +21,8 @@ __all__ = [
     "FewImages",
     "IdentityTable",
     "Layout",
+    "MaskKind",
+    "MaskOptions",
     "MaskReport",
     "OnBadMask",
     "Plan",
@@ -34,5 +37,6 @@ __all__ = [
     "convert_market1501",
     "decode_pair",
     "open_shards",
+    "place_masks",
     "scan_market1501",
 ]

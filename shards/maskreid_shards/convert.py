@@ -13,7 +13,8 @@ from .errors import ShardError
 from .keyed import keyed_bits
 from .manifest import Manifest, SplitEntry, index_bytes, index_name, shard_name, write_manifest, write_synced
 from .market1501 import scan_market1501
-from .masks import MaskProblem, MaskReport, OnBadMask, check_policy
+from .mask_options import MaskOptions, place_masks
+from .masks import DEFAULT_MASKS, MaskProblem, MaskReport, OnBadMask, check_policy
 from .samples import DISTRACTOR_PID, JUNK_PID, Layout, Source
 from .writing import WrittenShard, member_bytes, sample_json, write_shard
 
@@ -63,6 +64,7 @@ def convert_market1501(
     *,
     dataset: str | None = None,
     on_bad_mask: OnBadMask = "fail",
+    mask_options: MaskOptions = DEFAULT_MASKS,
     shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
     progress: Progress | None = None,
@@ -80,6 +82,7 @@ def convert_market1501(
         Path(out),
         dataset=name,
         on_bad_mask=on_bad_mask,
+        mask_options=mask_options,
         shard_bytes=shard_bytes,
         seed=seed,
         progress=progress,
@@ -92,6 +95,7 @@ def convert(
     *,
     dataset: str,
     on_bad_mask: OnBadMask = "fail",
+    mask_options: MaskOptions = DEFAULT_MASKS,
     shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
     progress: Progress | None = None,
@@ -107,6 +111,7 @@ def convert(
     split left without samples, no space to write.
     """
     check_policy(on_bad_mask)
+    layout = place_masks(layout, mask_options)
     if shard_bytes < 1:
         raise ShardError(f"shard size of {shard_bytes} bytes: give at least 1")
     _check_fresh(out)
@@ -132,6 +137,7 @@ def convert(
                     part,
                     dataset=dataset,
                     on_bad_mask=on_bad_mask,
+                    mask_options=mask_options,
                     tick=tick,
                 )
                 for number, part in enumerate(
@@ -140,7 +146,7 @@ def convert(
             ]
             problems += [problem for shard in written for problem in shard.problems]
             splits[split] = _finish_split(folder, split, written)
-        masks = MaskReport.of(problems, policy=on_bad_mask, checked=total)
+        masks = MaskReport.of(problems, policy=on_bad_mask, checked=total, form=mask_options.describe())
         manifest = Manifest(dataset, layout.name, seed, shard_bytes, splits, masks)
         for directory in [*splits, "index"]:
             sync_folder(folder / directory)

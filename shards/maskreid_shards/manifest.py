@@ -85,7 +85,10 @@ class Manifest:
     masks: MaskReport
 
     def content(self) -> dict[str, Any]:
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        if not self.masks.form:  # left out: shards written before it was recorded keep their fingerprint
+            del content["masks"]["form"]
+        return content
 
     @property
     def fingerprint(self) -> str:

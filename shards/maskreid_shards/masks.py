@@ -11,41 +11,62 @@ from PIL import Image
 
 from .decode import MASK_FORMATS, MAX_PIXELS, decode
 from .errors import ShardError
+from .mask_options import LABEL_MODES, PNG_BIT_DEPTH, MaskOptions, person_mask
 
 OnBadMask = Literal["fail", "full", "skip"]
-MaskProblemKind = Literal["missing", "unreadable", "mode", "size", "empty"]
+BadKind = Literal["missing", "unreadable", "mode", "empty"]
+ChangeKind = Literal["resized", "grey"]
 
 PERSON_LEVEL = 128
-KINDS: dict[MaskProblemKind, str] = {
+KINDS: dict[str, str] = {
     "missing": "no mask file",
     "unreadable": "not a readable PNG",
     "mode": "not 8-bit grey",
-    "size": "another size than the image",
-    "empty": f"no pixel at {PERSON_LEVEL} or above (255 = person)",
+    "empty": f"no pixel at {PERSON_LEVEL} or above (255 = person); a label map needs its person labels",
 }
+# A mask that is good once it has been changed; these are counted only where they occur.
+CHANGES: dict[str, str] = {
+    "resized": "another size than the image, so resized",
+    "grey": "grey in another mode, so stored as 8-bit grey",
+}
+
+
+ALL_KINDS = {**KINDS, **CHANGES}
+DEFAULT_MASKS = MaskOptions()
 
 
 @dataclass(frozen=True)
 class MaskProblem:
-    """One bad mask: its kind, the file, and the detail (the size found, the mode found, ...)."""
+    """A bad or changed mask: its kind, the file, and the detail (the size found, the mode found, ...)."""
 
-    kind: MaskProblemKind
+    kind: BadKind | ChangeKind
     where: str
     detail: str
 
 
 @dataclass(frozen=True)
 class MaskReport:
-    """Counts of bad masks by kind (every kind has an entry) and a few examples as text, in reading order."""
+    """Counts of bad and changed masks by kind, and a few examples as text, in reading order.
+
+    Every bad kind has an entry in `counts`. `form` is what the pixels meant (`MaskOptions.describe`), empty for
+    8-bit grey with 255 = person.
+    """
 
     policy: OnBadMask
     checked: int
     counts: dict[str, int]
     examples: tuple[str, ...]
+    form: str = ""
 
     @classmethod
     def of(
-        cls, problems: Iterable[MaskProblem], *, policy: OnBadMask, checked: int, examples: int = 5
+        cls,
+        problems: Iterable[MaskProblem],
+        *,
+        policy: OnBadMask,
+        checked: int,
+        form: str = "",
+        examples: int = 5,
     ) -> "MaskReport":
         """`examples` of each kind are kept."""
         counts: Counter[str] = Counter()
@@ -53,12 +74,13 @@ class MaskReport:
         for problem in problems:
             counts[problem.kind] += 1
             if counts[problem.kind] <= examples:
-                kept.append(f"{problem.where}: {KINDS[problem.kind]} ({problem.detail})")
-        return cls(policy, checked, {kind: counts[kind] for kind in KINDS}, tuple(kept))
+                kept.append(f"{problem.where}: {ALL_KINDS[problem.kind]} ({problem.detail})")
+        reported = {kind: counts[kind] for kind in ALL_KINDS if kind in KINDS or counts[kind]}
+        return cls(policy, checked, reported, tuple(kept), form)
 
     @property
     def bad(self) -> int:
-        return sum(self.counts.values())
+        return sum(count for kind, count in self.counts.items() if kind not in CHANGES)
 
 
 def check_policy(policy: str) -> None:
@@ -68,41 +90,60 @@ def check_policy(policy: str) -> None:
 
 
 def read_mask(
-    path: Path | None, size: tuple[int, int], *, where: str
-) -> tuple[bytes, None] | tuple[None, MaskProblem]:
-    """The bytes of a valid mask for an image of `size` (width, height), or what is wrong with it.
+    path: Path | None, size: tuple[int, int], *, where: str, options: MaskOptions = DEFAULT_MASKS
+) -> tuple[bytes | None, tuple[MaskProblem, ...]]:
+    """The PNG bytes of a valid mask for an image of `size` (width, height), and what was wrong or changed.
 
-    A mask with few foreground pixels is valid; one without any at PERSON_LEVEL or above is empty: so is a 0/1
-    label map, which would otherwise train as "no person anywhere".
+    The bytes are None for a bad mask. They are the file's own when it is an 8-bit grey mask of the image's size
+    already; otherwise they are encoded anew, alike each time: resized bilinearly ("soft") or to the nearest
+    pixel (labels). A mask with few foreground pixels is valid; one without any at PERSON_LEVEL or above is
+    empty: so is a 0/1 label map read as "soft", which would otherwise train as "no person anywhere".
     """
     try:
         data = path.read_bytes() if path is not None else None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         data = None
     except OSError as error:
-        return None, MaskProblem("unreadable", where, str(error.strerror))
+        return None, (MaskProblem("unreadable", where, str(error.strerror)),)
     if data is None:
         # Details go into the manifest, so they must not hold the path of the data set's folder.
         expected = "none was given" if path is None else f"expected {path.parent.name}/{path.name}"
-        return None, MaskProblem("missing", where, expected)
+        return None, (MaskProblem("missing", where, expected),)
     try:
-        mask = decode(data, formats=MASK_FORMATS, where="mask", max_pixels=MAX_PIXELS)
+        picture = decode(data, formats=MASK_FORMATS, where="mask", max_pixels=MAX_PIXELS)
     except ShardError as error:
-        return None, MaskProblem("unreadable", where, str(error).removeprefix("mask: "))
-    if mask.mode != "L":
-        return None, MaskProblem("mode", where, f"mode {mask.mode}")
+        return None, (MaskProblem("unreadable", where, str(error).removeprefix("mask: ")),)
+    return _valid_mask(picture, data, size, where, options)
+
+
+def _valid_mask(
+    picture: Image.Image, data: bytes, size: tuple[int, int], where: str, options: MaskOptions
+) -> tuple[bytes | None, tuple[MaskProblem, ...]]:
+    mask = person_mask(picture, data, options)
+    if mask is None:
+        return None, (MaskProblem("mode", where, f"mode {picture.mode}"),)
+    changes = []
+    if picture.mode not in (("L",) if options.kind == "soft" else LABEL_MODES):
+        changes.append(MaskProblem("grey", where, f"mode {picture.mode}"))
     if mask.size != size:
-        return None, MaskProblem(
-            "size", where, f"{mask.size[0]} x {mask.size[1]}, the image is {size[0]} x {size[1]}"
-        )
+        found = f"{mask.size[0]} x {mask.size[1]}, the image is {size[0]} x {size[1]}"
+        changes.append(MaskProblem("resized", where, found))
+        filtering = Image.Resampling.BILINEAR if options.kind == "soft" else Image.Resampling.NEAREST
+        mask = mask.resize(size, filtering)
     highest = max(level for level, count in enumerate(mask.histogram()) if count)
     if highest < PERSON_LEVEL:
-        return None, MaskProblem("empty", where, f"highest value {highest}")
-    return data, None
+        return None, (MaskProblem("empty", where, f"highest value {highest}"),)
+    as_stored = mask is picture and data[PNG_BIT_DEPTH] == 8
+    return data if as_stored else png_bytes(mask), tuple(changes)
 
 
 def full_mask(size: tuple[int, int]) -> bytes:
     """PNG bytes of the mask that keeps the whole image of `size` (width, height)."""
+    return png_bytes(Image.new("L", size, 255))
+
+
+def png_bytes(mask: Image.Image) -> bytes:
+    """The mask as a PNG file; alike each time with the same Pillow."""
     buffer = io.BytesIO()
-    Image.new("L", size, 255).save(buffer, "PNG")
+    mask.save(buffer, "PNG")
     return buffer.getvalue()

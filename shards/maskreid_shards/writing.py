@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from .decode import IMAGE_FORMATS, MAX_PIXELS, decode
 from .errors import ShardError
 from .manifest import INDEX_DTYPE, ShardEntry
-from .masks import KINDS, MaskProblem, OnBadMask, full_mask, read_mask
+from .mask_options import MaskOptions
+from .masks import ALL_KINDS, DEFAULT_MASKS, MaskProblem, OnBadMask, full_mask, read_mask
 from .samples import Source
 
 BLOCK = tarfile.BLOCKSIZE
@@ -82,6 +83,7 @@ def write_shard(
     *,
     dataset: str,
     on_bad_mask: OnBadMask,
+    mask_options: MaskOptions = DEFAULT_MASKS,
     tick: Callable[[], None] = lambda: None,
 ) -> WrittenShard:
     """Write `folder/name`, the split's shard `number`, from `sources`; `tick` is called after each.
@@ -93,17 +95,17 @@ def write_shard(
     """
     rows = np.zeros(len(sources), INDEX_DTYPE)
     kept = 0
-    problems = []
+    problems: list[MaskProblem] = []
     with open(folder / name, "wb") as file:
         tar = _TarFile(file)
         for source in sources:
             image, size = _read_image(source)
-            mask, problem = read_mask(source.mask_path, size, where=source.name)
-            if problem is not None:
+            mask, found = read_mask(source.mask_path, size, where=source.name, options=mask_options)
+            if mask is None:
                 if on_bad_mask == "fail":
-                    raise _bad_mask(source, problem)
-                problems.append(problem)
+                    raise _bad_mask(source, found[0])
                 mask = full_mask(size) if on_bad_mask == "full" else None
+            problems += found
             if mask is not None:
                 rows[kept] = _append_sample(tar, source, image, mask, dataset, number)
                 kept += 1
@@ -163,6 +165,6 @@ def _bad_mask(source: Source, problem: MaskProblem) -> ShardError:
     where = source.mask_path if source.mask_path is not None else source.path
     detail = "" if problem.kind == "missing" else f" ({problem.detail})"
     return ShardError(
-        f"{where}: mask of {source.name}: {KINDS[problem.kind]}{detail}; repair it, or choose the mask "
+        f"{where}: mask of {source.name}: {ALL_KINDS[problem.kind]}{detail}; repair it, or choose the mask "
         'policy "full" (whole image) or "skip" (leave the image out)'
     )

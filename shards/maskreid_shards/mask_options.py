@@ -1,0 +1,143 @@
+"""Where the masks of a data set lie, and what their pixels mean."""
+
+import string
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from .errors import ShardError
+from .samples import Layout, Source
+
+MaskKind = Literal["soft", "label", "parsing"]
+LABEL_MODES = ("L", "P", "1", "I;16", "I")
+PNG_BIT_DEPTH = 24  # the byte of a PNG's header that holds the bits per channel
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """How masks are found and read. The default: the layout's own place, 8-bit grey, 255 = person.
+
+    location: None is the layout's own place (the sibling folder `<folder>_seg`). A folder mirrors the data
+        set: `query/a.jpg` has the mask `<location>/query/a.png`. A path pattern has fields, here with their
+        values for `train/0002/a.jpg`: {folder} train/0002, {name} a.jpg, {stem} a, {split} the split.
+    kind: "soft" keeps 0..255 as they are; "label" is person where the value is one of `person_labels`;
+        "parsing" is person where the value is above 0. Values of a palette picture are its indices.
+    invert: what is not person by these rules is; soft values are subtracted from 255.
+
+    Raises ShardError: labels without the kind "label" or the reverse, a label outside 0..65535, an unknown
+    field in a pattern.
+    """
+
+    location: str | None = None
+    kind: MaskKind = "soft"
+    person_labels: tuple[int, ...] = ()
+    invert: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(MaskKind):
+            raise ShardError(f"mask kind {self.kind!r}: use one of {', '.join(get_args(MaskKind))}")
+        if (self.kind == "label") != bool(self.person_labels):
+            raise ShardError(
+                f'masks of kind "{self.kind}" and person labels {list(self.person_labels)}: '
+                'give at least one person label with "label", none with the other kinds'
+            )
+        for label in self.person_labels:
+            if not 0 <= label <= 65535:
+                raise ShardError(f"person label {label}: labels are pixel values, 0 to 65535")
+        if self.location is not None and "{" in self.location:
+            _check_pattern(self.location)
+
+    def describe(self) -> str:
+        """What the pixels mean, for the manifest; empty for the default. Without `location`: a path of this machine."""
+        parts = [] if self.kind == "soft" else [" ".join([self.kind, *map(str, self.person_labels)])]
+        return ", ".join(parts + ["inverted"] * self.invert)
+
+
+def _check_pattern(pattern: str) -> None:
+    known = ("folder", "name", "stem", "split")
+    try:
+        fields = [
+            field for _, field, spec, conversion in string.Formatter().parse(pattern) if field is not None
+        ]
+    except ValueError as error:
+        raise ShardError(f"mask pattern {pattern!r}: {error}; write braces around field names only") from None
+    for field in fields:
+        if field not in known:
+            raise ShardError(
+                f"mask pattern {pattern!r}: unknown field {{{field}}}; "
+                f"there are {', '.join(f'{{{name}}}' for name in known)}"
+            )
+    if not {"stem", "name"} & set(fields):
+        raise ShardError(
+            f"mask pattern {pattern!r}: holds neither {{stem}} nor {{name}}, so names a single file"
+        )
+
+
+def place_masks(layout: Layout, options: MaskOptions) -> Layout:
+    """The layout with each source's `mask_path` where `options.location` says. Nothing is opened.
+
+    Raises ShardError: a location without fields that is not a folder.
+    """
+    location = options.location
+    if location is None:
+        return layout
+    if "{" not in location and not Path(location).is_dir():
+        raise ShardError(
+            f"{location}: no such folder of masks; give one that mirrors the data set, or a pattern with {{stem}}"
+        )
+    path_of: Callable[[Source], Path] = (
+        (lambda source: _fill(location, source))
+        if "{" in location
+        else (lambda source: Path(location, mirrored(source.name)))
+    )
+    splits = {
+        split: tuple(replace(source, mask_path=path_of(source)) for source in sources)
+        for split, sources in layout.splits.items()
+    }
+    return replace(layout, splits=splits)
+
+
+def mirrored(name: str) -> str:
+    """The relative path of the mask of the image `name` in a folder that mirrors the data set."""
+    return str(PurePosixPath(name).with_suffix(".png"))
+
+
+def _fill(pattern: str, source: Source) -> Path:
+    name = PurePosixPath(source.name)
+    return Path(pattern.format(folder=name.parent, name=name.name, stem=name.stem, split=source.split))
+
+
+def person_mask(picture: Image.Image, data: bytes, options: MaskOptions) -> Image.Image | None:
+    """The mask (mode L, 255 = person) that a decoded PNG means, in its own size; None for an unfit mode.
+
+    RGB with three equal channels is grey. `data` are the file's bytes: Pillow scales 1, 2 and 4-bit grey to
+    0..255, and the labels are what stood in the file.
+    """
+    if options.kind == "soft":
+        grey = picture if picture.mode == "L" else _as_grey(picture)
+        if grey is None or not options.invert:
+            return grey
+        return Image.fromarray(255 - np.asarray(grey))
+    if picture.mode in LABEL_MODES:
+        labels = np.asarray(picture)
+        if picture.mode == "L" and data[PNG_BIT_DEPTH] < 8:
+            labels = labels // (255 // (2 ** data[PNG_BIT_DEPTH] - 1))
+    else:
+        grey = _as_grey(picture)
+        if grey is None:
+            return None
+        labels = np.asarray(grey)
+    person = labels > 0 if options.kind == "parsing" else np.isin(labels, options.person_labels)
+    return Image.fromarray(np.where(person != options.invert, 255, 0).astype(np.uint8))
+
+
+def _as_grey(picture: Image.Image) -> Image.Image | None:
+    """A black-and-white, RGB or palette picture without colour, as mode L; None where there is colour or alpha."""
+    if picture.mode not in ("1", "RGB", "P"):
+        return None
+    red, green, blue = picture.convert("RGB").split()
+    return red if red.tobytes() == green.tobytes() == blue.tobytes() else None

@@ -1,0 +1,285 @@
+"""Masks of every form against a reference of loops over pixels; where they are looked for; what is counted."""
+
+import io
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from maskreid_shards import MaskOptions, ShardError, convert_market1501, open_shards, scan_market1501
+from maskreid_shards.masks import full_mask, read_mask
+from test_shards_convert import tree
+from test_shards_market1501 import write_market
+
+SIZE = (6, 9)
+LABELS = np.random.default_rng(3).choice([0, 1, 2, 15], (SIZE[1], SIZE[0])).astype(np.uint8)
+SOFT = np.random.default_rng(4).integers(0, 256, (SIZE[1], SIZE[0])).astype(np.uint8)
+
+# How each form of PNG holds the values of an 8-bit array.
+SAVES: dict[str, Callable[[NDArray[np.uint8]], Image.Image]] = {
+    "grey": Image.fromarray,
+    "palette": lambda values: _palette(values),
+    "16 bit": lambda values: Image.fromarray(values.astype(np.uint16)),
+    "rgb": lambda values: Image.fromarray(np.stack([values] * 3, axis=2)),
+}
+
+
+def _palette(values: NDArray[np.uint8]) -> Image.Image:
+    picture = Image.frombytes("P", values.shape[::-1], values.tobytes())
+    picture.putpalette([channel for value in range(256) for channel in (value, 255 - value, 7)])
+    return picture
+
+
+def saved(path: Path, picture: Image.Image, **options: int) -> Path:
+    picture.save(path, "PNG", **options)
+    return path
+
+
+def read(
+    path: Path, options: MaskOptions, size: tuple[int, int] = SIZE
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """The pixels read, and the kinds of what was counted."""
+    data, found = read_mask(path, size, where="x", options=options)
+    assert data is not None, found
+    again, _ = read_mask(path, size, where="x", options=options)
+    assert again == data
+    picture = Image.open(io.BytesIO(data))
+    assert (picture.mode, picture.format, picture.size) == ("L", "PNG", size) and data[24] == 8
+    return np.asarray(picture), [problem.kind for problem in found]
+
+
+def by_pixel(values: NDArray[np.uint8], options: MaskOptions) -> NDArray[np.uint8]:
+    result = np.zeros_like(values)
+    for row in range(values.shape[0]):
+        for column in range(values.shape[1]):
+            value = int(values[row, column])
+            if options.kind == "soft":
+                result[row, column] = 255 - value if options.invert else value
+            else:
+                person = value in options.person_labels if options.kind == "label" else value > 0
+                result[row, column] = 255 if person != options.invert else 0
+    return result
+
+
+MEANINGS = [
+    MaskOptions(kind="label", person_labels=(15,)),
+    MaskOptions(kind="label", person_labels=(2, 15)),
+    MaskOptions(kind="label", person_labels=(15,), invert=True),
+    MaskOptions(kind="parsing"),
+    MaskOptions(kind="parsing", invert=True),
+]
+
+
+@pytest.mark.parametrize("form", SAVES)
+@pytest.mark.parametrize("options", MEANINGS, ids=MaskOptions.describe)
+def test_labels(tmp_path: Path, form: str, options: MaskOptions) -> None:
+    path = saved(tmp_path / "m.png", SAVES[form](LABELS))
+    pixels, found = read(path, options)
+    assert np.array_equal(pixels, by_pixel(LABELS, options))
+    assert found == (["grey"] if form == "rgb" else [])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_labels_of_few_bits(tmp_path: Path, bits: int) -> None:
+    """Pillow scales grey of 2 and 4 bits to 0..255; palettes it does not. Written by hand: Pillow writes neither."""
+    values = LABELS % 2**bits
+    for label in range(1, 2**bits):
+        options = MaskOptions(kind="label", person_labels=(label,))
+        if not (values == label).any():
+            continue
+        palette = saved(tmp_path / "palette.png", _palette(values), bits=bits)
+        assert palette.read_bytes()[24] == bits
+        for path in (palette, few_bits_png(tmp_path / "grey.png", values, bits)):
+            assert np.array_equal(read(path, options)[0], by_pixel(values, options))
+
+
+def few_bits_png(path: Path, values: NDArray[np.uint8], bits: int) -> Path:
+    """A grey PNG of 1, 2 or 4 bits a pixel, after the PNG specification."""
+    import struct
+    import zlib
+
+    rows = b""
+    for row in values:
+        digits = "".join(f"{value:0{bits}b}" for value in row)
+        digits += "0" * (-len(digits) % 8)
+        rows += b"\0" + bytes(int(digits[i : i + 8], 2) for i in range(0, len(digits), 8))
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        data += (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_soft_values_are_kept(tmp_path: Path, invert: bool) -> None:
+    options = MaskOptions(invert=invert)
+    grey_palette = Image.frombytes("P", SIZE, SOFT.tobytes())
+    grey_palette.putpalette([value for value in range(256) for _ in range(3)])
+    for form, picture in (("L", SAVES["grey"](SOFT)), ("RGB", SAVES["rgb"](SOFT)), ("P", grey_palette)):
+        path = saved(tmp_path / f"{form}.png", picture)
+        pixels, found = read(path, options)
+        assert np.array_equal(pixels, by_pixel(SOFT, options))
+        assert found == ([] if form == "L" else ["grey"])
+    black_and_white = saved(tmp_path / "1.png", Image.fromarray(SOFT).convert("1", dither=Image.Dither.NONE))
+    expected = np.where(SOFT >= 128, 255, 0)
+    pixels, found = read(black_and_white, options)
+    assert np.array_equal(pixels, 255 - expected if invert else expected) and found == ["grey"]
+
+
+def test_original_bytes_unless_something_changes(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.png", Image.fromarray(SOFT), compress_level=0)
+    assert read_mask(path, SIZE, where="x") == (path.read_bytes(), ())
+    few = few_bits_png(tmp_path / "few.png", np.eye(9, 6, dtype=np.uint8) * 15, 4)
+    data, found = read_mask(few, SIZE, where="x")
+    assert data is not None and data != few.read_bytes() and not found
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), np.eye(9, 6) * 255)
+
+
+def test_labels_are_resized_to_the_nearest_pixel(tmp_path: Path) -> None:
+    options = MaskOptions(kind="label", person_labels=(15,))
+    path = saved(tmp_path / "m.png", Image.fromarray(LABELS))
+    width, height = 10, 7
+    expected = np.zeros((height, width), np.uint8)
+    for row in range(height):
+        for column in range(width):
+            source = LABELS[int((row + 0.5) * SIZE[1] / height), int((column + 0.5) * SIZE[0] / width)]
+            expected[row, column] = 255 if source == 15 else 0
+    pixels, found = read(path, options, (width, height))
+    assert np.array_equal(pixels, expected) and found == ["resized"]
+
+
+def test_soft_masks_are_resized_bilinearly(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.png", Image.fromarray(SOFT))
+    width, height = 2 * SIZE[0], 2 * SIZE[1]
+    padded = np.pad(SOFT.astype(float), 1, mode="edge")
+    expected = np.zeros((height, width))
+    for row in range(height):
+        for column in range(width):
+            y, x = (row + 0.5) / 2 + 0.5, (column + 0.5) / 2 + 0.5
+            top, left, down, right = int(y), int(x), y % 1, x % 1
+            expected[row, column] = (
+                padded[top, left] * (1 - down) * (1 - right)
+                + padded[top, left + 1] * (1 - down) * right
+                + padded[top + 1, left] * down * (1 - right)
+                + padded[top + 1, left + 1] * down * right
+            )
+    pixels, found = read(path, MaskOptions(), (width, height))
+    assert np.abs(pixels - expected).max() <= 1 and found == ["resized"]
+
+
+@pytest.mark.parametrize(
+    ("picture", "options", "kind"),
+    [
+        (Image.new("RGB", SIZE, (255, 255, 254)), MaskOptions(), "mode"),
+        (Image.new("RGBA", SIZE, (255, 255, 255, 255)), MaskOptions(), "mode"),
+        (Image.new("I;16", SIZE, 999), MaskOptions(), "mode"),
+        (Image.new("RGB", SIZE, (1, 2, 3)), MaskOptions(kind="parsing"), "mode"),
+        (Image.new("LA", SIZE, (15, 255)), MaskOptions(kind="parsing"), "mode"),
+        (Image.new("L", SIZE, 255), MaskOptions(invert=True), "empty"),
+        (Image.new("L", SIZE, 15), MaskOptions(), "empty"),
+        (Image.new("L", SIZE, 14), MaskOptions(kind="label", person_labels=(15,)), "empty"),
+        (Image.new("L", SIZE, 0), MaskOptions(kind="parsing"), "empty"),
+    ],
+)
+def test_bad_masks(tmp_path: Path, picture: Image.Image, options: MaskOptions, kind: str) -> None:
+    data, found = read_mask(saved(tmp_path / "m.png", picture), SIZE, where="x", options=options)
+    assert data is None and [problem.kind for problem in found] == [kind]
+
+
+def test_options_are_plain_values() -> None:
+    options = MaskOptions("masks/{stem}.png", "label", (15, 2), True)
+    assert pickle.loads(pickle.dumps(options)) == options
+    assert json.loads(json.dumps(asdict(options)))["person_labels"] == [15, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "colour"}, "use one of soft, label, parsing"),
+        ({"kind": "label"}, "at least one person label"),
+        ({"person_labels": (15,)}, "none with the other kinds"),
+        ({"kind": "label", "person_labels": (-1,)}, "0 to 65535"),
+        (
+            {"location": "m/{pid}/{stem}.png"},
+            "unknown field {pid}; there are {folder}, {name}, {stem}, {split}",
+        ),
+        ({"location": "m/{stem.parent}.png"}, "unknown field"),
+        ({"location": "m/{folder}.png"}, "neither {stem} nor {name}"),
+        ({"location": "m/{stem.png"}, "braces"),
+    ],
+)
+def test_wrong_options(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ShardError) as caught:
+        MaskOptions(**arguments)  # type: ignore[arg-type]
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def src(tmp_path: Path) -> Path:
+    return write_market(tmp_path / "market", identities=2, images=2)
+
+
+def test_locations_give_the_same_shards(src: Path, tmp_path: Path) -> None:
+    convert_market1501(src, tmp_path / "sibling")
+    expected = tree(tmp_path / "sibling")
+    for split, folder in (
+        ("train", "bounding_box_train"),
+        ("query", "query"),
+        ("gallery", "bounding_box_test"),
+    ):
+        here = src / f"{folder}_seg"
+        (tmp_path / "mirror" / folder).mkdir(parents=True)
+        (tmp_path / "flat" / split).mkdir(parents=True)
+        for mask in sorted(here.iterdir()):
+            (tmp_path / "mirror" / folder / mask.name).write_bytes(mask.read_bytes())
+            (tmp_path / "flat" / split / f"{mask.stem}.jpg.mask").write_bytes(mask.read_bytes())
+        here.rename(tmp_path / f"moved_{folder}")
+    for number, location in enumerate(("mirror", "moved_{folder}/{stem}.png", "flat/{split}/{name}.mask")):
+        out = tmp_path / f"out{number}"
+        convert_market1501(src, out, mask_options=MaskOptions(str(tmp_path / location)))
+        assert tree(out) == expected
+    with pytest.raises(ShardError, match="no such folder of masks"):
+        convert_market1501(src, tmp_path / "out", mask_options=MaskOptions(str(tmp_path / "nowhere")))
+    with pytest.raises(ShardError, match=r"no mask file"):
+        convert_market1501(src, tmp_path / "out", mask_options=MaskOptions(str(tmp_path / "flat")))
+
+
+def test_a_conversion_reads_counts_and_records_the_form(src: Path, tmp_path: Path) -> None:
+    masks = [source.mask_path for sources in scan_market1501(src).splits.values() for source in sources]
+    for number, mask in enumerate(masks):
+        assert mask is not None
+        person = np.asarray(Image.open(mask)) > 0
+        labels = Image.fromarray(np.where(person, 15, 3).astype(np.uint8))
+        if number == 0:
+            labels = labels.resize((32, 64), Image.Resampling.NEAREST)
+        if number == 1:
+            labels = labels.convert("RGB")
+        if number == 2:
+            labels = Image.new("L", labels.size, 3)
+        labels.save(mask)
+    options = MaskOptions(kind="label", person_labels=(15,))
+    report = convert_market1501(src, tmp_path / "out", on_bad_mask="full", mask_options=options)
+    counts = {kind: count for kind, count in report.manifest.masks.counts.items() if count}
+    assert counts == {"resized": 1, "grey": 1, "empty": 1} and report.manifest.masks.bad == 1
+    assert report.manifest.masks.form == "label 15"
+    assert "masks: 1 resized" in report.lines()
+    shards = open_shards(tmp_path / "out")
+    assert shards.manifest == report.manifest
+    again = convert_market1501(src, tmp_path / "again", on_bad_mask="full", mask_options=options)
+    assert again.manifest.fingerprint == report.manifest.fingerprint
+    train = shards.split("train")
+    stored = {pair.key: pair.mask for pair in train.read_many(range(len(train)))}
+    assert full_mask((16, 32)) in stored.values()
+    for source in scan_market1501(src).splits["train"][3:]:
+        assert source.mask_path is not None
+        expected = by_pixel(np.asarray(Image.open(source.mask_path)), options)
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(stored[source.key]))), expected)
