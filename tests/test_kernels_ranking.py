@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from maskreid_kernels import RankingStatistics, ranking_loss, ranking_loss_with_statistics
 
 BACKENDS = ["reference", "chunked"]
+# Programs are slow in the interpreter; test_kernels_triton_ranking.py has the rest.
+WITH_TRITON = [*BACKENDS, "triton"]
 
 
 def oracle(
@@ -73,7 +75,7 @@ def check(
     return statistics
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_value_by_hand(backend: str) -> None:
     # Unit rows a = (1, 0), b = (0.6, 0.8), c = (0, 1) with identities a, b | c: S_ab = .6, S_ac = 0, S_bc =
     # .8. a: hinge of c = [0 - .6 + .15]_+ = 0; b: [.8 - .6 + .15]_+ = .35; c has no positive. pull: (.6 -
@@ -101,7 +103,7 @@ def test_against_loop(rows, columns, identities, negatives, normalize, backend) 
     check(embeddings.float(), labels.int(), backend, 2e-5, negatives=negatives, normalize=normalize)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 def test_margin_and_pull(backend: str) -> None:
     embeddings, labels = batch(20, 6, 5)
     for margin in (-0.2, 0.0, 0.5, 20.0):  # 20: beyond the margin up to which exp needs no running maximum
@@ -109,7 +111,7 @@ def test_margin_and_pull(backend: str) -> None:
             check(embeddings, labels, backend, margin=margin, pull=pull)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_TRITON)
 @pytest.mark.parametrize("labels", [[], [3], [3, 3, 3], [0, 1, 2, 3], [5, 5, -1, 2]])
 def test_few_or_no_valid_anchors(labels: list[int], backend: str) -> None:
     embeddings = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -235,7 +237,7 @@ def test_chunked_never_holds_a_square_matrix() -> None:
         ({"labels": torch.zeros(4, dtype=torch.int64, device="meta")}, "labels: on meta"),
         ({"negatives": "some"}, "negatives"),
         ({"margin": math.nan}, "margin"),
-        ({"backend": "triton"}, "'triton' is not available; available: 'auto', 'reference', 'chunked'"),
+        ({"backend": "cuda"}, "'cuda' is not available; available: 'auto', 'reference', 'chunked', 'triton'"),
     ],
 )
 def test_bad_input(options: dict, message: str) -> None:

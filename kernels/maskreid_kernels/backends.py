@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+import os
+
+import torch
+
 BACKENDS = ("reference", "chunked")
+WITH_TRITON = (*BACKENDS, "triton")
+# On a GPU a batch of this many rows is launch latency, whatever is launched: the plain path has the fewest launches.
+# An estimate, not yet measured on a GPU.
+TRITON_FROM_ROWS = 1024
 
 
-def choose_backend(backend: str, total_rows: int, reference_up_to: int) -> str:
-    """`backend` itself, or for "auto" the faster one: reference up to so many rows of the whole group, else
-    chunked.
+def choose_backend(
+    backend: str,
+    total_rows: int,
+    reference_up_to: int,
+    *,
+    device: torch.device,
+    available: tuple[str, ...] = BACKENDS,
+) -> str:
+    """`backend` itself, or for "auto" the faster one.
 
-    The rows counted are the group's, so that every rank chooses alike and takes part in the same collectives.
-    Raises ValueError when the backend is unknown or not available.
+    On a CPU: reference up to so many rows of the whole group, else chunked. On a GPU: reference below TRITON_FROM_ROWS,
+    else triton where the loss has it. The rows counted are the group's, so that every rank chooses alike and takes part
+    in the same collectives. Raises ValueError when the backend is unknown or not available.
     """
-    check_backend(backend)
+    check_backend(backend, available)
+    if backend == "triton" and device.type == "cpu" and not interpreted():
+        raise ValueError(
+            'backend "triton" needs rows on a GPU, they are on the CPU (or set TRITON_INTERPRET=1 before the first import)'
+        )
     if backend != "auto":
         return backend
+    if device.type == "cuda" and "triton" in available:
+        return "reference" if total_rows < TRITON_FROM_ROWS else "triton"
     return "reference" if total_rows <= reference_up_to else "chunked"
 
 
-def check_backend(backend: str) -> None:
+def check_backend(backend: str, available: tuple[str, ...] = BACKENDS) -> None:
     """Raise ValueError when the backend is unknown or not available."""
-    if backend != "auto" and backend not in BACKENDS:
-        available = ", ".join(repr(name) for name in ("auto", *BACKENDS))
-        raise ValueError(f"backend {backend!r} is not available; available: {available}")
+    if backend != "auto" and backend not in available:
+        names = ", ".join(repr(name) for name in ("auto", *available))
+        raise ValueError(f"backend {backend!r} is not available; available: {names}")
+
+
+def interpreted() -> bool:
+    """Whether Triton programs run in its interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: rows sorted by identity, tiles of S = x x^T, precision presets, tile shapes.
+"""What the Triton kernels share: rows sorted by identity, tiles of S = x x^T, tile shapes, and their variants.
 
 Candidates are addressed by their place in a stable sort by label, so the positives of an anchor are the
 places start ... stop - 1 and a tile that no anchor's range reaches needs no labels at all. Rows are not
@@ -14,34 +14,18 @@ Names: M anchors (this rank's rows in sorted order), N candidates (the rows of a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .precision import Precision
 from .ranks import RankLayout
 
 MAX_PLACES = 2**31 - 1
 INTERPRETED = triton.knobs.runtime.interpret
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How a tile's dot product is computed: the dtype rows are stored in, and tl.dot's input_precision."""
-
-    rows: torch.dtype
-    dot: str
-
-
-# Prices and errors stand in kernels/README.md. "ieee" takes the rows as they are, float64 included.
-PRECISIONS = {
-    "bf16": Precision(torch.bfloat16, "ieee"),  # products of bfloat16 are exact in float32
-    "bf16x3": Precision(torch.float32, "bf16x3"),
-    "tf32": Precision(torch.float32, "tf32"),
-    "tf32x3": Precision(torch.float32, "tf32x3"),
-    "ieee": Precision(torch.float32, "ieee"),
-}
 
 
 @dataclass(frozen=True)
@@ -88,16 +72,63 @@ def sort_by_identity(labels_N: Tensor, layout: RankLayout) -> SortedRows:
     return SortedRows(order_N, start_N, stop_N, anchor_M)
 
 
-def tile_shape(columns: int, dtype: torch.dtype, *, block_m: int = 128, block_n: int = 128) -> TileShape:
-    """The tile for rows of `columns` columns stored in `dtype`; small ones where programs are interpreted."""
+def tile_shape(columns: int, rows: torch.dtype, *, amd: bool = torch.version.hip is not None) -> TileShape:
+    """The tile for rows of `columns` columns stored in `rows`; small ones where programs are interpreted.
+
+    AMD's compute units have 64 KB of shared memory, too little for whole rows of 256 columns.
+    """
+    depth = max(triton.next_power_of_2(columns), 16)
     if INTERPRETED:
-        depth = min(max(triton.next_power_of_2(columns), 16), 64)
-        return TileShape(32, 64, depth, 4, 1, one_slab=columns <= depth)
-    if dtype == torch.bfloat16:
-        depth = max(triton.next_power_of_2(columns), 16) if columns <= 256 else 64
-        return TileShape(block_m, block_n, depth, 8, 3, one_slab=columns <= depth)
-    depth = max(min(triton.next_power_of_2(columns), 32), 16)
-    return TileShape(block_m // 2, block_n, depth, 8, 3, one_slab=columns <= depth)
+        return TileShape(32, 64, min(depth, 64), 4, 1, one_slab=columns <= min(depth, 64))
+    if rows == torch.bfloat16:
+        whole = 64 if amd else 256
+        depth = depth if columns <= whole else 64
+        return TileShape(128, 128, depth, 8, 2 if amd else 3, one_slab=columns <= depth)
+    depth = min(depth, 32)
+    return TileShape(64, 128, depth, 8, 2 if amd else 3, one_slab=columns <= depth)
+
+
+def tile_options(tile: TileShape, columns: int, precision: Precision, acc: tl.dtype) -> dict[str, Any]:
+    """The constants and launch options that every program over tiles takes."""
+    return {
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_D": tile.block_d,
+        "EVEN_D": columns % tile.block_d == 0,
+        "ONE_SLAB": tile.one_slab,
+        "DOT": "ieee" if INTERPRETED else precision.dot,  # the interpreter knows no other
+        "ACC": acc,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
+def accumulator(rows: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
+    """The dtype that sums of rows are kept in, as torch and as Triton name it."""
+    return (torch.float64, tl.float64) if rows == torch.float64 else (torch.float32, tl.float32)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation of a program as real launches ask for it, to be compiled ahead of time (see aot.py).
+
+    `types`: Triton's type of each argument by name ("*bf16", "i32"); `options`: constants, num_warps, num_stages.
+    """
+
+    program: Any
+    types: dict[str, str]
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, program: Any, rows: torch.dtype, options: dict[str, Any], **types: str) -> Variant:
+        """Types by the names the programs share; `types` names those that differ."""
+        accumulated = "*fp64" if rows == torch.float64 else "*fp32"
+        of_rows = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}[rows]
+        known = dict.fromkeys(("anchor_ptr", "start_ptr", "stop_ptr"), "*i32")
+        known |= {"x_ptr": of_rows, "order_ptr": "*i64"} | types
+        arguments = [name for name in program.arg_names if name not in options]
+        default = {name: accumulated if name.endswith("_ptr") else "i32" for name in arguments}
+        return cls(program, default | {name: known[name] for name in arguments if name in known}, options)
 
 
 def column_chunks(anchors: int, candidates: int, tile: TileShape, processors: int) -> tuple[int, int]:

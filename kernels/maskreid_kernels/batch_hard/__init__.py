@@ -62,7 +62,7 @@ def batch_hard_loss(
         None if margin == "soft" else float(margin), distance, normalize or distance == "cosine"
     )
     compute = {"reference": reference.batch_hard_loss, "chunked": chunked.batch_hard_loss}[
-        choose_backend(backend, layout.total_rows, REFERENCE_UP_TO_ROWS)
+        choose_backend(backend, layout.total_rows, REFERENCE_UP_TO_ROWS, device=embeddings.device)
     ]
     with torch.autocast(embeddings.device.type, enabled=False):  # low precision would move what is mined
         rows = embeddings.to(compute_dtype(embeddings.dtype))

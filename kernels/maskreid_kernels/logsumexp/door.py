@@ -23,7 +23,7 @@ def log_sum_exp_loss(
     problem = find_problem(embeddings, labels, rows_name="embeddings", labels_name="labels")
     layout = agree_on_layout(embeddings, problem, group)
     compute = {"reference": reference.log_sum_exp_loss, "chunked": chunked.log_sum_exp_loss}[
-        choose_backend(backend, layout.total_rows, REFERENCE_UP_TO_ROWS)
+        choose_backend(backend, layout.total_rows, REFERENCE_UP_TO_ROWS, device=embeddings.device)
     ]
     with torch.autocast(
         embeddings.device.type, enabled=False

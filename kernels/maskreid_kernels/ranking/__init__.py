@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends import check_backend, choose_backend
+from ..backends import WITH_TRITON, check_backend, choose_backend
 from ..inputs import compute_dtype, find_problem
+from ..precision import check_precision, choose_precision
 from ..ranks import agree_on_layout
 from . import chunked, reference
 from .terms import RankingStatistics, RankingTerms
@@ -39,9 +40,11 @@ def ranking_loss_with_statistics(
     normalize: bool = True,
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
+    precision: str = "auto",
 ) -> tuple[Tensor, RankingStatistics]:
     """`ranking_loss` and the statistics of the same forward (no second pass over the similarities)."""
-    check_backend(backend)
+    check_backend(backend, WITH_TRITON)
+    check_precision(precision, backend)
     if negatives not in ("all", "violating"):
         raise ValueError(f'negatives: expected "all" or "violating", got {negatives!r}')
     if not (math.isfinite(margin) and math.isfinite(pull)):
@@ -49,12 +52,19 @@ def ranking_loss_with_statistics(
     problem = find_problem(embeddings, labels, rows_name="embeddings", labels_name="labels")
     layout = agree_on_layout(embeddings, problem, group)
     terms = RankingTerms(float(margin), float(pull), negatives, normalize)
-    compute = {"reference": reference.ranking_loss, "chunked": chunked.ranking_loss}[
-        choose_backend(backend, layout.total_rows, REFERENCE_UP_TO_ROWS)
-    ]
+    chosen = choose_backend(
+        backend, layout.total_rows, REFERENCE_UP_TO_ROWS, device=embeddings.device, available=WITH_TRITON
+    )
+    labels = labels.to(torch.int64)
     with torch.autocast(embeddings.device.type, enabled=False):  # low precision would move the mined positive
+        if chosen == "triton":
+            from . import triton  # Triton is imported, and its programs decorated, only where it is used
+
+            preset = choose_precision(precision, embeddings.dtype)
+            return triton.ranking_loss(embeddings, labels, terms, layout, preset)
         rows = embeddings.to(compute_dtype(embeddings.dtype))
-        return compute(rows, labels.to(torch.int64), terms, layout)
+        compute = {"reference": reference.ranking_loss, "chunked": chunked.ranking_loss}[chosen]
+        return compute(rows, labels, terms, layout)
 
 
 def ranking_loss(
@@ -67,6 +77,7 @@ def ranking_loss(
     normalize: bool = True,
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
+    precision: str = "auto",
 ) -> Tensor:
     """Ranking loss, Eq. 5 of the paper (see the module), as a 0-d tensor.
 
@@ -80,7 +91,9 @@ def ranking_loss(
     gradient. A batch without a valid anchor gives 0, with zero gradient.
     group: the batch is that of all its ranks; convention in `maskreid_kernels.ranks`. None: this process
     alone. backend: "reference" (plain autograd, O(N^2) memory), "chunked" (O(N D) memory; differentiating its
-    gradient raises RuntimeError) or "auto". Raises ValueError on bad input or an unavailable backend.
+    gradient raises RuntimeError), "triton" (the same on a GPU, fused) or "auto". precision: of "triton" alone, a
+    preset of `maskreid_kernels.precision` for the negatives' similarities; "auto" follows the rows' dtype and
+    torch.set_float32_matmul_precision. Raises ValueError on bad input or an unavailable backend.
     """
     loss, _ = ranking_loss_with_statistics(
         embeddings,
@@ -91,5 +104,6 @@ def ranking_loss(
         normalize=normalize,
         group=group,
         backend=backend,
+        precision=precision,
     )
     return loss

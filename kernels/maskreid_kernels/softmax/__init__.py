@@ -41,7 +41,7 @@ def softmax_loss(
             problem = f"targets: from {low} to {high}, outside [0, {logits.shape[1]}), the columns of logits"
     layout = agree_on_layout(logits, problem, group)
     compute = {"reference": reference.softmax_loss, "chunked": chunked.softmax_loss}[
-        choose_backend(backend, layout.total_rows, REFERENCE_UP_TO_ROWS)
+        choose_backend(backend, layout.total_rows, REFERENCE_UP_TO_ROWS, device=logits.device)
     ]
     with torch.autocast(logits.device.type, enabled=False):
         return compute(logits, targets.to(torch.int64), layout)
