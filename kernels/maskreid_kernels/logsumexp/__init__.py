@@ -15,11 +15,13 @@ float16; labels: [B] integers of any value, in any order. Computed and returned,
 here, the gradient goes through; a zero row gets zero gradient. No scale overflows: maxima are subtracted. A batch
 without a valid anchor gives 0, with zero gradient. group: the batch is that of all its ranks; convention in
 `maskreid_kernels.ranks`. None: this process alone. backend: "reference" (plain autograd, O(N^2) memory),
-"chunked" (O(N D) memory; differentiating its gradient raises RuntimeError) or "auto". ValueError on bad input or
-an unavailable backend.
+"chunked" (O(N D) memory; differentiating its gradient raises RuntimeError), "triton" (the same on a
+GPU, fused) or "auto". precision: of "triton" alone, a preset of `maskreid_kernels.precision` for the negatives'
+similarities; "auto" follows the rows' dtype and torch.set_float32_matmul_precision. ValueError on bad input or an
+unavailable backend.
 
-Modules: a loss each in n_pair, all_pairs, circle, supervised_contrastive; the shared engines in reference and
-chunked; what a loss has to say to them in terms and exponent.
+Modules: a loss each in n_pair, all_pairs, circle, supervised_contrastive; the shared engines in reference, chunked
+and triton (on programs); what a loss has to say to them in terms and exponent.
 """
 
 from .all_pairs import all_pairs_loss

@@ -23,6 +23,7 @@ def all_pairs_loss(
     normalize: bool = True,
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
+    precision: str = "auto",
 ) -> Tensor:
     """All-pairs loss, as a 0-d tensor; Eq. 4 of the paper with scale = 1 and margin = 0.
 
@@ -33,10 +34,11 @@ def all_pairs_loss(
         A = torch.logsumexp(scale * S_k[negatives], 0)
         L = F.softplus(A + torch.logsumexp(scale * (margin - S_k[positives]), 0))
 
-    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend` and errors: see `maskreid_kernels.logsumexp`.
+    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, errors: see
+    `maskreid_kernels.logsumexp`.
     """
     terms = PairSumTerms(Exponent(check_positive("scale", scale)), normalize, check_finite("margin", margin))
-    return log_sum_exp_loss(embeddings, labels, terms, group, backend)
+    return log_sum_exp_loss(embeddings, labels, terms, group, backend, precision)
 
 
 @dataclass(frozen=True)

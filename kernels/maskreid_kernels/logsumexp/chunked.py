@@ -87,22 +87,15 @@ def _own_blocks(x_ND: Tensor, positives: Positives, layout: RankLayout) -> list[
 
 
 def _anchor_numbers(x_ND: Tensor, rows: slice, positives: Positives, terms: LogSumExpTerms) -> Tensor:
-    """[b, 3] float64: value (0 for anchors that are not valid), log weight (then -inf), level (then 0)."""
+    """`LogSumExpTerms.anchor_numbers` of a block's anchors."""
     _, index_bP, positive_bP = positives.of_rows(rows)
-    valid_b = positives.valid_N[rows]
     S_bN = x_ND[rows] @ x_ND.t()
     S_bP = S_bN.gather(1, index_bP)
     f_bN = terms.exponent.value_(S_bN).scatter_(1, index_bP, -torch.inf)
     top_b1 = f_bN.amax(1, keepdim=True).clamp(min=torch.finfo(f_bN.dtype).min)  # no negative: -inf
     sum_b1 = f_bN.sub_(top_b1).clamp_(min=least_exponent(f_bN.dtype)).exp_().sum(1, keepdim=True)
     A_b = sum_b1.log().add_(top_b1).squeeze(1)
-    value_b, log_weight_b, level_b = terms.anchor(A_b, S_bP, positive_bP)
-    numbers = (
-        torch.where(valid_b, value_b, 0),
-        torch.where(valid_b, log_weight_b, -torch.inf),
-        torch.where(valid_b, level_b, 0),
-    )
-    return torch.stack([number.double() for number in numbers], 1)
+    return terms.anchor_numbers(A_b, S_bP, positive_bP, positives.valid_N[rows])
 
 
 def _pair_gradients(

@@ -19,6 +19,7 @@ def circle_loss(
     normalize: bool = True,
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
+    precision: str = "auto",
 ) -> Tensor:
     """Circle loss, as a 0-d tensor; the defaults are the paper's for person re-identification.
 
@@ -32,8 +33,11 @@ def circle_loss(
         C = torch.logsumexp(-gamma * F.relu(1 + margin - p.detach()) * (p - 1 + margin), 0)
         L = F.softplus(A + C)
 
-    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend` and errors: see `maskreid_kernels.logsumexp`.
+    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, errors: see
+    `maskreid_kernels.logsumexp`.
     """
     exponent = Exponent(check_positive("gamma", gamma), check_finite("margin", margin))
     # -a_p (S - 1 + margin) is what a_n (S - margin) becomes with 1 - S in the place of S.
-    return log_sum_exp_loss(embeddings, labels, PairSumTerms(exponent, normalize, 1.0), group, backend)
+    return log_sum_exp_loss(
+        embeddings, labels, PairSumTerms(exponent, normalize, 1.0), group, backend, precision
+    )

@@ -6,8 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends import check_backend, choose_backend
+from ..backends import WITH_TRITON, check_backend, choose_backend
 from ..inputs import compute_dtype, find_problem
+from ..precision import check_precision, choose_precision
 from ..ranks import agree_on_layout
 from . import chunked, reference
 from .terms import LogSumExpTerms
@@ -16,17 +17,27 @@ REFERENCE_UP_TO_ROWS = 128
 
 
 def log_sum_exp_loss(
-    embeddings: Tensor, labels: Tensor, terms: LogSumExpTerms, group: dist.ProcessGroup | None, backend: str
+    embeddings: Tensor,
+    labels: Tensor,
+    terms: LogSumExpTerms,
+    group: dist.ProcessGroup | None,
+    backend: str,
+    precision: str,
 ) -> Tensor:
     """The loss of `terms`; arguments, rules and errors as in `maskreid_kernels.logsumexp`."""
-    check_backend(backend)
+    check_backend(backend, WITH_TRITON)
+    check_precision(precision, backend)
     problem = find_problem(embeddings, labels, rows_name="embeddings", labels_name="labels")
     layout = agree_on_layout(embeddings, problem, group)
-    compute = {"reference": reference.log_sum_exp_loss, "chunked": chunked.log_sum_exp_loss}[
-        choose_backend(backend, layout.total_rows, REFERENCE_UP_TO_ROWS, device=embeddings.device)
-    ]
-    with torch.autocast(
-        embeddings.device.type, enabled=False
-    ):  # a large scale multiplies a low precision's error
-        rows = embeddings.to(compute_dtype(embeddings.dtype))
-        return compute(rows, labels.to(torch.int64), terms, layout)
+    chosen = choose_backend(
+        backend, layout.total_rows, REFERENCE_UP_TO_ROWS, device=embeddings.device, available=WITH_TRITON
+    )
+    rows, labels = embeddings.to(compute_dtype(embeddings.dtype)), labels.to(torch.int64)
+    with torch.autocast(embeddings.device.type, enabled=False):  # a large scale multiplies a row's rounding
+        if chosen == "triton":
+            from . import triton  # Triton is imported, and its programs decorated, only where it is used
+
+            preset = choose_precision(precision, embeddings.dtype)
+            return triton.log_sum_exp_loss(rows, labels, terms, layout, preset)
+        compute = {"reference": reference.log_sum_exp_loss, "chunked": chunked.log_sum_exp_loss}[chosen]
+        return compute(rows, labels, terms, layout)

@@ -22,6 +22,7 @@ def n_pair_loss(
     normalize: bool = True,
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
+    precision: str = "auto",
 ) -> Tensor:
     """N-pair loss, as a 0-d tensor: every positive in turn against all negatives, and the mean over both.
 
@@ -33,10 +34,11 @@ def n_pair_loss(
         A = torch.logsumexp(scale * S_k[negatives], 0)
         L = F.softplus(A - scale * S_k[positives]).mean()
 
-    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend` and errors: see `maskreid_kernels.logsumexp`.
+    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, errors: see
+    `maskreid_kernels.logsumexp`.
     """
     terms = NPairTerms(Exponent(check_positive("scale", scale)), normalize)
-    return log_sum_exp_loss(embeddings, labels, terms, group, backend)
+    return log_sum_exp_loss(embeddings, labels, terms, group, backend, precision)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ def supervised_contrastive_loss(
     normalize: bool = True,
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
+    precision: str = "auto",
 ) -> Tensor:
     """SupCon, as a 0-d tensor; where every identity has two images it is InfoNCE.
 
@@ -32,11 +33,11 @@ def supervised_contrastive_loss(
         L = torch.logsumexp(f[everybody_else], 0) - f[positives].mean()
 
     Unlike `n_pair_loss`, an anchor's other positives stand in the denominator. An anchor without a negative is not
-    counted. Shapes, dtypes, valid anchors, `normalize`, `group`, `backend` and errors: see
+    counted. Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision` and errors: see
     `maskreid_kernels.logsumexp`.
     """
     terms = SupervisedContrastiveTerms(Exponent(1 / check_positive("temperature", temperature)), normalize)
-    return log_sum_exp_loss(embeddings, labels, terms, group, backend)
+    return log_sum_exp_loss(embeddings, labels, terms, group, backend, precision)
 
 
 @dataclass(frozen=True)

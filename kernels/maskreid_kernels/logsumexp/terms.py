@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .exponent import Exponent
@@ -37,3 +38,13 @@ class LogSumExpTerms(ABC):
     @abstractmethod
     def pull(self, S_bP: Tensor, level_bP: Tensor, positives_b1: Tensor) -> Tensor:
         """dL(k)/dS_ki [b, P] of pairs (anchor, positive); positives_b1: how many positives the identity's anchors have."""
+
+    def anchor_numbers(self, A_b: Tensor, S_bP: Tensor, positive_bP: Tensor, valid_b: Tensor) -> Tensor:
+        """`anchor` as [b, 3] float64; value 0, log weight -inf and level 0 for anchors that are not valid."""
+        value_b, log_weight_b, level_b = self.anchor(A_b, S_bP, positive_bP)
+        numbers = (
+            torch.where(valid_b, value_b, 0),
+            torch.where(valid_b, log_weight_b, -torch.inf),
+            torch.where(valid_b, level_b, 0),
+        )
+        return torch.stack([number.double() for number in numbers], 1)
