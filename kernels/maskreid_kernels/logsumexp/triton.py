@@ -207,7 +207,9 @@ def variants(columns: int, precision_name: str, *, amd: bool = False) -> list[Va
     tiles = tile_options(tile_shape(columns, rows, amd=amd), columns, precision, acc)
     identity = identity_options(columns, torch.float32)
     own = {"G_ptr": "*bf16" if rows == torch.bfloat16 else "*fp32"}
-    compiled = [Variant.of(program, torch.float32, identity) for program in (positives_program, pulls_program)]
+    compiled = [
+        Variant.of(program, torch.float32, identity) for program in (positives_program, pulls_program)
+    ]
     for exponent in (Exponent(10.0), Exponent(128.0, 0.25)):
         constants = {**exponent_options(exponent), **tiles}
         compiled.append(Variant.of(negatives_program, rows, constants))
