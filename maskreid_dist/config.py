@@ -102,7 +102,8 @@ class LossConfig(Section):
     gamma: Annotated[float, Field(gt=0)] = 128.0  # circle
     temperature: Annotated[float, Field(gt=0)] = 0.1  # supcon
     identity_weight: Annotated[float, Field(ge=0)] = 0.0
-    backend: Literal["auto", "reference", "chunked"] = "auto"
+    # of the loss named; an identity loss beside it always chooses for itself
+    backend: Literal["auto", "reference", "dense", "chunked", "triton"] = "auto"
 
     @model_validator(mode="before")
     @classmethod
@@ -112,9 +113,13 @@ class LossConfig(Section):
         return values
 
     @model_validator(mode="after")
-    def _soft_is_of_triplet(self) -> Self:
+    def _belongs_together(self) -> Self:
         if self.margin == "soft" and self.name != "triplet":
             raise ValueError('margin = "soft" belongs to the triplet loss')
+        if self.backend == "dense" and self.name not in ("ranking", "triplet"):
+            raise ValueError('backend = "dense" belongs to the ranking and the triplet loss')
+        if self.backend == "triton" and self.name == "softmax":
+            raise ValueError('the softmax loss has no Triton backend; use backend = "auto"')
         return self
 
     @property

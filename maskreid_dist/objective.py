@@ -32,7 +32,7 @@ def objective(
     loss, scalars = pair_loss(output.embedding_BD, labels_B, config, group)
     if config.identity_weight:
         assert output.logits_BC is not None
-        identity = softmax_loss(output.logits_BC, labels_B, group=group, backend=config.backend)
+        identity = softmax_loss(output.logits_BC, labels_B, group=group)
         scalars["identity_loss"] = identity.detach()
         loss = loss + config.identity_weight * identity
     return loss, scalars

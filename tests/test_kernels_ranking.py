@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskreid_kernels import RankingStatistics, ranking_loss, ranking_loss_with_statistics
 
-BACKENDS = ["reference", "chunked"]
+BACKENDS = ["reference", "dense", "chunked"]
 # Programs are slow in the interpreter; test_kernels_triton_ranking.py has the rest.
 WITH_TRITON = [*BACKENDS, "triton"]
 
@@ -237,7 +237,10 @@ def test_chunked_never_holds_a_square_matrix() -> None:
         ({"labels": torch.zeros(4, dtype=torch.int64, device="meta")}, "labels: on meta"),
         ({"negatives": "some"}, "negatives"),
         ({"margin": math.nan}, "margin"),
-        ({"backend": "cuda"}, "'cuda' is not available; available: 'auto', 'reference', 'chunked', 'triton'"),
+        (
+            {"backend": "cuda"},
+            "'cuda' is not available; available: 'auto', 'reference', 'dense', 'chunked', 'triton'",
+        ),
     ],
 )
 def test_bad_input(options: dict, message: str) -> None:

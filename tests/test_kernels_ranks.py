@@ -58,6 +58,11 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def backends_of(name: str) -> tuple[str, ...]:
+    dense = ("dense",) if name.startswith("ranking") else ()
+    return ("reference", *dense, "chunked")
+
+
 def relative_error(own: Tensor, expected: Tensor) -> float:
     return float((own - expected).norm() / expected.norm().clamp(min=1e-6))
 
@@ -105,7 +110,7 @@ def check_statistics(x: Tensor, y: Tensor, split: tuple[int, ...]) -> None:
     rank = dist.get_rank()
     own = slice(sum(split[:rank]), sum(split[: rank + 1]))
     _, expected = ranking_loss_with_statistics(x, y, backend="reference")
-    for backend in ("reference", "chunked"):
+    for backend in ("reference", "dense", "chunked"):
         _, own_view = ranking_loss_with_statistics(x[own], y[own], backend=backend, group=dist.group.WORLD)
         assert int(own_view.valid_anchors) == int(expected.valid_anchors)
         torch.testing.assert_close(own_view.floor, expected.floor)
@@ -141,7 +146,7 @@ def run_rank(rank: int, world: int, rendezvous: str) -> None:
                 y = spread(len(x))
                 check_statistics(x, y, split)
                 for name in LOSSES:
-                    for backend in ("reference", "chunked"):
+                    for backend in backends_of(name):
                         check_rows(name, backend, x, y, split)
                         if spread_name == "shuffled":
                             check_parameters(name, backend, x, y, split)

@@ -7,7 +7,7 @@ import os
 import torch
 
 BACKENDS = ("reference", "chunked")
-WITH_TRITON = (*BACKENDS, "triton")
+WITH_TRITON = ("reference", "dense", "chunked", "triton")
 # On a GPU a batch of this many rows is launch latency, whatever is launched: the plain path has the fewest launches.
 # An estimate, not yet measured on a GPU.
 TRITON_FROM_ROWS = 1024
@@ -16,15 +16,15 @@ TRITON_FROM_ROWS = 1024
 def choose_backend(
     backend: str,
     total_rows: int,
-    reference_up_to: int,
+    small_up_to: int,
     *,
     device: torch.device,
     available: tuple[str, ...] = BACKENDS,
 ) -> str:
     """`backend` itself, or for "auto" the faster one.
 
-    On a CPU: reference up to so many rows of the whole group, else chunked. On a GPU: reference below TRITON_FROM_ROWS,
-    else triton where the loss has it. The rows counted are the group's, so that every rank chooses alike and takes part
+    On a CPU: the plain form (dense where the loss has it, else reference) up to so many rows of the whole group, else
+    chunked. On a GPU: the plain form below TRITON_FROM_ROWS, else triton where the loss has it. The rows counted are the group's, so that every rank chooses alike and takes part
     in the same collectives. Raises ValueError when the backend is unknown or not available.
     """
     check_backend(backend, available)
@@ -34,9 +34,10 @@ def choose_backend(
         )
     if backend != "auto":
         return backend
+    plain = "dense" if "dense" in available else "reference"
     if device.type == "cuda" and "triton" in available:
-        return "reference" if total_rows < TRITON_FROM_ROWS else "triton"
-    return "reference" if total_rows <= reference_up_to else "chunked"
+        return plain if total_rows < TRITON_FROM_ROWS else "triton"
+    return plain if total_rows <= small_up_to else "chunked"
 
 
 def check_backend(backend: str, available: tuple[str, ...] = BACKENDS) -> None:

@@ -21,7 +21,7 @@ def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(ctx: Any, *gradients: Any) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                'create_graph=True: the "chunked" backend has no second derivative; use backend="reference"'
+                'create_graph=True: this backend has no second derivative; use backend="reference"'
             )
         return backward(ctx, *gradients)
 

@@ -12,12 +12,17 @@ from .first_order import first_order_only
 EPSILON = 1e-12
 
 
+def inverse_norms(rows_BD: Tensor) -> Tensor:
+    """1 / |x| by row [B, 1]. A zero row has no direction: it gets 0, and so stays zero and without gradient."""
+    norm_B1 = torch.linalg.vector_norm(rows_BD, dim=1, keepdim=True)
+    inverse_B1: Tensor = norm_B1.reciprocal_().masked_fill_(norm_B1 > 1 / EPSILON, 0.0)
+    return inverse_B1
+
+
 class _UnitRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_BD: Tensor) -> Tensor:
-        norm_B1 = torch.linalg.vector_norm(rows_BD, dim=1, keepdim=True)
-        # A zero row has no direction: it stays zero and, with weight 0, gets no gradient.
-        inverse_B1 = torch.where(norm_B1 > EPSILON, 1 / norm_B1.clamp_min(EPSILON), 0.0)
+        inverse_B1 = inverse_norms(rows_BD)
         unit_BD = rows_BD * inverse_B1
         ctx.save_for_backward(unit_BD, inverse_B1)
         return unit_BD

@@ -22,12 +22,12 @@ from ..backends import WITH_TRITON, check_backend, choose_backend
 from ..inputs import compute_dtype, find_problem
 from ..precision import check_precision, choose_precision
 from ..ranks import agree_on_layout
-from . import chunked, reference
+from . import chunked, dense, reference
 from .terms import RankingStatistics, RankingTerms
 
 __all__ = ["RankingStatistics", "ranking_loss", "ranking_loss_with_statistics"]
 
-REFERENCE_UP_TO_ROWS = 128
+DENSE_UP_TO_ROWS = 256
 
 
 def ranking_loss_with_statistics(
@@ -43,28 +43,11 @@ def ranking_loss_with_statistics(
     precision: str = "auto",
 ) -> tuple[Tensor, RankingStatistics]:
     """`ranking_loss` and the statistics of the same forward (no second pass over the similarities)."""
-    check_backend(backend, WITH_TRITON)
-    check_precision(precision, backend)
-    if negatives not in ("all", "violating"):
-        raise ValueError(f'negatives: expected "all" or "violating", got {negatives!r}')
-    if not (math.isfinite(margin) and math.isfinite(pull)):
-        raise ValueError(f"margin and pull: expected finite numbers, got {margin} and {pull}")
-    problem = find_problem(embeddings, labels, rows_name="embeddings", labels_name="labels")
-    layout = agree_on_layout(embeddings, problem, group)
-    terms = RankingTerms(float(margin), float(pull), negatives, normalize)
-    chosen = choose_backend(
-        backend, layout.total_rows, REFERENCE_UP_TO_ROWS, device=embeddings.device, available=WITH_TRITON
+    loss, statistics = _compute(
+        embeddings, labels, margin, pull, negatives, normalize, group, backend, precision, True
     )
-    labels = labels.to(torch.int64)
-    with torch.autocast(embeddings.device.type, enabled=False):  # low precision would move the mined positive
-        if chosen == "triton":
-            from . import triton  # Triton is imported, and its programs decorated, only where it is used
-
-            preset = choose_precision(precision, embeddings.dtype)
-            return triton.ranking_loss(embeddings, labels, terms, layout, preset)
-        rows = embeddings.to(compute_dtype(embeddings.dtype))
-        compute = {"reference": reference.ranking_loss, "chunked": chunked.ranking_loss}[chosen]
-        return compute(rows, labels, terms, layout)
+    assert statistics is not None
+    return loss, statistics
 
 
 def ranking_loss(
@@ -90,20 +73,51 @@ def ranking_loss(
     When several positives share the smallest computed similarity, the one of lowest global row takes the
     gradient. A batch without a valid anchor gives 0, with zero gradient.
     group: the batch is that of all its ranks; convention in `maskreid_kernels.ranks`. None: this process
-    alone. backend: "reference" (plain autograd, O(N^2) memory), "chunked" (O(N D) memory; differentiating its
+    alone. backend: "reference" (plain autograd, O(N^2) memory), "dense" (O(N^2) memory, its own backward: for
+    small batches), "chunked" (O(N D) memory; differentiating its
     gradient raises RuntimeError), "triton" (the same on a GPU, fused) or "auto". precision: of "triton" alone, a
     preset of `maskreid_kernels.precision` for the negatives' similarities; "auto" follows the rows' dtype and
     torch.set_float32_matmul_precision. Raises ValueError on bad input or an unavailable backend.
     """
-    loss, _ = ranking_loss_with_statistics(
-        embeddings,
-        labels,
-        margin=margin,
-        pull=pull,
-        negatives=negatives,
-        normalize=normalize,
-        group=group,
-        backend=backend,
-        precision=precision,
+    loss, _ = _compute(
+        embeddings, labels, margin, pull, negatives, normalize, group, backend, precision, False
     )
     return loss
+
+
+def _compute(
+    embeddings: Tensor,
+    labels: Tensor,
+    margin: float,
+    pull: float,
+    negatives: Literal["all", "violating"],
+    normalize: bool,
+    group: dist.ProcessGroup | None,
+    backend: str,
+    precision: str,
+    statistics: bool,
+) -> tuple[Tensor, RankingStatistics | None]:
+    check_backend(backend, WITH_TRITON)
+    check_precision(precision, backend)
+    if negatives not in ("all", "violating"):
+        raise ValueError(f'negatives: expected "all" or "violating", got {negatives!r}')
+    if not (math.isfinite(margin) and math.isfinite(pull)):
+        raise ValueError(f"margin and pull: expected finite numbers, got {margin} and {pull}")
+    terms = RankingTerms(float(margin), float(pull), negatives, normalize)
+    problem = find_problem(embeddings, labels, rows_name="embeddings", labels_name="labels")
+    layout = agree_on_layout(embeddings, problem, group)
+    chosen = choose_backend(
+        backend, layout.total_rows, DENSE_UP_TO_ROWS, device=embeddings.device, available=WITH_TRITON
+    )
+    labels = labels.to(torch.int64)
+    with torch.autocast(embeddings.device.type, enabled=False):  # low precision would move the mined positive
+        if chosen == "triton":
+            from . import triton  # Triton is imported, and its programs decorated, only where it is used
+
+            preset = choose_precision(precision, embeddings.dtype)
+            return triton.ranking_loss(embeddings, labels, terms, layout, preset)
+        rows = embeddings.to(compute_dtype(embeddings.dtype))
+        if chosen == "dense":
+            return dense.ranking_loss(rows, labels, terms, layout, statistics)
+        compute = {"reference": reference.ranking_loss, "chunked": chunked.ranking_loss}[chosen]
+        return compute(rows, labels, terms, layout)

@@ -29,10 +29,7 @@ from ..first_order import first_order_only
 from ..positives import Positives, find_positives
 from ..ranks import RankLayout, gather_rows
 from ..unit_rows import unit_rows
-from .terms import RankingStatistics, RankingTerms, ranking_statistics
-
-# S + NEVER is below 0 for every |S| <= 1, and far from where exp becomes slow (it does at -inf on CPUs).
-NEVER = -4.0
+from .terms import NEVER, RankingStatistics, RankingTerms, ranking_statistics, violations_
 
 
 @dataclass(frozen=True)
@@ -105,15 +102,6 @@ def _own_blocks(x_ND: Tensor, positives: Positives, layout: RankLayout) -> list[
     return own_and_global_blocks(layout.own, bytes_per_row)
 
 
-def _violations_(gap: Tensor, log_shift: Tensor | None, bounded: bool) -> Tensor:
-    """In place: exp(gap - log_shift) where gap > 0, exactly 0 elsewhere. NaN stays NaN."""
-    if bounded:
-        torch.threshold_(gap.exp_(), 1.0, 0.0)
-        return gap if log_shift is None else gap.mul_(torch.exp(-log_shift))
-    torch.threshold_(gap, 0.0, -torch.inf)
-    return (gap if log_shift is None else gap.sub_(log_shift)).exp_()
-
-
 def _anchor_numbers(x_ND: Tensor, rows: slice, positives: Positives, terms: RankingTerms) -> Tensor:
     """[b, 6] float64: threshold, log Z, pushed mass, least positive, value, negatives inside the margin."""
     _, index_bP, positive_bP = positives.of_rows(rows)
@@ -130,7 +118,7 @@ def _anchor_numbers(x_ND: Tensor, rows: slice, positives: Positives, terms: Rank
     shift_b1 = None if terms.bounded else gap_bN.max(1, keepdim=True).values.clamp(min=0)
     inside_bN = torch.gt(gap_bN, 0, out=torch.empty_like(gap_bN))
     active_b = inside_bN.sum(1)
-    pushed_b = _violations_(gap_bN, shift_b1, terms.bounded).sum(1)
+    pushed_b = violations_(gap_bN, shift_b1, terms.bounded).sum(1)
     ones_b = 1 + (negatives_b - active_b if terms.negatives == "all" else torch.zeros_like(active_b))
     shift_b = torch.zeros_like(pushed_b) if shift_b1 is None else shift_b1.squeeze(1)
     Z_b = pushed_b + ones_b * torch.exp(-shift_b)
@@ -150,8 +138,8 @@ def _pair_gradients(
     S_bN = x_ND[rows] @ x_ND.t()
     S_bP = S_bN.gather(1, index_bP)
     as_anchor_bN = torch.add(S_bN, numbers.threshold_N[rows, None])
-    _violations_(as_anchor_bN, numbers.log_Z_N[rows, None], terms.bounded)
-    as_negative_bN = _violations_(S_bN.add_(numbers.threshold_N), numbers.log_Z_N, terms.bounded)
+    violations_(as_anchor_bN, numbers.log_Z_N[rows, None], terms.bounded)
+    as_negative_bN = violations_(S_bN.add_(numbers.threshold_N), numbers.log_Z_N, terms.bounded)
     G_bN = as_anchor_bN.add_(as_negative_bN)
 
     # One identity has one |B+| and one validity: both roles of a pair of positives pull alike, hence the 2.

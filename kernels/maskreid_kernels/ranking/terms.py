@@ -12,6 +12,8 @@ Negatives = Literal["all", "violating"]
 
 # exp(|S| <= 1 twice, + margin) summed over any batch stays far from float32's end up to this margin.
 BOUNDED_MARGIN = 16.0
+# S + NEVER is below 0 for every |S| <= 1, and far from where exp becomes slow (it does at -inf on CPUs).
+NEVER = -4.0
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,12 @@ def ranking_statistics(
     if terms.negatives == "violating":
         floor = torch.zeros_like(floor)
     return RankingStatistics(floor.to(dtype), fraction.to(dtype), valid_anchors)
+
+
+def violations_(gap: Tensor, log_shift: Tensor | None, bounded: bool) -> Tensor:
+    """In place: exp(gap - log_shift) where gap > 0, exactly 0 elsewhere. NaN stays NaN."""
+    if bounded:
+        torch.threshold_(gap.exp_(), 1.0, 0.0)
+        return gap if log_shift is None else gap.mul_(torch.exp(-log_shift))
+    torch.threshold_(gap, 0.0, -torch.inf)
+    return (gap if log_shift is None else gap.sub_(log_shift)).exp_()
