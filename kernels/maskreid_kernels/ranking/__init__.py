@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends import WITH_TRITON, check_backend, choose_backend
+from ..backends import WITH_DENSE, check_backend, choose_backend
 from ..inputs import compute_dtype, find_problem
 from ..precision import check_precision, choose_precision
 from ..ranks import agree_on_layout
@@ -97,7 +97,7 @@ def _compute(
     precision: str,
     statistics: bool,
 ) -> tuple[Tensor, RankingStatistics | None]:
-    check_backend(backend, WITH_TRITON)
+    check_backend(backend, WITH_DENSE)
     check_precision(precision, backend)
     if negatives not in ("all", "violating"):
         raise ValueError(f'negatives: expected "all" or "violating", got {negatives!r}')
@@ -107,7 +107,7 @@ def _compute(
     problem = find_problem(embeddings, labels, rows_name="embeddings", labels_name="labels")
     layout = agree_on_layout(embeddings, problem, group)
     chosen = choose_backend(
-        backend, layout.total_rows, DENSE_UP_TO_ROWS, device=embeddings.device, available=WITH_TRITON
+        backend, layout.total_rows, DENSE_UP_TO_ROWS, device=embeddings.device, available=WITH_DENSE
     )
     labels = labels.to(torch.int64)
     with torch.autocast(embeddings.device.type, enabled=False):  # low precision would move the mined positive
