@@ -14,6 +14,7 @@ from rich.console import Console
 from maskreid_dist import __version__
 from maskreid_dist.commands.convert import convert_app
 from maskreid_dist.commands.failures import one_line_errors
+from maskreid_dist.commands.masks import masks
 from maskreid_dist.recipe import load_recipe
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="Train and evaluate MaskReID, a mask-based deep ranking network for person re-identification.",
 )
 app.add_typer(convert_app, name="convert")
+app.command()(masks)
 
 Recipe = Annotated[
     Path, typer.Argument(help="TOML recipe, such as launch/recipes/walkers_demo.toml.", show_default=False)

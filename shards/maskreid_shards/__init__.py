@@ -10,6 +10,7 @@ from .errors import ShardError
 from .identities import IdentityTable
 from .market1501 import scan_market1501
 from .mask_options import MaskKind, MaskOptions, place_masks
+from .mask_quality import JudgedMask, MaskQuality, QualityReport, judge_masks
 from .masks import MaskReport, OnBadMask
 from .order import Draws, FewImages, Plan, PlanSummary, augmentation_key
 from .reading import RawPair, ShardSet, Split, open_shards
@@ -20,13 +21,16 @@ __all__ = [
     "Draws",
     "FewImages",
     "IdentityTable",
+    "JudgedMask",
     "Layout",
     "MaskKind",
     "MaskOptions",
+    "MaskQuality",
     "MaskReport",
     "OnBadMask",
     "Plan",
     "PlanSummary",
+    "QualityReport",
     "RawPair",
     "ShardError",
     "ShardSet",
@@ -36,6 +40,7 @@ __all__ = [
     "convert",
     "convert_market1501",
     "decode_pair",
+    "judge_masks",
     "open_shards",
     "place_masks",
     "scan_market1501",

@@ -1,0 +1,37 @@
+"""`maskreid masks`: the quality of the masks in finished shards."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maskreid_dist.commands.failures import one_line_errors
+
+
+@one_line_errors
+def masks(
+    shards: Annotated[Path, typer.Argument(help="Shards made by `maskreid convert`.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Write worst.png, coverage.png and masks.json into this folder."),
+    ] = None,
+    worst: Annotated[int, typer.Option(min=1, help="Masks on the contact sheet.")] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Judge the masks of shards: coverage, empty, full, fragmented and tiny ones, and pictures of the worst."""
+    if output:
+        output.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the long work
+    from maskreid_dist.report.masks import quality_lines, with_bar, write_quality
+    from maskreid_shards import open_shards
+
+    shard_set = open_shards(shards)
+    report = with_bar(shard_set)
+    if as_json:
+        print(json.dumps(report.content()))
+    else:
+        print("\n".join(quality_lines(report)))
+    if output:
+        written = write_quality(report, shard_set, output, worst)
+        if not as_json:
+            print("\n".join(str(path) for path in written))
