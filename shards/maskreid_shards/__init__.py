@@ -8,7 +8,8 @@ from .convert import ConversionReport, convert, convert_market1501
 from .decode import decode_pair
 from .errors import ShardError
 from .identities import IdentityTable
-from .market1501 import scan_market1501
+from .layouts.dukemtmc import scan_dukemtmc
+from .layouts.market1501 import scan_market1501
 from .mask_options import MaskKind, MaskOptions, place_masks
 from .mask_quality import JudgedMask, MaskQuality, QualityReport, judge_masks
 from .masks import MaskReport, OnBadMask
@@ -43,5 +44,6 @@ __all__ = [
     "judge_masks",
     "open_shards",
     "place_masks",
+    "scan_dukemtmc",
     "scan_market1501",
 ]

@@ -11,8 +11,8 @@ import numpy as np
 from .atomic import partial_folder, sync_folder
 from .errors import ShardError
 from .keyed import keyed_bits
+from .layouts.market1501 import scan_market1501
 from .manifest import Manifest, SplitEntry, index_bytes, index_name, shard_name, write_manifest, write_synced
-from .market1501 import scan_market1501
 from .mask_options import MaskOptions, place_masks
 from .masks import DEFAULT_MASKS, MaskProblem, MaskReport, OnBadMask, check_policy
 from .samples import DISTRACTOR_PID, JUNK_PID, Layout, Source
@@ -24,11 +24,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion did: the manifest it wrote, where, and what it ignored."""
+    """What a conversion did: the manifest it wrote, where, and what was found beside it.
+
+    `differences` are the counts that are not the published ones, `checked` how many were compared.
+    """
 
     out: Path
     manifest: Manifest
     strays: tuple[str, ...]
+    notes: tuple[str, ...]
+    differences: tuple[str, ...]
+    checked: int
 
     def lines(self) -> list[str]:
         """The report for people, one fact a line."""
@@ -52,6 +58,10 @@ class ConversionReport:
         lines.append(f"masks: {masks.checked} checked, {masks.bad} bad (policy: {masks.policy})")
         lines += [f"masks: {count} {kind}" for kind, count in masks.counts.items() if count]
         lines += [f"masks: {example}" for example in masks.examples]
+        lines += self.notes
+        lines += [f"NOT AS PUBLISHED: {difference}" for difference in self.differences]
+        if self.checked:
+            lines.append(f"{self.checked - len(self.differences)} of {self.checked} counts are as published")
         if self.strays:
             lines.append(f"{len(self.strays)} other files ignored: {', '.join(self.strays[:3])}")
         lines.append(f"fingerprint {self.manifest.fingerprint}")
@@ -152,7 +162,9 @@ def convert(
             sync_folder(folder / directory)
         write_manifest(folder, manifest)
         sync_folder(folder)
-    return ConversionReport(out, manifest, layout.strays)
+    return ConversionReport(
+        out, manifest, layout.strays, layout.notes, layout.differences(), len(layout.published)
+    )
 
 
 def deal(sources: Sequence[Source], *, dataset: str, shard_bytes: int, seed: int) -> list[list[Source]]:

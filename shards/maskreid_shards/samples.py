@@ -1,7 +1,8 @@
 """What a converter hands to the writer: a flat list of sources, whatever layout they came from."""
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 JUNK_PID = -1
@@ -14,7 +15,8 @@ class Source:
 
     `key` names it in the shard (no dots); `name` is its path relative to the data set's folder, kept in the
     sample's json. pid > 0 is an identity, 0 a distractor, -1 junk; camid counts from 1. `mask_path` may not
-    exist: the mask policy decides then.
+    exist: the mask policy decides then. `array` names an image inside `path`, where that is a file of many;
+    `dataset` replaces the conversion's name of the data set, where several are merged.
     """
 
     path: Path
@@ -24,15 +26,45 @@ class Source:
     split: str
     key: str
     name: str
+    array: str | None = None
+    dataset: str | None = None
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A scanned data set: the sources of each split by its name, and the names of the ignored files."""
+    """A scanned data set: the sources of each split by its name, and the names of the ignored files.
+
+    `published` are the counts this data set is known to have, for the names of `counts()`; empty where the
+    folder does not say which data set it is. `more_counts` are those that splits do not show (tracklets);
+    `notes` what the user should know, such as how a split was drawn.
+    """
 
     name: str
     splits: dict[str, tuple[Source, ...]]
     strays: tuple[str, ...] = ()
+    published: dict[str, int] = field(default_factory=dict)
+    more_counts: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def counts(self) -> dict[str, int]:
+        """Found: `<split> images, identities, junk, distractors`, and `more_counts`. Junk counts as images."""
+        found = {}
+        for split, sources in self.splits.items():
+            images = Counter(source.pid for source in sources)
+            found[f"{split} images"] = len(sources)
+            found[f"{split} identities"] = sum(pid > DISTRACTOR_PID for pid in images)
+            found[f"{split} junk"] = images[JUNK_PID]
+            found[f"{split} distractors"] = images[DISTRACTOR_PID]
+        return {**found, **self.more_counts}
+
+    def differences(self) -> tuple[str, ...]:
+        """Every count that is not the published one, as text; a split that is not there counts 0."""
+        found = self.counts()
+        return tuple(
+            f"{name}: published {count}, found {found.get(name, 0)}"
+            for name, count in self.published.items()
+            if found.get(name, 0) != count
+        )
 
 
 def sample_key(pid: int, number: int) -> str:

@@ -136,7 +136,7 @@ def sample_json(source: Source, dataset: str) -> bytes:
     about = {
         "pid": source.pid,
         "camid": source.camid,
-        "dataset": dataset,
+        "dataset": source.dataset or dataset,
         "split": source.split,
         "source": source.name,
     }

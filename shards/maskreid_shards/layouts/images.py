@@ -1,0 +1,118 @@
+"""What the scanners share: listing image folders, and turning what was found into sources."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ..errors import ShardError
+from ..samples import Source, numbered
+
+MASK_SUFFIX = "_seg"
+# A file that looks like an image but does not match a layout's pattern stops the scan; anything else is a stray.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image: `rest` is its path below `folder`, itself relative to the data set's. Masks mirror `<folder>_seg`."""
+
+    folder: str
+    rest: str
+    pid: int
+    camid: int
+    array: str | None = None
+
+
+def sources(
+    src: Path, split: str, found: Iterable[Found], mask_suffix: str = MASK_SUFFIX
+) -> tuple[Source, ...]:
+    """Sources with keys, in the order given. With `array`, `folder` is the file and `rest` the image's name."""
+    images = list(found)
+    keys = numbered(image.pid for image in images)
+    return tuple(
+        Source(
+            path=src / image.folder if image.array else src / image.folder / image.rest,
+            mask_path=src
+            / f"{PurePosixPath(image.folder).with_suffix('') if image.array else image.folder}{mask_suffix}"
+            / PurePosixPath(image.rest).with_suffix(".png"),
+            pid=image.pid,
+            camid=image.camid,
+            split=split,
+            key=key,
+            name=f"{image.folder}/{image.rest}",
+            array=image.array,
+        )
+        for image, key in zip(images, keys, strict=True)
+    )
+
+
+def list_images(src: Path, folder: str) -> tuple[list[str], list[str]]:
+    """Names of the images in `src/folder`, sorted, and of its other files (relative to `src`)."""
+    try:
+        listed = sorted(child.name for child in (src / folder).iterdir())
+    except OSError as error:
+        raise ShardError(
+            f"{src / folder}: cannot be listed ({error.strerror}); check its permissions"
+        ) from error
+    names, strays = [], []
+    for name in listed:
+        # "._x.jpg" is what macOS leaves beside a copied x.jpg: not an image, although named like one.
+        if name.startswith(".") or not name.lower().endswith(IMAGE_SUFFIXES):
+            strays.append(f"{folder}/{name}")
+        else:
+            names.append(name)
+    return names, strays
+
+
+def list_folders(src: Path, folder: str = ".") -> list[str]:
+    """Names of the visible folders in `src/folder`, sorted, without those of masks."""
+    return sorted(
+        child.name
+        for child in (src / folder).iterdir()
+        if child.is_dir() and not child.name.startswith(".") and not child.name.endswith(MASK_SUFFIX)
+    )
+
+
+def need_folders(src: Path, folders: Iterable[str]) -> None:
+    """Raise ShardError unless `src` holds all `folders`, with a hint where the missing one may be."""
+    folders = list(folders)
+    if not src.is_dir():
+        raise ShardError(f"{src}: no such folder; give the one that holds {', '.join(folders)}")
+    for folder in folders:
+        if not (src / folder).is_dir():
+            raise ShardError(f"{src}: folder {folder} is missing{_hint(src, folder, folders)}")
+
+
+def need_file(path: Path) -> Path:
+    """The path, if it is a file; else a ShardError that names it."""
+    if not path.is_file():
+        raise ShardError(f"{path}: missing; is this the right folder, and the whole data set?")
+    return path
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered, stripped lines of a text file that are not blank."""
+    try:
+        text = need_file(path).read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ShardError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def published_if(src: Path, word: str, published: Mapping[str, int]) -> dict[str, int]:
+    """The published counts, where the folder's own name (or its parent's) holds `word`."""
+    parts = src.resolve().parts[-2:]
+    return dict(published) if any(word in part.lower().replace("-", "") for part in parts) else {}
+
+
+def _hint(src: Path, folder: str, folders: list[str]) -> str:
+    """Where the missing folder may be: one level deeper, or under a slightly different name."""
+    children = sorted(child.name for child in src.iterdir() if child.is_dir())
+    for child in children:
+        if (src / child / folder).is_dir():
+            return f"; did you mean {src / child}?"
+    close = difflib.get_close_matches(folder, [name for name in children if name not in folders], n=1)
+    return f"; is it {close[0]}?" if close and not close[0].endswith(MASK_SUFFIX) else ""
