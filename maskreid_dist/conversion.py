@@ -19,6 +19,7 @@ def run_conversion(
     mask_options: MaskOptions,
     shard_bytes: int,
     seed: int,
+    workers: int,
     expect_published: bool,
 ) -> ConversionReport:
     """`maskreid_shards.convert` of what `scan` finds, with a bar on standard error.
@@ -41,6 +42,7 @@ def run_conversion(
             mask_options=mask_options,
             shard_bytes=shard_bytes,
             seed=seed,
+            workers=workers,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 

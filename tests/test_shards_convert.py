@@ -4,9 +4,6 @@ import fcntl
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -242,37 +239,15 @@ def test_a_bad_image_is_named_and_nothing_remains(
     assert names(tmp_path) == ["market"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_in_the_middle_leaves_nothing(
-    src: Path, tmp_path: Path, error: type[BaseException]
-) -> None:
+def test_an_exception_in_the_middle_leaves_nothing(src: Path, tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         if done == 30:
             assert (tmp_path / ".out.maskreid-partial" / "train" / "000000.tar").exists()
-            raise error
+            raise RuntimeError
 
-    with pytest.raises(error):
+    with pytest.raises(RuntimeError):
         convert_market1501(src, tmp_path / "out", progress=stop)
     assert names(tmp_path) == ["market"]
-
-
-def test_a_killed_run_is_cleaned_up_by_the_next(src: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys; from pathlib import Path; from maskreid_shards import convert_market1501\n"
-        "def stop(done, total):\n    if done == 30: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "convert_market1501(Path(sys.argv[1]), Path(sys.argv[2]), progress=stop)"
-    )
-    killed = subprocess.run(
-        [sys.executable, "-c", code, str(src), str(tmp_path / "out")],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL
-    assert names(tmp_path) == [".out.maskreid-partial", "market"]
-    convert_market1501(src, tmp_path / "out")
-    convert_market1501(src, tmp_path / "whole")
-    assert names(tmp_path) == ["market", "out", "whole"]
-    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
 def test_two_conversions_to_one_place(src: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ options that all share are the parameters of `_convert`.
 
 import functools
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,6 +43,9 @@ def _convert(
     ] = None,
     shard_mb: Annotated[float, typer.Option(min=0.01, help="Size at which a shard is closed, in MB.")] = 64.0,
     seed: Annotated[int, typer.Option(min=0, help="Deals the identities to shards.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes. Default: one for each core.", show_default=False)
+    ] = None,
     expect_published: Annotated[
         bool, typer.Option("--expect-published", help="Stop unless all counts are the published ones.")
     ] = False,
@@ -48,16 +53,21 @@ def _convert(
     """Convert what `scan` finds and print the report. `name` is the source's."""
     from maskreid_dist.conversion import run_conversion
 
-    report = run_conversion(
-        scan,
-        out,
-        dataset=dataset or name,
-        on_bad_mask=on_bad_mask or (load_recipe(recipe).data.on_bad_mask if recipe else "fail"),
-        mask_options=MaskOptions(),
-        shard_bytes=round(shard_mb * 1_000_000),
-        seed=seed,
-        expect_published=expect_published,
-    )
+    try:
+        report = run_conversion(
+            scan,
+            out,
+            dataset=dataset or name,
+            on_bad_mask=on_bad_mask or (load_recipe(recipe).data.on_bad_mask if recipe else "fail"),
+            mask_options=MaskOptions(),
+            shard_bytes=round(shard_mb * 1_000_000),
+            seed=seed,
+            workers=workers or len(os.sched_getaffinity(0)),
+            expect_published=expect_published,
+        )
+    except KeyboardInterrupt:
+        print("maskreid: interrupted; finished shards are kept, the same command continues", file=sys.stderr)
+        raise typer.Exit(130) from None
     print("\n".join(report.lines()))
 
 

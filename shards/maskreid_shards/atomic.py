@@ -12,7 +12,11 @@ from .errors import ShardError
 
 @contextlib.contextmanager
 def partial_folder(out: Path) -> Iterator[Path]:
-    """A hidden sibling folder that becomes `out` when the block ends well, and disappears otherwise."""
+    """A hidden sibling folder that becomes `out` when the block ends well, and disappears when it fails.
+
+    It stays when the process is killed or interrupted (KeyboardInterrupt), and is found again, as it was left,
+    by the next block for the same `out`.
+    """
     out = out.resolve()
     partial = out.parent / f".{out.name}.maskreid-partial"
     new_parents = [parent for parent in out.parents if not parent.exists()]
@@ -25,6 +29,8 @@ def partial_folder(out: Path) -> Iterator[Path]:
         yield partial
         partial.replace(out)
         sync_folder(out.parent)
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         for parent in new_parents:
@@ -38,7 +44,7 @@ def partial_folder(out: Path) -> Iterator[Path]:
 
 
 def _claim(partial: Path) -> int:
-    """Make the partial folder anew and lock it. The lock ends with the process, so leftovers are free."""
+    """Make the partial folder, or find it, and lock it. The lock ends with the process."""
     while True:
         partial.mkdir(exist_ok=True)
         lock = os.open(partial, os.O_RDONLY)
@@ -51,9 +57,7 @@ def _claim(partial: Path) -> int:
             ) from None
         # Another process may have removed and remade the folder between our open and our lock.
         if os.path.samestat(os.fstat(lock), partial.stat()):
-            if not any(partial.iterdir()):
-                return lock
-            shutil.rmtree(partial)
+            return lock
         os.close(lock)
 
 

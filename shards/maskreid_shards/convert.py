@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from .keyed import keyed_bits
 from .layouts.market1501 import scan_market1501
 from .manifest import Manifest, SplitEntry, index_bytes, index_name, shard_name, write_manifest, write_synced
 from .mask_options import MaskOptions, place_masks
-from .masks import DEFAULT_MASKS, MaskProblem, MaskReport, OnBadMask, check_policy
+from .masks import DEFAULT_MASKS, MaskReport, OnBadMask, check_policy
+from .parallel import await_workers, write_shards
+from .resume import RECORDS, ShardTask
 from .samples import DISTRACTOR_PID, JUNK_PID, Layout, Source
-from .writing import WrittenShard, member_bytes, sample_json, write_shard
+from .writing import WrittenShard, member_bytes, sample_json
 
 SHARD_BYTES = 64 * 1024 * 1024
 Progress = Callable[[int, int], None]
@@ -77,6 +80,7 @@ def convert_market1501(
     mask_options: MaskOptions = DEFAULT_MASKS,
     shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> ConversionReport:
     """Convert a folder in the Market-1501 layout.
@@ -95,6 +99,7 @@ def convert_market1501(
         mask_options=mask_options,
         shard_bytes=shard_bytes,
         seed=seed,
+        workers=workers,
         progress=progress,
     )
 
@@ -108,63 +113,108 @@ def convert(
     mask_options: MaskOptions = DEFAULT_MASKS,
     shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> ConversionReport:
     """Write the shard folder `out`: `<split>/000000.tar`, ..., `index/<split>.npy`, and `manifest.json` last.
 
-    The same sources, seed and sizes give the same bytes. Everything goes into a hidden sibling folder first,
-    is synced and then renamed to `out`; on any failure the sibling is removed, and one left by a killed run
-    is removed by the next. `shard_bytes` is the size aimed at: an identity is never divided, so shards may
-    exceed it. `progress(done, total)` is called with counts of samples.
+    The same sources, seed and sizes give the same bytes for any number of `workers` (processes; with more than one
+    the calling script needs an `if __name__ == "__main__"`). Everything goes into a hidden sibling folder first, is
+    synced and then renamed to `out`. On a failure the sibling is removed; after a kill or KeyboardInterrupt the same
+    call keeps its finished shards, once their sha256 is checked. `shard_bytes` is the size aimed at: an identity is
+    never divided, so shards may exceed it. `progress(done, total)` is called with counts of samples.
 
     Raises ShardError: `out` is not new or empty, an unreadable image, a bad mask under the policy "fail", a
     split left without samples, no space to write.
     """
     check_policy(on_bad_mask)
+    if workers < 1:
+        raise ShardError(f"{workers} workers: give at least 1")
     layout = place_masks(layout, mask_options)
     if shard_bytes < 1:
         raise ShardError(f"shard size of {shard_bytes} bytes: give at least 1")
     _check_fresh(out)
     total = sum(map(len, layout.splits.values()))
-    done = 0
-
-    def tick() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
-
     with partial_folder(out) as folder:
+        tasks = [
+            ShardTask(
+                folder, shard_name(split, number), number, tuple(part), dataset, on_bad_mask, mask_options
+            )
+            for split, sources in layout.splits.items()
+            for number, part in enumerate(deal(sources, dataset=dataset, shard_bytes=shard_bytes, seed=seed))
+        ]
+        resumed, started_afresh = _prepare(folder, layout, tasks)
+        kept = sum(len(task.sources) for task in tasks if task.name in resumed)
+        written = _write(folder, tasks, resumed, workers, _Ticker(progress, kept, total))
         splits: dict[str, SplitEntry] = {}
-        problems: list[MaskProblem] = []
-        for split, sources in layout.splits.items():
-            (folder / split).mkdir()
-            written = [
-                write_shard(
-                    folder,
-                    shard_name(split, number),
-                    number,
-                    part,
-                    dataset=dataset,
-                    on_bad_mask=on_bad_mask,
-                    mask_options=mask_options,
-                    tick=tick,
-                )
-                for number, part in enumerate(
-                    deal(sources, dataset=dataset, shard_bytes=shard_bytes, seed=seed)
-                )
+        for split in layout.splits:
+            shards = [
+                shard for task, shard in zip(tasks, written, strict=True) if task.name.startswith(f"{split}/")
             ]
-            problems += [problem for shard in written for problem in shard.problems]
-            splits[split] = _finish_split(folder, split, written)
+            splits[split] = _finish_split(folder, split, shards)
+        problems = [problem for shard in written for problem in shard.problems]
         masks = MaskReport.of(problems, policy=on_bad_mask, checked=total, form=mask_options.describe())
         manifest = Manifest(dataset, layout.name, seed, shard_bytes, splits, masks)
         for directory in [*splits, "index"]:
             sync_folder(folder / directory)
         write_manifest(folder, manifest)
+        shutil.rmtree(folder / RECORDS)
         sync_folder(folder)
+    notes = list(layout.notes)
+    if resumed:
+        notes.append(f"{len(resumed)} of {len(tasks)} shards were kept from an interrupted conversion")
+    if started_afresh:
+        notes.append("an interrupted conversion of other inputs or options was removed")
     return ConversionReport(
-        out, manifest, layout.strays, layout.notes, layout.differences(), len(layout.published)
+        out, manifest, layout.strays, tuple(notes), layout.differences(), len(layout.published)
     )
+
+
+class _Ticker:
+    """Counts samples for `progress`."""
+
+    def __init__(self, progress: Progress | None, done: int, total: int) -> None:
+        self.progress, self.done, self.total = progress, done, total
+        if done:
+            self(0)
+
+    def __call__(self, samples: int) -> None:
+        self.done += samples
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def _prepare(
+    folder: Path, layout: Layout, tasks: Sequence[ShardTask]
+) -> tuple[dict[str, WrittenShard], bool]:
+    """Make the folders, find the finished shards by name, and remove all else that an earlier run left.
+
+    The second result: there were finished shards, of other inputs or options.
+    """
+    records = folder / RECORDS
+    records.mkdir(exist_ok=True)
+    await_workers(records)
+    finished = {task.name: shard for task in tasks if (shard := task.finished()) is not None}
+    keep = {folder / name for name in finished} | {task.record for task in tasks if task.name in finished}
+    foreign = any(path not in keep for path in records.glob("*.json"))
+    for path in folder.rglob("*"):
+        if path not in keep and not path.is_dir():
+            path.unlink()
+    for child in folder.iterdir():
+        if child.name not in {*layout.splits, RECORDS}:
+            shutil.rmtree(child)
+    for split in layout.splits:
+        (folder / split).mkdir(exist_ok=True)
+    return finished, foreign
+
+
+def _write(
+    folder: Path, tasks: Sequence[ShardTask], finished: dict[str, WrittenShard], workers: int, tick: _Ticker
+) -> list[WrittenShard]:
+    """All shards in the order of the tasks; those that are finished are not written again."""
+    missing = [task for task in tasks if task.name not in finished]
+    written = iter(write_shards(missing, workers, tick, folder / RECORDS))
+    return [finished[task.name] if task.name in finished else next(written) for task in tasks]
 
 
 def deal(sources: Sequence[Source], *, dataset: str, shard_bytes: int, seed: int) -> list[list[Source]]:

@@ -1,0 +1,94 @@
+"""One shard as a unit of work, and the record that lets the next run of the same command keep it."""
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+
+from .atomic import sync_folder
+from .manifest import INDEX_DTYPE, VERSION, ShardEntry, write_synced
+from .mask_options import MaskOptions
+from .masks import MaskProblem, OnBadMask
+from .samples import Source
+from .writing import WrittenShard, write_shard
+
+RECORDS = "resume"
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Everything that decides the bytes of the shard `folder/name`, number `number` of its split."""
+
+    folder: Path
+    name: str
+    number: int
+    sources: tuple[Source, ...]
+    dataset: str
+    on_bad_mask: OnBadMask
+    mask_options: MaskOptions
+
+    def run(self, tick: Callable[[], None]) -> WrittenShard:
+        """Write the shard, then the record of it. Raises ShardError as `write_shard` does."""
+        digest = self.digest()  # first: a file that changes meanwhile must not look unchanged later
+        written = write_shard(
+            self.folder,
+            self.name,
+            self.number,
+            self.sources,
+            dataset=self.dataset,
+            on_bad_mask=self.on_bad_mask,
+            mask_options=self.mask_options,
+            tick=tick,
+        )
+        record = {
+            "digest": digest,
+            "entry": asdict(written.entry),
+            "rows": base64.b64encode(written.rows.tobytes()).decode(),
+            "problems": [asdict(problem) for problem in written.problems],
+        }
+        new = self.record.with_suffix(f".{os.getpid()}")
+        write_synced(new, json.dumps(record).encode())
+        new.replace(self.record)
+        sync_folder(new.parent)
+        return written
+
+    def finished(self) -> WrittenShard | None:
+        """What an earlier run wrote for these inputs and options, if it is there and whole."""
+        try:
+            record = json.loads(self.record.read_bytes())
+            entry = ShardEntry(**record["entry"])
+            with open(self.folder / self.name, "rb") as file:
+                whole = hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+            if not whole or record["digest"] != self.digest():
+                return None
+            rows = np.frombuffer(base64.b64decode(record["rows"]), INDEX_DTYPE)
+            return WrittenShard(entry, rows, tuple(MaskProblem(**problem) for problem in record["problems"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # a file of a killed machine, or of another version: written again
+
+    @property
+    def record(self) -> Path:
+        return self.folder / RECORDS / (self.name.replace("/", "-") + ".json")
+
+    def digest(self) -> str:
+        """sha256 over the sources (names, sizes and times of their files), the options and Pillow's version."""
+        about = hashlib.sha256()
+        options = (self.name, self.dataset, self.on_bad_mask, self.mask_options, VERSION, PIL.__version__)
+        about.update(repr(options).encode())
+        for source in self.sources:
+            about.update(repr((source, _state(source.path), _state(source.mask_path))).encode())
+        return about.hexdigest()
+
+
+def _state(path: Path | None) -> tuple[int, int] | None:
+    try:
+        found = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return (found.st_size, found.st_mtime_ns) if found else None
