@@ -40,7 +40,8 @@ def write_shards(
         return [task.run(lambda: tick(1)) for task in tasks]
     # Not fork: the caller may have threads (a progress bar), and locks taken by them.
     context = multiprocessing.get_context("spawn")
-    done, stop = context.Value(c_int64), context.Value(c_bool, lock=False)
+    done: Any = context.Value(c_int64)
+    stop: Any = context.Value(c_bool, lock=False)  # typeshed says c_bool, the value is a bool
     setup = (str(lock_folder), done, stop)
     with ProcessPoolExecutor(workers, context, _start_worker, setup) as pool:
         futures = [pool.submit(_run, task) for task in tasks]
