@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends import check_backend, choose_backend
+from ..backends import WITH_TRITON, check_backend, choose_backend
 from ..inputs import compute_dtype, find_problem
+from ..precision import check_precision, choose_precision
 from ..ranks import agree_on_layout
 from . import chunked, reference
 from .terms import DISTANCES, BatchHardTerms
@@ -36,6 +37,7 @@ def batch_hard_loss(
     normalize: bool = False,
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
+    precision: str = "auto",
 ) -> Tensor:
     """Batch-hard triplet loss (see the module), as a 0-d tensor.
 
@@ -44,14 +46,18 @@ def batch_hard_loss(
     distance: "cosine" is 1 - cos and always normalises. The gradient of "euclidean" at distance 0 is 0.
     normalize: L2-normalise here, the gradient goes through; a zero row gets zero gradient.
     Pairs are mined on |a|^2 + |b|^2 - 2 a.b, and the distances of the picked ones computed again from a - b.
-    Of equal mined distances the lowest global row is picked. An anchor is not its own positive.
+    Of equal mined distances the lowest global row is picked ("triton": the lowest label's; in bfloat16 any of those
+    within rounding). An anchor is not its own positive.
     A batch without a valid anchor gives 0, with zero gradient.
     group: the batch is that of all its ranks; convention in `maskreid_kernels.ranks`. None: this process
     alone. backend: "reference" (plain autograd, O(N^2) memory), "chunked" (O(N D) memory, the backward has no
-    matrix product; differentiating its gradient raises RuntimeError) or "auto". Raises ValueError on bad
+    matrix product; differentiating its gradient raises RuntimeError), "triton" (the same on a GPU, fused) or
+    "auto". precision: of "triton" alone, a preset of `maskreid_kernels.precision` for the mining; "auto" follows the
+    rows' dtype and torch.set_float32_matmul_precision. Raises ValueError on bad
     input or an unavailable backend.
     """
-    check_backend(backend)
+    check_backend(backend, WITH_TRITON)
+    check_precision(precision, backend)
     if margin != "soft" and (isinstance(margin, str) or not math.isfinite(margin)):
         raise ValueError(f'margin: expected a finite number or "soft", got {margin!r}')
     if distance not in DISTANCES:
@@ -61,9 +67,16 @@ def batch_hard_loss(
     terms = BatchHardTerms(
         None if margin == "soft" else float(margin), distance, normalize or distance == "cosine"
     )
-    compute = {"reference": reference.batch_hard_loss, "chunked": chunked.batch_hard_loss}[
-        choose_backend(backend, layout.total_rows, REFERENCE_UP_TO_ROWS, device=embeddings.device)
-    ]
+    chosen = choose_backend(
+        backend, layout.total_rows, REFERENCE_UP_TO_ROWS, device=embeddings.device, available=WITH_TRITON
+    )
+    labels = labels.to(torch.int64)
     with torch.autocast(embeddings.device.type, enabled=False):  # low precision would move what is mined
+        if chosen == "triton":
+            from . import triton  # Triton is imported, and its programs decorated, only where it is used
+
+            preset = choose_precision(precision, embeddings.dtype)
+            return triton.batch_hard_loss(embeddings, labels, terms, layout, preset)
         rows = embeddings.to(compute_dtype(embeddings.dtype))
-        return compute(rows, labels.to(torch.int64), terms, layout)
+        compute = {"reference": reference.batch_hard_loss, "chunked": chunked.batch_hard_loss}[chosen]
+        return compute(rows, labels, terms, layout)

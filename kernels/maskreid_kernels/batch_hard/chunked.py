@@ -23,7 +23,7 @@ from ..first_order import first_order_only
 from ..positives import Positives, find_positives
 from ..ranks import RankLayout, gather_rows
 from ..unit_rows import unit_rows
-from .terms import BatchHardTerms, mining_distances, mining_squares
+from .terms import BatchHardTerms, gradient_per_difference, mining_distances, mining_squares
 
 
 def batch_hard_loss(rows_BD: Tensor, labels_B: Tensor, terms: BatchHardTerms, layout: RankLayout) -> Tensor:
@@ -112,17 +112,10 @@ def _anchor_numbers(
         hardest_positive_b,
         hardest_negative_b,
         torch.where(valid_b, terms.hinge(gap_b), 0),
-        slope_b * _gradient_per_difference(positive_distance_b, terms),
-        slope_b * _gradient_per_difference(negative_distance_b, terms),
+        slope_b * gradient_per_difference(positive_distance_b, terms),
+        slope_b * gradient_per_difference(negative_distance_b, terms),
     )
     return torch.stack([number.double() for number in numbers], 1)
-
-
-def _gradient_per_difference(distance_b: Tensor, terms: BatchHardTerms) -> Tensor:
-    """w with d distance / d a = w (a - b); 0 at distance 0. For cosine w = 1 stands before -b alone."""
-    if terms.distance == "euclidean":
-        return torch.where(distance_b > 0, distance_b.reciprocal(), 0)
-    return torch.full_like(distance_b, 2.0 if terms.distance == "squared_euclidean" else 1.0)
 
 
 def _lies_in(rows: slice, index: Tensor) -> Tensor:
@@ -131,8 +124,11 @@ def _lies_in(rows: slice, index: Tensor) -> Tensor:
 
 
 def _add_rows_(gradient_BD: Tensor, index_m: Tensor, step_mD: Tensor, sign: int, own: slice) -> None:
-    """Add sign x steps to the own rows among the indexed; repeated rows add up (on CUDA in any order)."""
+    """Add sign x steps to the own rows among the indexed; repeated rows add up, in the same order every time."""
     inside_m = _lies_in(own, index_m)
     if not bool(inside_m.all()):
         step_mD, index_m = step_mD[inside_m], index_m[inside_m]
+    if gradient_BD.is_cuda:  # sorts by row; index_add_ would add atomically, in any order
+        gradient_BD.index_put_((index_m - own.start,), step_mD * sign, accumulate=True)
+        return
     gradient_BD.index_add_(0, index_m - own.start, step_mD, alpha=sign)

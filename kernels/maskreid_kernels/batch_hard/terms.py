@@ -1,4 +1,4 @@
-"""What both backends of the batch-hard loss share."""
+"""What the backends of the batch-hard loss share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..blocks import row_blocks
+from ..inputs import compute_dtype
 
 DISTANCES = ("euclidean", "squared_euclidean", "cosine")
 
@@ -41,13 +42,24 @@ class BatchHardTerms:
         return torch.sigmoid(gap_b) if self.margin is None else (gap_b + self.margin > 0).to(gap_b.dtype)
 
 
+def gradient_per_difference(distance_b: Tensor, terms: BatchHardTerms) -> Tensor:
+    """w with d distance / d a = w (a - b); 0 at distance 0. For cosine w = 1 stands before -b alone."""
+    if terms.distance == "euclidean":
+        return torch.where(distance_b > 0, distance_b.reciprocal(), 0)
+    return torch.full_like(distance_b, 2.0 if terms.distance == "squared_euclidean" else 1.0)
+
+
+def row_squares(x_ND: Tensor) -> Tensor:
+    """|b|^2 by row [N], in float64 for float64 rows, else in float32."""
+    square_N = x_ND.new_zeros(x_ND.shape[0], dtype=compute_dtype(x_ND.dtype))
+    for block in row_blocks(x_ND.shape[0], x_ND.shape[1] * square_N.element_size()):
+        square_N[block] = x_ND[block].to(square_N.dtype).square().sum(1)  # whole, they would be a copy of x
+    return square_N
+
+
 def mining_squares(x_ND: Tensor, terms: BatchHardTerms) -> Tensor:
     """|b|^2 by row [N], or 0 where the distance has no such term (cosine)."""
-    square_N = x_ND.new_zeros(x_ND.shape[0])
-    if terms.distance != "cosine":
-        for block in row_blocks(x_ND.shape[0], x_ND.shape[1] * x_ND.element_size()):
-            square_N[block] = x_ND[block].square().sum(1)  # whole, the squares would be a copy of x
-    return square_N
+    return x_ND.new_zeros(x_ND.shape[0]) if terms.distance == "cosine" else row_squares(x_ND)
 
 
 def mining_distances(x_bD: Tensor, x_ND: Tensor, square_N: Tensor) -> Tensor:
