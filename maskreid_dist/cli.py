@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from maskreid_dist import __version__
+from maskreid_dist.commands.bench import bench_app
 from maskreid_dist.commands.convert import convert_app
 from maskreid_dist.commands.failures import one_line_errors
 from maskreid_dist.commands.masks import masks
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(convert_app, name="convert")
 app.command()(masks)
+app.add_typer(bench_app, name="bench")
 
 Recipe = Annotated[
     Path, typer.Argument(help="TOML recipe, such as launch/recipes/walkers_demo.toml.", show_default=False)

@@ -1,0 +1,100 @@
+"""Who is measured on which loss, and how much memory each is known to want."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import maskreid_kernels as ours
+from maskreid_dist.bench import eager
+from maskreid_dist.bench.cases import Case, CaseData
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+OURS: dict[str, Callable[..., Tensor]] = {
+    "ranking": ours.ranking_loss,
+    "batch_hard": ours.batch_hard_loss,
+    "n_pair": ours.n_pair_loss,
+    "all_pairs": ours.all_pairs_loss,
+    "circle": ours.circle_loss,
+    "supcon": ours.supervised_contrastive_loss,
+}
+FLOOR = "gemm"  # the product x x^T alone: no loss over all pairs can be faster
+
+
+@dataclass(frozen=True)
+class Provider:
+    """`matrices`: N x N matrices of float32 that it holds at its peak; 0 where memory is O(N D). `exact`: its gradient is
+    that of our loss, so errors are comparable."""
+
+    name: str
+    loss: Loss
+    matrices: float = 0.0
+    exact: bool = True
+
+
+def constants(case: Case, data: CaseData) -> dict[str, Any]:
+    """The loss's keywords, the same for every provider."""
+    return {
+        "ranking": {"margin": data.margin},
+        "batch_hard": {"margin": 0.3},
+        "n_pair": {"scale": 10.0},
+        "all_pairs": {"scale": 10.0},
+        "circle": {"margin": 0.25, "gamma": 128.0},
+        "supcon": {"temperature": 0.1},
+    }[case.kernel]
+
+
+def providers(case: Case, data: CaseData, *, compiled: bool) -> list[Provider]:
+    """Everything that can compute `case`'s loss here, ours first."""
+    keywords = constants(case, data)
+    loss, plain = OURS[case.kernel], getattr(eager, case.kernel)
+
+    def with_backend(backend: str) -> Loss:
+        return lambda x, y: loss(x, y, backend=backend, **keywords)
+
+    names = ["auto", "chunked"] + (["triton"] if data.x_ND.is_cuda else [])
+    found = [Provider(f"maskreid {name}", with_backend(name)) for name in names]
+    found.append(Provider("eager", lambda x, y: plain(x, y, **keywords), matrices=3.0))
+    if compiled:
+        fused = torch.compile(plain, mode="max-autotune-no-cudagraphs" if data.x_ND.is_cuda else "default")
+        found.append(Provider("eager compiled", lambda x, y: fused(x, y, **keywords), matrices=3.0))
+    if case.kernel == "batch_hard":
+        found.append(Provider("chunked mining", lambda x, y: eager.batch_hard_mined(x, y, **keywords)))
+    if case.kernel == "n_pair":
+        found.append(Provider("chunked checkpoint", lambda x, y: eager.n_pair_checkpointed(x, y, **keywords)))
+    found += _metric_learning(case.kernel)
+    found.append(Provider(FLOOR, gemm, exact=False))
+    return found
+
+
+def gemm(x_ND: Tensor, y_N: Tensor) -> Tensor:
+    """x x^T in blocks of rows; nothing is kept, so that it fits at any N."""
+    block = x_ND.new_empty((min(len(x_ND), 4096), len(x_ND)))
+    with torch.no_grad():
+        for first in range(0, len(x_ND), len(block)):
+            rows = x_ND[first : first + len(block)]
+            torch.mm(rows, x_ND.t(), out=block[: len(rows)])
+    return x_ND.sum() * 0
+
+
+def _metric_learning(kernel: str) -> list[Provider]:
+    """pytorch-metric-learning's forms, with its reducer set to the mean over all anchors that ours takes."""
+    if importlib.util.find_spec("pytorch_metric_learning") is None:
+        return []
+    from pytorch_metric_learning import distances, losses, miners, reducers
+
+    if kernel == "batch_hard":
+        euclidean = distances.LpDistance(normalize_embeddings=False)
+        miner = miners.BatchHardMiner(distance=euclidean)
+        triplet = losses.TripletMarginLoss(margin=0.3, distance=euclidean, reducer=reducers.MeanReducer())
+        return [Provider("metric-learning", lambda x, y: triplet(x, y, miner(x, y)), 7.3)]
+    if kernel == "circle":
+        circle = losses.CircleLoss(m=0.25, gamma=128, reducer=reducers.MeanReducer())
+        return [Provider("metric-learning", lambda x, y: circle(x, y), 15.7, exact=False)]
+    if kernel == "supcon":
+        supcon = losses.SupConLoss(temperature=0.1, reducer=reducers.MeanReducer())
+        return [Provider("metric-learning", lambda x, y: supcon(x, y), 8.0)]
+    return []

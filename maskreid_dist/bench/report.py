@@ -1,0 +1,197 @@
+"""The records as one CSV, a plot for each question (time, memory, error over N) and a dated Markdown report."""
+
+import csv
+import datetime
+import io
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from maskreid_dist.bench.loss import Record, as_row
+from maskreid_dist.files import write_atomically
+
+METRICS = {
+    "time": "forward + backward, ms",
+    "memory": "peak beyond rows and gradient, MiB",
+    "error": "gradient error, relative",
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a figure needs beside it to mean anything."""
+
+    device: str
+    threads: int
+    python: str
+    torch: str
+    triton: str
+    commit: str
+    date: str
+
+    @classmethod
+    def here(cls, device: str) -> "Machine":
+        import triton
+
+        name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+        return cls(
+            name,
+            torch.get_num_threads(),
+            platform.python_version(),
+            torch.__version__,
+            triton.__version__,
+            _commit(),
+            datetime.date.today().isoformat(),
+        )
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def _commit() -> str:
+    """The checkout's commit, marked where files differ from it; empty outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--match="]
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""
+    return found.stdout.strip()
+
+
+def write_csv(path: Path, records: Sequence[Record], machine: Machine) -> None:
+    text = io.StringIO()
+    rows = [as_row(record) | vars(machine) for record in records]
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def write_plots(folder: Path, stem: str, records: Sequence[Record]) -> list[Path]:
+    """One picture a metric: a panel for each kernel and D, a line for each provider over N."""
+    from matplotlib.figure import Figure
+
+    written = []
+    for metric, label in METRICS.items():
+        shown = [
+            r for r in records if r.metric == metric and r.mode in ("both", "forward") and r.y50 is not None
+        ]
+        shown = [r for r in shown if r.mode == "both" or r.provider == "gemm"]
+        panels = sorted({(r.kernel, r.D, r.K, r.violators) for r in shown}, key=str)
+        panels = [
+            p for p in panels if len({r.N for r in shown if (r.kernel, r.D, r.K, r.violators) == p}) > 1
+        ]
+        if not panels:
+            continue
+        columns = min(len(panels), 4)
+        rows = -(-len(panels) // columns)
+        figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+        for number, panel in enumerate(panels):
+            axes = figure.add_subplot(rows, columns, number + 1)
+            of_panel = [r for r in shown if (r.kernel, r.D, r.K, r.violators) == panel]
+            for provider in dict.fromkeys(r.provider for r in of_panel):
+                line = sorted((r.N, r.y50, r.y20, r.y80) for r in of_panel if r.provider == provider)
+                n, y50, y20, y80 = (list(values) for values in zip(*line, strict=True))
+                ours = provider.startswith("maskreid")
+                style = "-" if ours else ":" if provider == "gemm" else "--"
+                axes.plot(n, y50, style, marker=".", label=provider, linewidth=2 if ours else 1.2)
+                axes.fill_between(n, y20, y80, alpha=0.15)
+            kernel, d, k, share = panel
+            violators = "" if share is None else f", {100 * share:g} % violators"
+            axes.set(xscale="log", yscale="log", xlabel="N", ylabel=label)
+            sizes = sorted({r.N for r in of_panel})
+            axes.set_xticks(sizes, [str(size) for size in sizes], rotation=30, fontsize=7)
+            axes.set_xticks([], minor=True)
+            axes.set_title(f"{kernel}, D = {d}, K = {k}{violators}", fontsize=9)
+            axes.grid(True, which="major", alpha=0.3)
+            if number == 0:
+                axes.legend(fontsize=7)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=110)
+        path = folder / f"{stem}-{metric}.png"
+        write_atomically(path, picture.getvalue())
+        written.append(path)
+    return written
+
+
+def table(records: Sequence[Record]) -> list[list[str]]:
+    """One row per case and provider: median times, ratio to ours, memory, error, or why there is no figure."""
+    lines = []
+    by_case: dict[tuple[object, ...], list[Record]] = {}
+    for r in records:
+        by_case.setdefault((r.kernel, r.N, r.D, r.K, r.violators, r.dtype), []).append(r)
+    for case, of_case in by_case.items():
+        ours = _value(of_case, "maskreid auto", "both", "time")
+        for provider in dict.fromkeys(r.provider for r in of_case):
+            mine = [r for r in of_case if r.provider == provider]
+            both = _value(mine, provider, "forward" if provider == "gemm" else "both", "time")
+            memory, error = (_value(mine, provider, "both", metric) for metric in ("memory", "error"))
+            status = next((r.status for r in mine if r.status != "ok"), "")
+            kernel, n, d, k, share, dtype = case
+            lines.append(
+                [
+                    f"{kernel}, N {n}, D {d}, K {k}"
+                    + (f", {100 * float(str(share)):g} %" if share is not None else ""),
+                    str(dtype),
+                    provider,
+                    _text(_value(mine, provider, "forward", "time")),
+                    _text(_value(mine, provider, "backward", "time")),
+                    _text(both),
+                    f"{both / ours:.2f}" if both and ours else "",
+                    _text(memory),
+                    f"{error:.1e}" if error is not None else "",
+                    status,
+                ]
+            )
+    return lines
+
+
+COLUMNS = (
+    "case",
+    "dtype",
+    "provider",
+    "forward ms",
+    "backward ms",
+    "both ms",
+    "/ auto",
+    "peak MiB",
+    "error",
+    "",
+)
+
+
+def markdown(
+    records: Sequence[Record], machine: Machine, notes: Sequence[str], pictures: Sequence[Path]
+) -> str:
+    lines = [f"# Loss step, {machine.date}", ""]
+    lines += [f"- {key}: {value}" for key, value in vars(machine).items()]
+    lines += [
+        "- times are medians of interleaved rounds; memory is beyond rows and gradient; error is that of the gradient "
+    ]
+    lines[-1] += "against chunked float64, relative"
+    lines += ["", *notes, ""]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(row) + " |" for row in table(records)]
+    lines += ["", *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
+    return "\n".join(lines) + "\n"
+
+
+def _value(records: Sequence[Record], provider: str, mode: str, metric: str) -> float | None:
+    for r in records:
+        if (r.provider, r.mode, r.metric) == (provider, mode, metric) and r.y50 is not None:
+            return r.y50
+    return None
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"

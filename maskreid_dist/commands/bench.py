@@ -1,0 +1,101 @@
+"""`maskreid bench`: measurements that anyone can repeat."""
+
+import csv
+import datetime
+import io
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from maskreid_dist.commands.failures import one_line_errors
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure the loss step, the loader and the converters.")
+
+
+@bench_app.command("loss")
+@one_line_errors
+def bench_loss(
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",
+    preset: Annotated[
+        Literal["promises", "grid"],
+        typer.Option(
+            help="promises: the figures of kernels/README.md, with PASS or MISS. grid: the options below."
+        ),
+    ] = "grid",
+    kernel: Annotated[
+        list[str] | None, typer.Option(help="Loss; repeatable. Default: ranking, batch_hard.")
+    ] = None,
+    rows: Annotated[list[int] | None, typer.Option(help="N, repeatable. Default: 512 to 131072.")] = None,
+    columns: Annotated[list[int] | None, typer.Option(help="D, repeatable. Default: 256, 512, 2048.")] = None,
+    images: Annotated[list[int] | None, typer.Option(help="K, repeatable. Default: 4, 16.")] = None,
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the rows.")] = "float32",
+    ranks: Annotated[
+        int, typer.Option(min=1, help="Rectangular: N rows over this many gloo ranks of one thread.")
+    ] = 1,
+    compiled: Annotated[bool, typer.Option(help="Measure torch.compile of the eager form too.")] = False,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, each in a process of its own.")] = True,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for the rounds of one case.")] = 10.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="torch's threads. Default: all cores.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the CSV, the plots and the report.")] = None,
+) -> None:
+    """Time, peak memory and gradient error of the losses, beside eager, lean and library forms of them."""
+    from maskreid_dist.bench import run
+
+    kept = run.bench_loss(
+        run.Wanted(
+            device, preset, tuple(kernel or ()), tuple(rows or ()), tuple(columns or ()), tuple(images or ()),
+            dtype, ranks, compiled, memory, seconds, threads,
+        ),
+        output,
+        Console(),
+    )  # fmt: skip
+    raise typer.Exit(0 if kept else 1)
+
+
+@bench_app.command("exactness")
+@one_line_errors
+def bench_exactness(
+    ranks: Annotated[
+        list[int] | None, typer.Option(help="World size; repeatable. Default: 1, 2, 3, 4.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=8, help="Rows of the global batch.")] = 240,
+    columns: Annotated[int, typer.Option(min=1, help="Columns of a row.")] = 128,
+    output: Annotated[Path | None, typer.Option(help="Write the table as CSV here.")] = None,
+) -> None:
+    """Gradients and logged values of every loss over gloo ranks, against one process on the whole batch."""
+    from maskreid_dist.bench.over_ranks import measure_exactness
+    from maskreid_dist.files import write_atomically
+
+    console = Console()
+    table = Table(title=f"{rows} x {columns}, float32, beside one process")
+    for heading in ("loss", "provider", "ranks", "error, float32", "error, float64", "logged / true"):
+        table.add_column(heading)
+    found = []
+    for world_size in ranks or (1, 2, 3, 4):
+        with console.status(f"{world_size} ranks"):
+            found += measure_exactness(world_size, rows, columns)
+    found.sort(key=lambda e: (e.kernel, e.provider != "maskreid", e.provider, e.ranks))
+    for e in found:
+        style = "bold" if e.provider == "maskreid" else ""
+        table.add_row(
+            e.kernel,
+            e.provider,
+            str(e.ranks),
+            f"{e.gradient_error:.1e}",
+            f"{e.rounding_error:.1e}",
+            f"{e.value_ratio:.6f}",
+            style=style,
+        )
+    console.print(table)
+    if output:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["date", *vars(found[0])])
+        writer.writeheader()
+        writer.writerows({"date": datetime.date.today().isoformat(), **vars(e)} for e in found)
+        write_atomically(output, text.getvalue().encode())
+    worst = max(e.gradient_error for e in found if e.provider == "maskreid")
+    console.print(f"worst of ours: {worst:.1e} ({'PASS' if worst <= 1e-6 else 'MISS'}, promised <= 1e-06)")
+    raise typer.Exit(0 if worst <= 1e-6 else 1)
