@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SOURCES = [
     *(ROOT / "maskreid_dist").rglob("*.py"),
-    *(ROOT / "kernels").rglob("*.py"),
+    *(ROOT / "kernels" / "maskreid_kernels").rglob("*.py"),
     *(ROOT / "shards").rglob("*.py"),
 ]
 
