@@ -1,0 +1,183 @@
+"""Masks made by a network, into a folder that mirrors the data set; what is there already is kept."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from maskreid_dist.errors import UserError
+from maskreid_dist.files import write_atomically
+from maskreid_dist.segmenters import INPUT_HEIGHT, SegmentationModel, Segmenter, find_weights, load_segmenter
+from maskreid_shards import Layout, Source
+from maskreid_shards.decode import IMAGE_FORMATS, decode
+from maskreid_shards.mask_options import mirrored
+
+SETTINGS = "segmentation.json"
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """What decides a mask besides the image. Masks are soft: round(255 x probability of person)."""
+
+    model: SegmentationModel
+    weights_sha256: str
+    input_height: int = INPUT_HEIGHT
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class SegmentationReport:
+    """`made` masks were written now, `kept` ones were there. `empty` of those made hold no pixel above 127."""
+
+    folder: Path
+    made: int
+    kept: int
+    empty: int
+
+    def lines(self) -> list[str]:
+        return [
+            f"masks: {self.made} made, {self.kept} kept in {self.folder}; {self.empty} of those made are empty"
+        ]
+
+
+def segment(
+    layout: Layout,
+    folder: Path,
+    *,
+    model: SegmentationModel,
+    weights: Path | None = None,
+    device: str = "auto",
+    batch_size: int = 16,
+    input_height: int = INPUT_HEIGHT,
+) -> SegmentationReport:
+    """Write a mask for every image of the layout that has none in `folder` yet, with a bar on standard error.
+
+    To resume is to run it again. `folder` can then be given as `MaskOptions(location=...)`. `device` "auto" is
+    the GPU where there is one.
+
+    Raises UserError: see `find_weights`, `load_segmenter`, `write_masks`; an unknown device.
+    """
+    where = _device(device)
+    console = Console(stderr=True)
+    file = find_weights(model, weights, progress=console.is_terminal)
+    with file.open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    settings = SegmentationSettings(model, sha256, input_height)
+    claim_folder(folder, settings)
+    segmenter = load_segmenter(model, file, where, input_height=input_height)
+    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("segmenting", total=None)
+        return write_masks(
+            [source for sources in layout.splits.values() for source in sources],
+            folder,
+            segmenter,
+            batch_size=batch_size,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def claim_folder(folder: Path, settings: SegmentationSettings) -> None:
+    """Note the settings in a new or empty folder, or check that they are those the folder was begun with.
+
+    Raises UserError: other settings, or a folder that holds something else.
+    """
+    note = folder / SETTINGS
+    wanted = asdict(settings)
+    if note.is_file():
+        try:
+            found = json.loads(note.read_bytes())
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise UserError(
+                f"{note}: not the settings of a segmentation; choose another folder for the masks"
+            )
+        other = [name for name in wanted if found.get(name) != wanted[name]]
+        if other:
+            raise UserError(
+                f"{folder}: holds masks made with another {' and '.join(other)}; choose another folder or remove it"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder}: holds no {SETTINGS}, so its files are not ours; choose a new folder for the masks"
+        )
+    else:
+        write_atomically(note, (json.dumps(wanted, indent=1) + "\n").encode())
+
+
+def write_masks(
+    sources: Sequence[Source],
+    folder: Path,
+    segmenter: Segmenter,
+    *,
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SegmentationReport:
+    """Segment the images that have no mask in `folder`, batch by batch.
+
+    Each mask is written beside its place and renamed: a killed run leaves whole masks only. They are not synced
+    one by one, so after a power cut some may be of 0 bytes; these are made again. A batch on a GPU, or of
+    another size, may round a pixel by one level differently.
+
+    Raises UserError: two images whose mask would be the same file. ShardError: an unreadable image.
+    """
+    files: dict[Path, Source] = {}
+    for source in sources:
+        path = folder / mirrored(source.name)
+        if files.setdefault(path, source).path != source.path:
+            raise UserError(f"{source.path} and {files[path].path}: both have the mask {path}; rename one")
+    waiting = [(path, source) for path, source in files.items() if not _is_there(path)]
+    for parent in {path.parent for path, _ in waiting}:
+        parent.mkdir(parents=True, exist_ok=True)
+    kept, empty = len(files) - len(waiting), 0
+    for start in range(0, len(waiting), batch_size):
+        batch = waiting[start : start + batch_size]
+        for (path, _), person in zip(batch, segmenter([_pixels(source) for _, source in batch]), strict=True):
+            levels = (person * 255).round().to(torch.uint8).numpy()
+            empty += int(levels.max()) < 128
+            _write(path, levels)
+        progress(kept + start + len(batch), len(files))
+    return SegmentationReport(folder, len(waiting), kept, empty)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _pixels(source: Source) -> torch.Tensor:
+    """uint8 (3, H, W)."""
+    picture = decode(source.path.read_bytes(), formats=IMAGE_FORMATS, where=str(source.path))
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+
+
+def _write(path: Path, levels: np.ndarray) -> None:
+    buffer = BytesIO()
+    Image.fromarray(levels).save(buffer, "PNG")
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_bytes(buffer.getvalue())
+    os.replace(beside, path)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name!r}: use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name}: torch finds no GPU here; use cpu")
+    return device
