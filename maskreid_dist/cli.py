@@ -13,7 +13,7 @@ from rich.console import Console
 
 from maskreid_dist import __version__
 from maskreid_dist.commands.bench import bench_app
-from maskreid_dist.commands.convert import convert_app
+from maskreid_dist.commands.convert import convert_app, segment_app
 from maskreid_dist.commands.failures import one_line_errors
 from maskreid_dist.commands.masks import masks
 from maskreid_dist.recipe import load_recipe
@@ -25,6 +25,7 @@ app = typer.Typer(
     help="Train and evaluate MaskReID, a mask-based deep ranking network for person re-identification.",
 )
 app.add_typer(convert_app, name="convert")
+app.add_typer(segment_app, name="segment")
 app.command()(masks)
 app.add_typer(bench_app, name="bench")
 

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from maskreid_dist.errors import UserError
 from maskreid_shards import ConversionReport, Layout, MaskOptions, OnBadMask, convert
+from maskreid_shards.convert import check_fresh
 
 
 def run_conversion(
@@ -17,6 +18,7 @@ def run_conversion(
     dataset: str,
     on_bad_mask: OnBadMask,
     mask_options: MaskOptions,
+    make_masks: Callable[[Layout], list[str]],
     shard_bytes: int,
     seed: int,
     workers: int,
@@ -24,16 +26,21 @@ def run_conversion(
 ) -> ConversionReport:
     """`maskreid_shards.convert` of what `scan` finds, with a bar on standard error.
 
+    `make_masks` is called with the layout before it is converted; what it returns is printed.
+
     Raises UserError under `expect_published`, before anything is written: counts that are not the published
     ones, or a data set whose published counts are not known.
     """
+    layout = scan()
+    if expect_published:
+        _check_published(layout)
+    check_fresh(out)  # before masks are made: that may take hours
+    for line in make_masks(layout):
+        print(line)
     columns = (TextColumn("converting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("converting", total=None)
-        layout = scan()
-        if expect_published:
-            _check_published(layout)
         return convert(
             layout,
             out,

@@ -20,6 +20,7 @@ from maskreid_dist.segmenters import INPUT_HEIGHT, SegmentationModel, Segmenter,
 from maskreid_shards import Layout, Source
 from maskreid_shards.decode import IMAGE_FORMATS, decode
 from maskreid_shards.mask_options import mirrored
+from maskreid_shards.writing import read_image
 
 SETTINGS = "segmentation.json"
 
@@ -159,7 +160,7 @@ def _is_there(path: Path) -> bool:
 
 def _pixels(source: Source) -> torch.Tensor:
     """uint8 (3, H, W)."""
-    picture = decode(source.path.read_bytes(), formats=IMAGE_FORMATS, where=str(source.path))
+    picture = decode(read_image(source)[0], formats=IMAGE_FORMATS, where=str(source.path))
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
 

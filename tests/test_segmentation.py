@@ -19,6 +19,7 @@ from maskreid_dist.errors import UserError
 from maskreid_dist.segmentation import segment
 from maskreid_dist.segmenters import _central_person, find_weights, load_segmenter
 from maskreid_shards import Layout, MaskOptions, Source, convert_market1501, open_shards, scan_market1501
+from test_cli import run
 from test_shards_market1501 import write_market
 
 HEIGHT = 64
@@ -223,3 +224,60 @@ def test_the_hub_cache_without_a_network(tmp_path, monkeypatch):
     assert not cached.exists()
     cached.write_bytes(b"x")
     assert find_weights("maskrcnn_resnet50", None) == cached
+
+
+def test_the_commands(weights, tmp_path):
+    src = write_market(tmp_path / "market", identities=1, images=1)
+    file = weights["fcn_resnet50"]
+    flags = (
+        "--segment-weights",
+        file,
+        "--segment-height",
+        HEIGHT,
+        "--segment-device",
+        "cpu",
+        "--on-bad-mask",
+        "full",
+    )
+    status, output = run("segment", "market1501", src, tmp_path / "out-masks", "--model", "fcn_resnet50",
+                         "--weights", file, "--height", HEIGHT, "--device", "cpu")  # fmt: skip
+    assert status == 0 and "masks: 16 made, 0 kept" in output
+    status, output = run("convert", "market1501", src, tmp_path / "out", "--segment", "fcn_resnet50", *flags)
+    assert status == 0 and "masks: 0 made, 16 kept" in output and "maskreid masks" in output
+    direct, _ = run(
+        "convert",
+        "market1501",
+        src,
+        tmp_path / "direct",
+        "--masks",
+        tmp_path / "out-masks",
+        "--on-bad-mask",
+        "full",
+    )
+    assert (
+        direct == 0
+        and open_shards(tmp_path / "direct").fingerprint == open_shards(tmp_path / "out").fingerprint
+    )
+    for wrong, message in (
+        (("--mask-kind", "parsing"), "leave out --mask-kind"),
+        (("--masks", "m/{stem}.png"), "without fields"),
+    ):
+        status, output = run(
+            "convert", "market1501", src, tmp_path / "no", "--segment", "fcn_resnet50", *flags, *wrong
+        )
+        assert status == 2 and message in output and output.count("\n") == 1
+    status, output = run("convert", "market1501", src, tmp_path / "no", "--segment-weights", file)
+    assert status == 2 and "without --segment" in output
+    # An output that is taken is said before masks are made.
+    status, output = run("convert", "market1501", src, tmp_path / "out", "--segment", "fcn_resnet50", "--masks",
+                         tmp_path / "others", *flags)  # fmt: skip
+    assert status == 2 and "already holds shards" in output and not (tmp_path / "others").exists()
+
+
+def test_weights_with_frozen_statistics(weights, tmp_path):
+    """The published Mask R-CNN weights hold no batch counters, and mean eps 0."""
+    state = torch.load(weights["maskrcnn_resnet50"], weights_only=True)
+    torch.save({k: v for k, v in state.items() if "num_batches_tracked" not in k}, tmp_path / "frozen.pth")
+    segmenter = load_segmenter("maskrcnn_resnet50", tmp_path / "frozen.pth", CPU)
+    norms = [m for m in segmenter.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) == 53 and all(norm.eps == 0 for norm in norms)

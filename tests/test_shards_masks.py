@@ -14,6 +14,7 @@ from PIL import Image
 
 from maskreid_shards import MaskOptions, ShardError, convert_market1501, open_shards, scan_market1501
 from maskreid_shards.masks import full_mask, read_mask
+from test_cli import run
 from test_shards_convert import tree
 from test_shards_market1501 import write_market
 
@@ -283,3 +284,30 @@ def test_a_conversion_reads_counts_and_records_the_form(src: Path, tmp_path: Pat
         assert source.mask_path is not None
         expected = by_pixel(np.asarray(Image.open(source.mask_path)), options)
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(stored[source.key]))), expected)
+
+
+def test_the_options_of_convert(src: Path, tmp_path: Path) -> None:
+    for mask in src.rglob("*_seg/*.png"):
+        person = np.asarray(Image.open(mask)) > 0
+        Image.fromarray(np.where(person, 15, 3).astype(np.uint8)).save(mask)
+    pattern = ("--masks", src / "{folder}_seg" / "{stem}.png")
+    status, output = run("convert", "market1501", src, tmp_path / "labels", *pattern, "--person-label", 15)
+    assert status == 0 and "0 bad" in output
+    status, output = run(
+        "convert", "market1501", src, tmp_path / "inverted", "--person-label", 3, "--invert-masks"
+    )
+    assert status == 0
+    shards = [open_shards(tmp_path / name).split("train") for name in ("labels", "inverted")]
+    assert shards[0].fingerprint == shards[1].fingerprint
+    status, output = run("convert", "market1501", src, tmp_path / "parsing", "--mask-kind", "parsing")
+    assert status == 0 and open_shards(tmp_path / "parsing").manifest.masks.form == "parsing"
+    for wrong, message in (
+        (("--person-label", 15, "--mask-kind", "parsing"), "none with the other kinds"),
+        (("--mask-kind", "label"), "at least one person label"),
+        (("--masks", "m/{pid}.png"), "unknown field"),
+        (("--masks", tmp_path / "nowhere"), "no such folder of masks"),
+        ((), "needs its person labels"),
+    ):
+        status, output = run("convert", "market1501", src, tmp_path / "no", *wrong)
+        assert status == 2 and message in output and output.count("\n") == 1
+    assert not (tmp_path / "no").exists()

@@ -1,7 +1,7 @@
-"""`maskreid convert`: data sets into shards.
+"""`maskreid convert`: data sets into shards; `maskreid segment`: masks for the images of one.
 
 A layout's function below says how it is scanned; its parameters are the layout's own arguments and options. The
-options that all share are the parameters of `_convert`.
+options that all share are the parameters of `_convert`, and of `_segment`.
 """
 
 import functools
@@ -14,13 +14,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from maskreid_dist.commands import mask_flags as flags
 from maskreid_dist.commands.failures import one_line_errors
 from maskreid_dist.recipe import load_recipe
-from maskreid_shards import Layout, MaskOptions
+from maskreid_shards import Layout
 from maskreid_shards.layouts.dukemtmc import scan_dukemtmc
 from maskreid_shards.layouts.market1501 import scan_market1501
 
 convert_app = typer.Typer(no_args_is_help=True, help="Convert a data set into WebDataset shards.")
+segment_app = typer.Typer(
+    no_args_is_help=True, help="Make person masks for a data set with a network of torchvision."
+)
 
 Scan = Callable[..., Layout]
 Src = Annotated[Path, typer.Argument(help="The data set's folder.", show_default=False)]
@@ -38,6 +42,15 @@ def _convert(
         ),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Take data.on_bad_mask from this recipe.")] = None,
+    masks: flags.Masks = None,
+    mask_kind: flags.MaskKind = None,
+    person_labels: flags.PersonLabels = None,
+    invert_masks: flags.InvertMasks = False,
+    segment: flags.Segment = None,
+    segment_weights: flags.Weights = None,
+    segment_device: flags.Device = "auto",
+    segment_batch: flags.Batch = 16,
+    segment_height: flags.Height = 512,
     dataset: Annotated[
         str | None, typer.Option(help="Name written into every sample. Default: the source's name.")
     ] = None,
@@ -53,13 +66,26 @@ def _convert(
     """Convert what `scan` finds and print the report. `name` is the source's."""
     from maskreid_dist.conversion import run_conversion
 
+    mask_flags = flags.MaskFlags(
+        masks,
+        mask_kind,
+        tuple(person_labels or ()),
+        invert_masks,
+        segment,
+        segment_weights,
+        segment_device,
+        segment_batch,
+        segment_height,
+    )
+    mask_options = mask_flags.options(out)
     try:
         report = run_conversion(
             scan,
             out,
             dataset=dataset or name,
             on_bad_mask=on_bad_mask or (load_recipe(recipe).data.on_bad_mask if recipe else "fail"),
-            mask_options=MaskOptions(),
+            mask_options=mask_options,
+            make_masks=lambda layout: mask_flags.make(layout, mask_options),
             shard_bytes=round(shard_mb * 1_000_000),
             seed=seed,
             workers=workers or len(os.sched_getaffinity(0)),
@@ -69,29 +95,73 @@ def _convert(
         print("maskreid: interrupted; finished shards are kept, the same command continues", file=sys.stderr)
         raise typer.Exit(130) from None
     print("\n".join(report.lines()))
+    print(f"masks: `maskreid masks {out}` judges them")
+
+
+def _segment(
+    scan: Callable[[], Layout],
+    name: str,
+    *,
+    out: Annotated[
+        Path, typer.Argument(help="Folder for the masks; existing ones are kept.", show_default=False)
+    ],
+    model: Annotated[flags.Model, typer.Option(help="Network of torchvision.")] = "deeplabv3_resnet50",
+    segment_weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights", help="State dict. Default: torchvision's, from torch.hub's cache or the network."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
+    height: Annotated[int, typer.Option(min=64, help="Height in pixels that crops are enlarged to.")] = 512,
+) -> None:
+    """Make the masks of what `scan` finds, and print the report."""
+    from maskreid_dist.segmentation import segment
+
+    try:
+        report = segment(
+            scan(),
+            out,
+            model=model,
+            weights=segment_weights,
+            device=device,
+            batch_size=batch,
+            input_height=height,
+        )
+    except KeyboardInterrupt:
+        print("maskreid: interrupted; the masks made are kept, the same command continues", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print("\n".join(report.lines()))
 
 
 def layout_command(name: str) -> Callable[[Scan], Scan]:
-    """Mount a scanner as `maskreid convert NAME`: its parameters (the first is SRC), then those of `_convert`."""
+    """Mount a scanner as `maskreid convert NAME` and as `maskreid segment NAME`."""
 
     def mount(scan: Scan) -> Scan:
-        own = inspect.signature(scan).parameters
-        shared = [p for p in inspect.signature(_convert).parameters.values() if p.kind is p.KEYWORD_ONLY]
-
-        @functools.wraps(scan)
-        @one_line_errors
-        def command(**arguments: Any) -> None:
-            mine = {key: arguments.pop(key) for key in own}
-            _convert(lambda: scan(**mine), mine["src"].resolve().name, **arguments)
-
-        first, *others = (p.replace(kind=p.KEYWORD_ONLY) for p in own.values())
-        parameters = [first, shared[0], *others, *shared[1:]]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads both
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        convert_app.command(name)(command)
+        convert_app.command(name)(_command(scan, _convert))
+        segment_app.command(name)(_command(scan, _segment))
         return scan
 
     return mount
+
+
+def _command(scan: Scan, run: Callable[..., None]) -> Callable[..., None]:
+    """A command with the parameters of `scan` (the first is SRC) and the keyword parameters of `run` (the first is OUT)."""
+    own = inspect.signature(scan).parameters
+    shared = [p for p in inspect.signature(run).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+    @functools.wraps(scan)
+    @one_line_errors
+    def command(**arguments: Any) -> None:
+        mine = {key: arguments.pop(key) for key in own}
+        run(lambda: scan(**mine), mine["src"].resolve().name, **arguments)
+
+    first, *others = (p.replace(kind=p.KEYWORD_ONLY) for p in own.values())
+    parameters = [first, shared[0], *others, *shared[1:]]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads both
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
 
 
 @layout_command("market1501")

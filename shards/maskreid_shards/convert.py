@@ -133,7 +133,7 @@ def convert(
     layout = place_masks(layout, mask_options)
     if shard_bytes < 1:
         raise ShardError(f"shard size of {shard_bytes} bytes: give at least 1")
-    _check_fresh(out)
+    check_fresh(out)
     total = sum(map(len, layout.splits.values()))
     with partial_folder(out) as folder:
         tasks = [
@@ -280,7 +280,7 @@ def _finish_split(folder: Path, split: str, written: Sequence[WrittenShard]) -> 
     )
 
 
-def _check_fresh(out: Path) -> None:
+def check_fresh(out: Path) -> None:
     """Refuse an output that holds anything: shards are never overwritten or mixed."""
     if not os.path.lexists(out):
         return

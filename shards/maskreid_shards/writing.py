@@ -99,7 +99,7 @@ def write_shard(
     with open(folder / name, "wb") as file:
         tar = _TarFile(file)
         for source in sources:
-            image, size = _read_image(source)
+            image, size = read_image(source)
             mask, found = read_mask(source.mask_path, size, where=source.name, options=mask_options)
             if mask is None:
                 if on_bad_mask == "fail":
@@ -148,7 +148,7 @@ def member_bytes(length: int) -> int:
     return BLOCK + length + -length % BLOCK
 
 
-def _read_image(source: Source) -> tuple[bytes, tuple[int, int]]:
+def read_image(source: Source) -> tuple[bytes, tuple[int, int]]:
     """The original bytes of a sound image, and its (width, height)."""
     expected = FORMAT_OF_SUFFIX.get(source.path.suffix.lower())
     if expected is None or expected not in IMAGE_FORMATS:
