@@ -43,7 +43,7 @@ def write_run_report(
         facts={
             "Steps": f"{checkpoint.step} on {checkpoint.world_size} ranks",
             "Loss": checkpoint.config.loss.name,
-            "Shards": f"{shards.folder} ({shards.fingerprint[:12]})",
+            "Shards": f"{shards.location} ({shards.fingerprint[:12]})",
             "Queries": f"{shown.result.valid_queries} valid, {shown.result.skipped_queries} skipped",
             "Device": torch.cuda.get_device_name()
             if torch.cuda.is_available()

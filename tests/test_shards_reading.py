@@ -13,7 +13,16 @@ import pytest
 import webdataset
 from PIL import Image
 
-from maskreid_shards import RawPair, ShardError, Split, convert_market1501, decode_pair, open_shards, reading
+from maskreid_shards import (
+    RawPair,
+    ShardError,
+    Split,
+    convert_market1501,
+    decode_pair,
+    open_shards,
+    reading,
+    stores,
+)
 from test_shards_market1501 import jpeg, png, write_market
 
 SPLITS = ("train", "query", "gallery")
@@ -90,7 +99,7 @@ def test_read_many_keeps_order_and_repetitions(converted: Path, monkeypatch: pyt
     with pytest.raises(IndexError):
         split.read(len(split))
     monkeypatch.setattr(reading, "MAX_READ", 3000)
-    monkeypatch.setattr(reading, "MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr(stores, "MAX_OPEN_SHARDS", 1)
     assert split.read_many(range(len(split))) == single
 
 

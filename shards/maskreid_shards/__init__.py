@@ -6,7 +6,7 @@ A shard folder is a set of plain WebDataset tar files with a manifest and an ind
 
 from .convert import ConversionReport, convert, convert_market1501
 from .decode import decode_pair
-from .errors import ShardError
+from .errors import RemoteError, ShardError
 from .identities import IdentityTable
 from .layouts.dukemtmc import scan_dukemtmc
 from .layouts.market1501 import scan_market1501
@@ -33,6 +33,7 @@ __all__ = [
     "PlanSummary",
     "QualityReport",
     "RawPair",
+    "RemoteError",
     "ShardError",
     "ShardSet",
     "Source",

@@ -127,11 +127,18 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise ShardError(
             f"{folder}: no {MANIFEST}, so not a shard folder; make one with `maskreid convert`"
         ) from None
+    return parse_manifest(data, str(path))
+
+
+def parse_manifest(data: bytes, path: str) -> Manifest:
+    """The manifest in the bytes of `path`, a path or URL for messages. Raises ShardError as `read_manifest`."""
+    try:
+        content = json.loads(data)
     except ValueError as error:
         raise ShardError(f"{path}: not JSON ({error}); convert the data set again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -1,24 +1,26 @@
 """Read samples from shards by byte range: any sample at any time, each checked against its crc32."""
 
 import hashlib
-import os
+import io
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ShardError
+from .cache import CachedStore
+from .errors import RemoteError, ShardError
+from .fsspec_store import FsspecStore
+from .http_store import HttpStore
 from .identities import IdentityTable
-from .manifest import INDEX_DTYPE, Manifest, SplitEntry, read_manifest
+from .manifest import INDEX_DTYPE, MANIFEST, Manifest, ShardEntry, SplitEntry, parse_manifest, read_manifest
+from .remote import RemoteStore
+from .stores import LocalStore, Store
 
-MAX_OPEN_SHARDS = 128
 # Two samples with less than this between them are fetched by one read; a json member and three headers lie
 # between neighbours. One read grows no further than MAX_READ.
 MAX_GAP = 16 * 1024
@@ -37,39 +39,33 @@ class RawPair:
     shard: str
 
 
-class OpenShard(FileIO):
-    """A shard, closed when the last reader lets go of it; FileIO itself would warn then."""
-
-    def __del__(self) -> None:
-        self.close()
-
-
 class Split:
     """One split: `len(split)` samples, numbered in shard order, an identity's images adjacent.
 
-    The index is memory-mapped and the shards are opened on first use, in each process: a Split pickles to its
-    path.
+    The index is memory-mapped (of a remote store: fetched) and the shards are opened on first use, in each
+    process: a Split pickles to its location.
     """
 
-    def __init__(self, folder: Path, name: str, entry: SplitEntry) -> None:
-        self.folder = folder
+    def __init__(self, store: Store, name: str, entry: SplitEntry) -> None:
+        self.store = store
         self.name = name
         self.entry = entry
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
 
     def __len__(self) -> int:
         return self.entry.samples
 
     def __repr__(self) -> str:
-        return f"Split({self.name!r}, {len(self)} samples, {self.entry.identities} identities, {self.folder})"
+        return f"Split({self.name!r}, {len(self)} samples, {self.entry.identities} identities, {self.store.where('')})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "name": self.name, "entry": self.entry, "_open": OrderedDict()}
+        return {"store": self.store, "name": self.name, "entry": self.entry}
 
     @cached_property
     def index(self) -> NDArray[np.void]:
         """(N,) records of `manifest.INDEX_DTYPE`, read-only."""
-        return _map_index(self.folder / self.entry.index, self.entry)
+        if isinstance(self.store, LocalStore):  # checked by `open_shards`
+            return _map_index(self.store.folder / self.entry.index, self.entry)
+        return _fetch_index(self.store, self.entry)
 
     @cached_property
     def pids(self) -> NDArray[np.int64]:
@@ -106,8 +102,8 @@ class Split:
         return self.table.images_of(pid)
 
     def urls(self) -> list[str]:
-        """The paths of the tar files, as `webdataset.WebDataset` takes them."""
-        return [str(self.folder / shard.name) for shard in self.entry.shards]
+        """The paths or URLs of the tar files, as `webdataset.WebDataset` takes them."""
+        return [self.store.url(shard.name) for shard in self.entry.shards]
 
     def read(self, number: int) -> RawPair:
         """Sample `number` (negative: from the end). Raises IndexError, and ShardError as `read_many`."""
@@ -123,17 +119,27 @@ class Split:
         rows = self.index[wanted]
         pairs: list[RawPair | None] = [None] * len(rows)
         for run in _runs(rows):
-            shard = int(rows["shard"][run[0]])
-            start = int(rows["image_offset"][run[0]])
-            stop = max(int(rows["mask_offset"][i]) + int(rows["mask_length"][i]) for i in run)
-            data = self._fetch(shard, start, stop - start)
-            for i in run:
-                pairs[i] = self._pair(rows[i], data, start)
+            for i, pair in zip(run, self._pairs(rows[run]), strict=True):
+                pairs[i] = pair
         return [pair for pair in pairs if pair is not None]
 
-    def _pair(self, row: np.void, data: bytes, start: int) -> RawPair:
-        shard = str(self.folder / self.entry.shards[int(row["shard"])].name)
-        key = bytes(row["key"]).decode("ascii")
+    def _pairs(self, rows: NDArray[np.void]) -> list[RawPair]:
+        """Neighbours in one shard, by one read; bytes that do not fit are fetched once more where that can help."""
+        shard = self.entry.shards[int(rows["shard"][0])]
+        start = int(rows["image_offset"].min())
+        stop = max((rows["mask_offset"] + rows["mask_length"]).tolist())
+        key = _key(rows[0])
+        data = self.store.fetch(shard, start, stop - start, key)
+        try:
+            return [self._pair(row, shard, data, start) for row in rows]
+        except ShardError:
+            if not self.store.distrust(shard):
+                raise
+        data = self.store.fetch(shard, start, stop - start, key)
+        return [self._pair(row, shard, data, start) for row in rows]
+
+    def _pair(self, row: np.void, shard: ShardEntry, data: bytes, start: int) -> RawPair:
+        where, key = self.store.where(shard.name), _key(row)
         members = []
         for member in ("image", "mask"):
             offset = int(row[f"{member}_offset"])
@@ -141,51 +147,23 @@ class Split:
             if len(part) != row[f"{member}_length"] or zlib.crc32(part) != row[f"{member}_crc32"]:
                 found = "is cut short" if len(part) != row[f"{member}_length"] else "does not fit its crc32"
                 raise ShardError(
-                    f"{shard}: {key}: the {member} at offset {offset} {found}; restore it or convert again"
+                    f"{where}: {key}: the {member} at offset {offset} {found}; restore it or convert again"
                 )
             members.append(part)
-        return RawPair(key, int(row["pid"]), int(row["camid"]), members[0], members[1], shard)
-
-    def _fetch(self, shard: int, start: int, length: int) -> bytes:
-        file = self._file(shard)
-        parts = []
-        while length > 0:  # pread may return less than asked for
-            try:
-                part = os.pread(file.fileno(), length, start)
-            except OSError as error:
-                raise ShardError(
-                    f"{file.name}: reading at offset {start} failed ({error.strerror})"
-                ) from error
-            if not part:
-                break
-            parts.append(part)
-            start += len(part)
-            length -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _file(self, shard: int) -> OpenShard:
-        """The open shard. pread needs no position: the file may be shared by threads and after a fork."""
-        file = self._open.get(shard)
-        if file is None:
-            path = self.folder / self.entry.shards[shard].name
-            try:
-                file = OpenShard(path)
-            except OSError as error:
-                raise ShardError(
-                    f"{path}: cannot be opened ({error.strerror}); restore it or convert again"
-                ) from error
-            self._open[shard] = file
-            while len(self._open) > MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)  # closed once nobody reads from it any more
-        return file
+        return RawPair(key, int(row["pid"]), int(row["camid"]), members[0], members[1], where)
 
 
 @dataclass(frozen=True)
 class ShardSet:
     """An opened shard folder."""
 
-    folder: Path
+    store: Store
     manifest: Manifest
+
+    @property
+    def location(self) -> str:
+        """The folder or the URL, without credentials."""
+        return self.store.where("")
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -199,25 +177,49 @@ class ShardSet:
     def split(self, name: str) -> Split:
         """Raises ShardError for a split that is not there, naming those that are."""
         if name not in self.manifest.splits:
-            raise ShardError(f"{self.folder}: no split {name!r}; there are {', '.join(self.splits)}")
-        return Split(self.folder, name, self.manifest.splits[name])
+            raise ShardError(f"{self.location}: no split {name!r}; there are {', '.join(self.splits)}")
+        return Split(self.store, name, self.manifest.splits[name])
 
 
-def open_shards(path: Path | str) -> ShardSet:
-    """Open a shard folder: manifest and indexes are checked in full, shards by their sizes.
+def open_shards(
+    location: Path | str, *, cache: Path | str | None = None, cache_bytes: int | None = None
+) -> ShardSet:
+    """Open a shard folder, given as a path or a URL (http, https, or any that fsspec knows).
 
-    Samples are checked when they are read.
+    Of a folder, the manifest and the indexes are checked in full, the shards by their sizes. Of a URL, only
+    the manifest is fetched now, and an index with the first use of its split; sizes are checked with every
+    answer. Samples are checked when they are read. `cache` is a local folder for the shards of a URL, which
+    are then fetched whole, once a machine; `cache_bytes` limits it.
 
     Raises ShardError: see `read_manifest`; an index that does not fit the manifest or points outside its
     shards; a shard that is missing or of another size. Other files in the folder are ignored.
     """
-    folder = Path(path)
+    if "://" in str(location):
+        return _open_remote(str(location), cache, cache_bytes)
+    if cache is not None:
+        raise ShardError(f"{location}: a cache is for shards behind a URL; leave it out")
+    folder = Path(location)
     manifest = read_manifest(folder)
     for entry in manifest.splits.values():
         for shard in entry.shards:
             _check_size(folder / shard.name, shard.bytes)
-        _check_index(folder / entry.index, entry)
-    return ShardSet(folder, manifest)
+        _check_index_file(folder / entry.index, entry)
+    return ShardSet(LocalStore(folder), manifest)
+
+
+def _open_remote(location: str, cache: Path | str | None, cache_bytes: int | None) -> ShardSet:
+    remote: RemoteStore
+    if location.startswith(("http://", "https://")):
+        remote = HttpStore(location)
+    else:
+        remote = FsspecStore(location)
+    try:
+        manifest = parse_manifest(remote.read(MANIFEST), remote.where(MANIFEST))
+    except RemoteError:
+        raise
+    except ShardError:  # once more: the transport may have spoilt it
+        manifest = parse_manifest(remote.read(MANIFEST), remote.where(MANIFEST))
+    return ShardSet(CachedStore(remote, Path(cache), cache_bytes) if cache else remote, manifest)
 
 
 def _runs(rows: NDArray[np.void]) -> list[list[int]]:
@@ -246,23 +248,11 @@ def _check_size(path: Path, expected: int) -> None:
         raise ShardError(f"{path}: {found} bytes, the manifest says {expected}; restore it or convert again")
 
 
-def _check_index(path: Path, entry: SplitEntry) -> None:
-    """The index's bytes are those of the manifest, and every record lies inside its shard."""
+def _check_index_file(path: Path, entry: SplitEntry) -> None:
     _check_size(path, entry.index_bytes)
     with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != entry.index_sha256:
-            raise ShardError(f"{path}: the bytes do not fit the manifest; restore it or convert again")
-    index = _map_index(path, entry)
-    if len(index) and int(index["shard"].max()) >= len(entry.shards):
-        raise ShardError(f"{path}: names a shard that does not exist; convert again")
-    limit = np.array([shard.bytes for shard in entry.shards], np.int64)[index["shard"]]
-    for member in ("image", "mask", "json"):
-        offset = index[f"{member}_offset"]
-        outside = np.flatnonzero((offset < 0) | (offset + index[f"{member}_length"] > limit))
-        if len(outside):
-            raise ShardError(
-                f"{path}: record {outside[0]}: the {member} lies outside its shard; convert again"
-            )
+        _check_digest(hashlib.file_digest(file, "sha256").hexdigest(), str(path), entry)
+    _check_records(_map_index(path, entry), str(path), entry)
 
 
 def _map_index(path: Path, entry: SplitEntry) -> NDArray[np.void]:
@@ -270,8 +260,51 @@ def _map_index(path: Path, entry: SplitEntry) -> NDArray[np.void]:
         index: NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ShardError(f"{path}: not a readable index ({error}); restore it or convert again") from error
+    _check_type(index, str(path), entry)
+    return index
+
+
+def _fetch_index(store: Store, entry: SplitEntry) -> NDArray[np.void]:
+    where = store.where(entry.index)
+    data = store.read(entry.index, entry.index_bytes)
+    if hashlib.sha256(data).hexdigest() != entry.index_sha256:  # once more: the transport may have spoilt it
+        data = store.read(entry.index, entry.index_bytes)
+        _check_digest(hashlib.sha256(data).hexdigest(), where, entry)
+    try:
+        index: NDArray[np.void] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except ValueError as error:
+        raise ShardError(f"{where}: not a readable index ({error}); convert again") from error
+    _check_type(index, where, entry)
+    _check_records(index, where, entry)
+    index.flags.writeable = False
+    return index
+
+
+def _check_digest(found: str, where: str, entry: SplitEntry) -> None:
+    if found != entry.index_sha256:
+        raise ShardError(f"{where}: the bytes do not fit the manifest; restore it or convert again")
+
+
+def _check_type(index: NDArray[np.void], where: str, entry: SplitEntry) -> None:
     if index.dtype != INDEX_DTYPE or index.shape != (entry.samples,):
         raise ShardError(
-            f"{path}: {index.dtype} of {index.shape}, not the index of {entry.samples} samples; convert again"
+            f"{where}: {index.dtype} of {index.shape}, not the index of {entry.samples} samples; convert again"
         )
-    return index
+
+
+def _check_records(index: NDArray[np.void], where: str, entry: SplitEntry) -> None:
+    """Every record lies inside its shard."""
+    if len(index) and int(index["shard"].max()) >= len(entry.shards):
+        raise ShardError(f"{where}: names a shard that does not exist; convert again")
+    limit = np.array([shard.bytes for shard in entry.shards], np.int64)[index["shard"]]
+    for member in ("image", "mask", "json"):
+        offset = index[f"{member}_offset"]
+        outside = np.flatnonzero((offset < 0) | (offset + index[f"{member}_length"] > limit))
+        if len(outside):
+            raise ShardError(
+                f"{where}: record {outside[0]}: the {member} lies outside its shard; convert again"
+            )
+
+
+def _key(row: np.void) -> str:
+    return bytes(row["key"]).decode("ascii")
