@@ -135,8 +135,8 @@ def write_masks(
     files: dict[Path, Source] = {}
     for source in sources:
         path = folder / mirrored(source.name)
-        if files.setdefault(path, source).path != source.path:
-            raise UserError(f"{source.path} and {files[path].path}: both have the mask {path}; rename one")
+        if files.setdefault(path, source).name != source.name:
+            raise UserError(f"{files[path].name} and {source.name}: both have the mask {path}; rename one")
     waiting = [(path, source) for path, source in files.items() if not _is_there(path)]
     for parent in {path.parent for path, _ in waiting}:
         parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import io
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskreid_shards import MaskOptions, ShardError, convert_market1501, open_shards, scan_market1501
+from maskreid_shards import (
+    MaskOptions,
+    ShardError,
+    convert_market1501,
+    open_shards,
+    place_masks,
+    scan_market1501,
+)
 from maskreid_shards.masks import full_mask, read_mask
 from test_cli import run
 from test_shards_convert import tree
@@ -252,6 +259,17 @@ def test_locations_give_the_same_shards(src: Path, tmp_path: Path) -> None:
         convert_market1501(src, tmp_path / "out", mask_options=MaskOptions(str(tmp_path / "nowhere")))
     with pytest.raises(ShardError, match=r"no mask file"):
         convert_market1501(src, tmp_path / "out", mask_options=MaskOptions(str(tmp_path / "flat")))
+
+
+def test_two_images_with_one_mask(src: Path, tmp_path: Path) -> None:
+    layout = scan_market1501(src)
+    first = layout.splits["train"][0]
+    twin = replace(first, name=first.name[:-4] + ".png")
+    layout = replace(layout, splits={"train": (first, twin)})
+    with pytest.raises(ShardError, match="both have the mask"):
+        place_masks(layout, MaskOptions(str(tmp_path)))
+    placed = place_masks(layout, MaskOptions("m/{folder}/{name}.png")).splits["train"]
+    assert [str(source.mask_path) for source in placed] == [f"m/{first.name}.png", f"m/{twin.name}.png"]
 
 
 def test_a_conversion_reads_counts_and_records_the_form(src: Path, tmp_path: Path) -> None:

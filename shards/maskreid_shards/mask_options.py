@@ -80,20 +80,31 @@ def _check_pattern(pattern: str) -> None:
 def place_masks(layout: Layout, options: MaskOptions) -> Layout:
     """The layout with each source's `mask_path` where `options.location` says. Nothing is opened.
 
-    Raises ShardError: a location without fields that is not a folder.
+    Raises ShardError: a location without fields that is not a folder, or where two images (`a.jpg`, `a.png`)
+    would have one mask. A pattern may give several images one mask: it says so itself.
     """
     location = options.location
     if location is None:
         return layout
-    if "{" not in location and not Path(location).is_dir():
+    if "{" in location:
+        return _with_masks(layout, lambda source: _fill(location, source))
+    if not Path(location).is_dir():
         raise ShardError(
             f"{location}: no such folder of masks; give one that mirrors the data set, or a pattern with {{stem}}"
         )
-    path_of: Callable[[Source], Path] = (
-        (lambda source: _fill(location, source))
-        if "{" in location
-        else (lambda source: Path(location, mirrored(source.name)))
-    )
+    names: dict[str, str] = {}
+    for sources in layout.splits.values():
+        for source in sources:
+            other = names.setdefault(mirrored(source.name), source.name)
+            if other != source.name:
+                raise ShardError(
+                    f"{other} and {source.name}: both have the mask {mirrored(source.name)}; rename one, "
+                    "or give a pattern with {name}"
+                )
+    return _with_masks(layout, lambda source: Path(location, mirrored(source.name)))
+
+
+def _with_masks(layout: Layout, path_of: Callable[[Source], Path]) -> Layout:
     splits = {
         split: tuple(replace(source, mask_path=path_of(source)) for source in sources)
         for split, sources in layout.splits.items()
