@@ -8,8 +8,19 @@ from .convert import ConversionReport, convert, convert_market1501
 from .decode import decode_pair
 from .errors import RemoteError, ShardError
 from .identities import IdentityTable
+from .layouts.cuhk01 import scan_cuhk01
+from .layouts.cuhk03 import scan_cuhk03
+from .layouts.cuhk03_np import scan_cuhk03_np
+from .layouts.dgd import scan_dgd
 from .layouts.dukemtmc import scan_dukemtmc
+from .layouts.folder import scan_folder
 from .layouts.market1501 import scan_market1501
+from .layouts.mars import scan_mars
+from .layouts.merge import merge_train
+from .layouts.msmt17 import scan_msmt17
+from .layouts.prid import scan_prid
+from .layouts.table import scan_csv
+from .layouts.viper import scan_viper
 from .mask_options import MaskKind, MaskOptions, place_masks
 from .mask_quality import JudgedMask, MaskQuality, QualityReport, judge_masks
 from .masks import MaskReport, OnBadMask
@@ -43,8 +54,19 @@ __all__ = [
     "convert_market1501",
     "decode_pair",
     "judge_masks",
+    "merge_train",
     "open_shards",
     "place_masks",
+    "scan_csv",
+    "scan_cuhk01",
+    "scan_cuhk03",
+    "scan_cuhk03_np",
+    "scan_dgd",
     "scan_dukemtmc",
+    "scan_folder",
     "scan_market1501",
+    "scan_mars",
+    "scan_msmt17",
+    "scan_prid",
+    "scan_viper",
 ]

@@ -22,6 +22,7 @@ from .samples import DISTRACTOR_PID, JUNK_PID, Layout, Source
 from .writing import WrittenShard, member_bytes, sample_json
 
 SHARD_BYTES = 64 * 1024 * 1024
+ARRAY_BYTES = 20_000  # an image inside a larger file: about that of CUHK03 as PNG
 Progress = Callable[[int, int], None]
 
 
@@ -245,8 +246,8 @@ def deal(sources: Sequence[Source], *, dataset: str, shard_bytes: int, seed: int
 
 def _estimate(source: Source, dataset: str) -> int:
     """A sample's bytes in a tar file, from the file sizes; a missing mask counts as one block."""
-    sizes = [len(sample_json(source, dataset))]
-    for path in (source.path, source.mask_path):
+    sizes = [len(sample_json(source, dataset))] + [ARRAY_BYTES] * (source.array is not None)
+    for path in (source.path if source.array is None else None, source.mask_path):
         try:
             sizes.append(path.stat().st_size if path is not None else 1)
         except OSError:

@@ -12,12 +12,15 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from .decode import IMAGE_FORMATS, MAX_PIXELS, decode
+from .decode import MAX_PIXELS, decode
 from .errors import ShardError
+from .layouts.cuhk03 import read_array
+from .layouts.matlab import open_hdf5
 from .manifest import INDEX_DTYPE, ShardEntry
 from .mask_options import MaskOptions
-from .masks import ALL_KINDS, DEFAULT_MASKS, MaskProblem, OnBadMask, full_mask, read_mask
+from .masks import ALL_KINDS, DEFAULT_MASKS, MaskProblem, OnBadMask, full_mask, png_bytes, read_mask
 from .samples import Source
 
 BLOCK = tarfile.BLOCKSIZE
@@ -99,7 +102,7 @@ def write_shard(
     with open(folder / name, "wb") as file:
         tar = _TarFile(file)
         for source in sources:
-            image, size = read_image(source)
+            image, size, suffix = read_image(source)
             mask, found = read_mask(source.mask_path, size, where=source.name, options=mask_options)
             if mask is None:
                 if on_bad_mask == "fail":
@@ -107,7 +110,7 @@ def write_shard(
                 mask = full_mask(size) if on_bad_mask == "full" else None
             problems += found
             if mask is not None:
-                rows[kept] = _append_sample(tar, source, image, mask, dataset, number)
+                rows[kept] = _append_sample(tar, source, (image, suffix), mask, dataset, number)
                 kept += 1
             tick()
         tar.finish()
@@ -118,11 +121,12 @@ def write_shard(
 
 
 def _append_sample(
-    tar: _TarFile, source: Source, image: bytes, mask: bytes, dataset: str, shard: int
+    tar: _TarFile, source: Source, image_suffix: tuple[bytes, str], mask: bytes, dataset: str, shard: int
 ) -> tuple[int | bytes, ...]:
     """Write the three members and return their index record."""
     about = sample_json(source, dataset)
-    image_offset = tar.append(source.key + source.path.suffix.lower(), image)
+    image, suffix = image_suffix
+    image_offset = tar.append(source.key + suffix, image)
     mask_offset = tar.append(source.key + ".mask.png", mask)
     json_offset = tar.append(source.key + ".json", about)
     offsets = (image_offset, mask_offset, json_offset)
@@ -148,17 +152,33 @@ def member_bytes(length: int) -> int:
     return BLOCK + length + -length % BLOCK
 
 
-def read_image(source: Source) -> tuple[bytes, tuple[int, int]]:
-    """The original bytes of a sound image, and its (width, height)."""
-    expected = FORMAT_OF_SUFFIX.get(source.path.suffix.lower())
-    if expected is None or expected not in IMAGE_FORMATS:
-        raise ShardError(f"{source.path}: images are {', '.join(FORMAT_OF_SUFFIX)}; convert it first")
+def read_image(source: Source) -> tuple[bytes, tuple[int, int], str]:
+    """The original bytes of a sound image, its (width, height), and its member's suffix.
+
+    A BMP and an array in a MATLAB file become PNG: a shard holds neither.
+    """
+    if source.array is not None:
+        picture = Image.fromarray(_read_array(source))
+        return png_bytes(picture), picture.size, ".png"
+    suffix = source.path.suffix.lower()
+    expected = "BMP" if suffix == ".bmp" else FORMAT_OF_SUFFIX.get(suffix)
+    if expected is None:
+        raise ShardError(f"{source.path}: images are {', '.join(FORMAT_OF_SUFFIX)}, .bmp; convert it first")
     try:
         data = source.path.read_bytes()
     except OSError as error:
         raise ShardError(f"{source.path}: cannot be read ({error.strerror}); check the file") from error
     picture = decode(data, formats=(expected,), where=str(source.path), max_pixels=MAX_PIXELS)
-    return data, picture.size
+    if expected == "BMP":
+        return png_bytes(picture.convert("RGB")), picture.size, ".png"
+    return data, picture.size, suffix
+
+
+def _read_array(source: Source) -> NDArray[np.uint8]:
+    assert source.array is not None
+    with open_hdf5(source.path) as file:
+        pixels: NDArray[np.uint8] = read_array(file, source.array)
+    return pixels
 
 
 def _bad_mask(source: Source, problem: MaskProblem) -> ShardError:
