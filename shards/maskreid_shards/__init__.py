@@ -25,10 +25,13 @@ from .mask_options import MaskKind, MaskOptions, place_masks
 from .mask_quality import JudgedMask, MaskQuality, QualityReport, judge_masks
 from .masks import MaskReport, OnBadMask
 from .order import Draws, FewImages, Plan, PlanSummary, augmentation_key
+from .problems import KINDS, Problem
 from .reading import RawPair, ShardSet, Split, open_shards
 from .samples import Layout, Source
+from .verify import verify
 
 __all__ = [
+    "KINDS",
     "ConversionReport",
     "Draws",
     "FewImages",
@@ -42,6 +45,7 @@ __all__ = [
     "OnBadMask",
     "Plan",
     "PlanSummary",
+    "Problem",
     "QualityReport",
     "RawPair",
     "RemoteError",
@@ -69,4 +73,5 @@ __all__ = [
     "scan_msmt17",
     "scan_prid",
     "scan_viper",
+    "verify",
 ]

@@ -12,6 +12,10 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 MASK_FORMATS = ("PNG",)
 
 
+class TooManyPixels(ShardError):
+    """A picture larger than the limit, known from its header: nothing was decoded."""
+
+
 class Pair(Protocol):
     """What `decode_pair` needs of a sample; `reading.RawPair` has it."""
 
@@ -33,6 +37,8 @@ def decode(data: bytes, *, formats: tuple[str, ...], where: str, max_pixels: int
     try:
         # The format comes from the magic bytes; opening reads the header only.
         picture = Image.open(io.BytesIO(data), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(f"{where}: {_brief(error)}; shrink it") from error
     except (
         Exception
     ) as error:  # a decoder fed with arbitrary bytes raises nearly anything: each becomes one line
@@ -41,7 +47,7 @@ def decode(data: bytes, *, formats: tuple[str, ...], where: str, max_pixels: int
         ) from error
     width, height = picture.size
     if width * height > max_pixels:
-        raise ShardError(
+        raise TooManyPixels(
             f"{where}: {width} x {height} pixels, more than the limit of {max_pixels}; shrink it"
         )
     try:

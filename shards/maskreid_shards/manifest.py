@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,8 @@ INDEX_DTYPE = np.dtype(
         ("key", "S32"),
     ]
 )
+KEY_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
+T = TypeVar("T")
 _SPLIT_NAME = re.compile(r"^[a-z][a-z0-9_]*$", re.ASCII)
 
 
@@ -126,12 +128,16 @@ def read_manifest(folder: Path) -> Manifest:
     that does not fit the content.
     """
     path = folder / MANIFEST
+    if path.exists() and not path.is_file():  # a device or a pipe would never end
+        raise ShardError(f"{path}: not a plain file; restore it")
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise ShardError(
             f"{folder}: no {MANIFEST}, so not a shard folder; make one with `maskreid convert`"
         ) from None
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror}); restore it") from error
     return parse_manifest(data, str(path))
 
 
@@ -139,7 +145,7 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
     """The manifest in the bytes of `path`, a path or URL for messages. Raises ShardError as `read_manifest`."""
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardError(f"{path}: not JSON ({error}); convert the data set again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ShardError(f"{path}: not the manifest of a {FORMAT} folder")
@@ -165,17 +171,38 @@ def _parse(content: dict[str, Any]) -> Manifest:
     for name, entry in content["splits"].items():
         if not _SPLIT_NAME.match(name):
             raise ValueError(f"split name {name!r}")
-        shards = tuple(ShardEntry(**shard) for shard in entry["shards"])
+        shards = tuple(_typed(ShardEntry(**shard)) for shard in entry["shards"])
         # Names are derived, not believed: a manifest from elsewhere must not reach outside its folder.
         for number, shard in enumerate(shards):
             if shard.name != shard_name(name, number):
                 raise ValueError(f"shard name {shard.name!r}")
         if entry["index"] != index_name(name):
             raise ValueError(f"index name {entry['index']!r}")
-        splits[name] = SplitEntry(**{**entry, "shards": shards, "cameras": tuple(entry["cameras"])})
+        cameras = tuple(entry["cameras"])
+        splits[name] = _typed(SplitEntry(**{**entry, "shards": shards, "cameras": cameras}))
     masks = MaskReport(**{**content["masks"], "examples": tuple(content["masks"]["examples"])})
     fields = {name: content[name] for name in ("dataset", "layout", "seed", "shard_bytes")}
-    return Manifest(**fields, splits=splits, masks=masks)
+    return _typed(Manifest(**fields, splits=splits, masks=_typed(masks)))
+
+
+def _typed(entry: T) -> T:
+    """The entry, when its numbers are integers from 0 and its texts are text; raises ValueError otherwise."""
+    for name, kind in get_type_hints(type(entry)).items():
+        value = getattr(entry, name)
+        wrong = kind is int and (type(value) is not int or not 0 <= value < 2**63)
+        if wrong or (kind is str and not isinstance(value, str)):
+            raise ValueError(f"{name}: {value!r}")
+    return entry
+
+
+def odd_keys(keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """Numbers of the keys that are not letters, digits, `_` and `-`: such a key may end up as a file's name."""
+    letters = np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), -1)
+    allowed = np.zeros(256, bool)
+    allowed[list(KEY_LETTERS + b"\0")] = True
+    wrong = ~allowed[letters].all(1) | (letters[:, 0] == 0)
+    wrong |= ((letters[:, :-1] == 0) & (letters[:, 1:] != 0)).any(1)
+    return np.flatnonzero(wrong)
 
 
 def shard_name(split: str, number: int) -> str:

@@ -17,7 +17,16 @@ from .errors import RemoteError, ShardError
 from .fsspec_store import FsspecStore
 from .http_store import HttpStore
 from .identities import IdentityTable
-from .manifest import INDEX_DTYPE, MANIFEST, Manifest, ShardEntry, SplitEntry, parse_manifest, read_manifest
+from .manifest import (
+    INDEX_DTYPE,
+    MANIFEST,
+    Manifest,
+    ShardEntry,
+    SplitEntry,
+    odd_keys,
+    parse_manifest,
+    read_manifest,
+)
 from .remote import RemoteStore
 from .stores import LocalStore, Store
 
@@ -257,8 +266,8 @@ def _check_index_file(path: Path, entry: SplitEntry) -> None:
 
 def _map_index(path: Path, entry: SplitEntry) -> NDArray[np.void]:
     try:
-        index: NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        index: NDArray[np.void] = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # numpy raises nearly anything on arbitrary bytes; it never unpickles here
         raise ShardError(f"{path}: not a readable index ({error}); restore it or convert again") from error
     _check_type(index, str(path), entry)
     return index
@@ -272,7 +281,7 @@ def _fetch_index(store: Store, entry: SplitEntry) -> NDArray[np.void]:
         _check_digest(hashlib.sha256(data).hexdigest(), where, entry)
     try:
         index: NDArray[np.void] = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except ValueError as error:
+    except Exception as error:  # as in _map_index
         raise ShardError(f"{where}: not a readable index ({error}); convert again") from error
     _check_type(index, where, entry)
     _check_records(index, where, entry)
@@ -299,11 +308,15 @@ def _check_records(index: NDArray[np.void], where: str, entry: SplitEntry) -> No
     limit = np.array([shard.bytes for shard in entry.shards], np.int64)[index["shard"]]
     for member in ("image", "mask", "json"):
         offset = index[f"{member}_offset"]
-        outside = np.flatnonzero((offset < 0) | (offset + index[f"{member}_length"] > limit))
+        # No sum of offset and length, which could overflow.
+        outside = np.flatnonzero((offset < 0) | (offset > limit - index[f"{member}_length"]))
         if len(outside):
             raise ShardError(
                 f"{where}: record {outside[0]}: the {member} lies outside its shard; convert again"
             )
+    odd = odd_keys(index["key"])
+    if len(odd):
+        raise ShardError(f"{where}: record {odd[0]}: its key is not letters, digits, _ and -; convert again")
 
 
 def _key(row: np.void) -> str:
