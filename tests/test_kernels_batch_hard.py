@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maskreid_kernels import batch_hard_loss
 
-BACKENDS = ["reference", "chunked"]
+BACKENDS = ["reference", "dense", "chunked"]
 DISTANCES = ["euclidean", "squared_euclidean", "cosine"]
 
 

@@ -59,7 +59,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 def backends_of(name: str) -> tuple[str, ...]:
-    dense = ("dense",) if name.startswith("ranking") else ()
+    dense = ("dense",) if name.startswith(("ranking", "batch_hard")) else ()
     return ("reference", *dense, "chunked")
 
 

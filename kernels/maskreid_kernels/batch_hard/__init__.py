@@ -16,16 +16,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends import WITH_TRITON, check_backend, choose_backend
+from ..backends import WITH_DENSE, check_backend, choose_backend
 from ..inputs import compute_dtype, find_problem
 from ..precision import check_precision, choose_precision
 from ..ranks import agree_on_layout
-from . import chunked, reference
+from . import chunked, dense, reference
 from .terms import DISTANCES, BatchHardTerms
 
 __all__ = ["batch_hard_loss"]
 
-REFERENCE_UP_TO_ROWS = 128
+DENSE_UP_TO_ROWS = 256
 
 
 def batch_hard_loss(
@@ -50,13 +50,14 @@ def batch_hard_loss(
     within rounding). An anchor is not its own positive.
     A batch without a valid anchor gives 0, with zero gradient.
     group: the batch is that of all its ranks; convention in `maskreid_kernels.ranks`. None: this process
-    alone. backend: "reference" (plain autograd, O(N^2) memory), "chunked" (O(N D) memory, the backward has no
+    alone. backend: "reference" (plain autograd, O(N^2) memory), "dense" (O(N^2) memory, its own backward: for small
+    batches), "chunked" (O(N D) memory, the backward has no
     matrix product; differentiating its gradient raises RuntimeError), "triton" (the same on a GPU, fused) or
     "auto". precision: of "triton" alone, a preset of `maskreid_kernels.precision` for the mining; "auto" follows the
     rows' dtype and torch.set_float32_matmul_precision. Raises ValueError on bad
     input or an unavailable backend.
     """
-    check_backend(backend, WITH_TRITON)
+    check_backend(backend, WITH_DENSE)
     check_precision(precision, backend)
     if margin != "soft" and (isinstance(margin, str) or not math.isfinite(margin)):
         raise ValueError(f'margin: expected a finite number or "soft", got {margin!r}')
@@ -68,7 +69,7 @@ def batch_hard_loss(
         None if margin == "soft" else float(margin), distance, normalize or distance == "cosine"
     )
     chosen = choose_backend(
-        backend, layout.total_rows, REFERENCE_UP_TO_ROWS, device=embeddings.device, available=WITH_TRITON
+        backend, layout.total_rows, DENSE_UP_TO_ROWS, device=embeddings.device, available=WITH_DENSE
     )
     labels = labels.to(torch.int64)
     with torch.autocast(embeddings.device.type, enabled=False):  # low precision would move what is mined
@@ -78,5 +79,9 @@ def batch_hard_loss(
             preset = choose_precision(precision, embeddings.dtype)
             return triton.batch_hard_loss(embeddings, labels, terms, layout, preset)
         rows = embeddings.to(compute_dtype(embeddings.dtype))
-        compute = {"reference": reference.batch_hard_loss, "chunked": chunked.batch_hard_loss}[chosen]
+        compute = {
+            "reference": reference.batch_hard_loss,
+            "dense": dense.batch_hard_loss,
+            "chunked": chunked.batch_hard_loss,
+        }[chosen]
         return compute(rows, labels, terms, layout)
