@@ -22,7 +22,7 @@ KINDS: dict[str, str] = {
     "missing": "no mask file",
     "unreadable": "not a readable PNG",
     "mode": "not 8-bit grey",
-    "empty": f"no pixel at {PERSON_LEVEL} or above (255 = person); a label map needs its person labels",
+    "empty": f"no pixel at {PERSON_LEVEL} or above (255 = person)",
 }
 # A mask that is good once it has been changed; these are counted only where they occur.
 CHANGES: dict[str, str] = {
@@ -132,7 +132,8 @@ def _valid_mask(
         mask = mask.resize(size, filtering)
     highest = max(level for level, count in enumerate(mask.histogram()) if count)
     if highest < PERSON_LEVEL:
-        return None, (MaskProblem("empty", where, f"highest value {highest}"),)
+        hint = "; a label map needs its person labels" if highest and options.kind == "soft" else ""
+        return None, (MaskProblem("empty", where, f"highest value {highest}{hint}"),)
     as_stored = mask is picture and data[PNG_BIT_DEPTH] == 8
     return data if as_stored else png_bytes(mask), tuple(changes)
 
