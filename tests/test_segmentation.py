@@ -16,9 +16,17 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50
 
 from maskreid_dist.errors import UserError
-from maskreid_dist.segmentation import segment
+from maskreid_dist.segmentation import segment, write_masks
 from maskreid_dist.segmenters import _central_person, find_weights, load_segmenter
-from maskreid_shards import Layout, MaskOptions, Source, convert_market1501, open_shards, scan_market1501
+from maskreid_shards import (
+    Layout,
+    MaskOptions,
+    Source,
+    convert_market1501,
+    open_shards,
+    place_masks,
+    scan_market1501,
+)
 from test_cli import run
 from test_shards_market1501 import write_market
 
@@ -281,3 +289,14 @@ def test_weights_with_frozen_statistics(weights, tmp_path):
     segmenter = load_segmenter("maskrcnn_resnet50", tmp_path / "frozen.pth", CPU)
     norms = [m for m in segmenter.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(norms) == 53 and all(norm.eps == 0 for norm in norms)
+
+
+def test_a_bmp_gets_the_mask_of_its_pixels(tmp_path):
+    """VIPeR's images are BMP; the mask lies where `--masks` looks for it."""
+    Image.new("RGB", (5, 7), (255, 0, 51)).save(tmp_path / "000_45.bmp")
+    source = Source(tmp_path / "000_45.bmp", None, 1, 1, "train", "p00000001_00000", "cam_a/000_45.bmp")
+    red = write_masks([source], tmp_path / "masks", lambda images: [image[2] / 255 for image in images])
+    assert (red.made, red.kept, red.empty) == (1, 0, 1)
+    mask = place_masks(Layout("viper", {"train": (source,)}), MaskOptions(str(tmp_path / "masks")))
+    path = mask.splits["train"][0].mask_path
+    assert path is not None and np.asarray(Image.open(path)).tolist() == [[51] * 5] * 7
