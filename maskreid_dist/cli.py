@@ -15,7 +15,7 @@ from maskreid_dist import __version__
 from maskreid_dist.commands.bench import bench_app
 from maskreid_dist.commands.convert import convert_app, segment_app
 from maskreid_dist.commands.failures import one_line_errors
-from maskreid_dist.commands.inspect import verify
+from maskreid_dist.commands.inspect import plan, verify
 from maskreid_dist.commands.masks import masks
 from maskreid_dist.recipe import load_recipe
 
@@ -30,6 +30,7 @@ app.add_typer(segment_app, name="segment")
 app.command()(masks)
 app.add_typer(bench_app, name="bench")
 app.command()(verify)
+app.command()(plan)
 
 Recipe = Annotated[
     Path, typer.Argument(help="TOML recipe, such as launch/recipes/walkers_demo.toml.", show_default=False)

@@ -47,14 +47,16 @@ class DataConfig(Section):
 class BatchConfig(Section):
     """One global batch, over all ranks.
 
-    `pk`: `identities` x `images`. `paper`: one identity x 10 images + 54 images of 54 others, once per rank; the other keys do
-    not matter then.
+    `pk`: `identities` x `images`. `paper`: one identity x 10 images + 54 images of 54 others, once per rank; of the other keys
+    only `passes` matters then. An epoch is `passes` passes over the identities.
     """
 
     sampling: Literal["pk", "paper"] = "pk"
     identities: Positive = 16
     images: Positive = 4
-    few_images: Literal["repeat", "skip"] = "repeat"  # identities with fewer than `images` images
+    # identities with fewer than `images` images: repeat them, take all of them once (a smaller batch), leave them out
+    few_images: Literal["repeat", "all", "skip"] = "repeat"
+    passes: Positive = 1
 
 
 class ModelConfig(Section):

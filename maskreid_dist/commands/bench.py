@@ -99,3 +99,20 @@ def bench_exactness(
     worst = max(e.gradient_error for e in found if e.provider == "maskreid")
     console.print(f"worst of ours: {worst:.1e} ({'PASS' if worst <= 1e-6 else 'MISS'}, promised <= 1e-06)")
     raise typer.Exit(0 if worst <= 1e-6 else 1)
+
+
+@bench_app.command("plan")
+@one_line_errors
+def bench_plan(
+    identities: Annotated[int, typer.Option(min=1000, help="Made up, with a Zipf tail.")] = 1_000_000,
+) -> None:
+    """Time and memory of the plan; exit status 1 when a million identities take more than 1 s or 64 MB."""
+    from maskreid_dist.bench.plan import measure_plan
+
+    cost = measure_plan(identities)
+    kept = cost.first_step_ms < 1000 and cost.peak_mb < 64
+    print(f"{cost.identities} identities, P x K = 64 x 4")
+    print(f"first step of an epoch: {cost.first_step_ms:.0f} ms, {cost.peak_mb:.1f} MB at most")
+    print(f"a later step: {cost.next_step_ms:.2f} ms")
+    print(f"{'PASS' if kept else 'MISS'}, promised for a million: below 1000 ms and 64 MB")
+    raise typer.Exit(0 if kept else 1)

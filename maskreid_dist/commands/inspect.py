@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,3 +30,43 @@ def verify(
             print(problem.message)
         print(f"{shards}: {f'{len(problems)} problems' if problems else 'all is well'}")
     raise typer.Exit(1 if problems else 0)
+
+
+@one_line_errors
+def plan(
+    shards: Shards,
+    identities: Annotated[int, typer.Option(min=1, help="P, over all ranks.")] = 16,
+    images: Annotated[int, typer.Option(min=1, help="K.")] = 4,
+    world: Annotated[int, typer.Option(min=1, help="Ranks.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the recipe.")] = 0,
+    epoch: Annotated[int, typer.Option(min=0, help="Counts from 0.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Only the first of the epoch.")] = None,
+    split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
+    few_images: Annotated[
+        Literal["repeat", "all", "skip"], typer.Option(help="Identities with fewer than K images.")
+    ] = "repeat",
+    passes: Annotated[int, typer.Option(min=1, help="Passes over the identities in an epoch.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Print the batches of an epoch that training draws: with --json a line for each step and rank."""
+    from maskreid_dist.config import BatchConfig
+    from maskreid_dist.data.batches import make_plan
+    from maskreid_dist.inspection import plan_lines
+    from maskreid_shards import open_shards
+
+    opened = open_shards(shards).split(split)
+    batch = BatchConfig(identities=identities, images=images, few_images=few_images, passes=passes)
+    found = make_plan(opened, batch, seed, world)
+    lines = plan_lines(opened, found, epoch, steps, world)
+    if not as_json:
+        print("\n".join(found.summary().lines()))
+        lines = (_readable(line) for line in plan_lines(opened, found, epoch, steps or 3, world))
+    for line in lines:
+        print(line)
+
+
+def _readable(line: str) -> str:
+    about = json.loads(line)
+    pids = list(dict.fromkeys(about["pids"]))
+    shown = ", ".join(map(str, pids[:8])) + (", ..." if len(pids) > 8 else "")
+    return f"step {about['step']}, rank {about['rank']}: {len(about['keys'])} images of identities {shown}"

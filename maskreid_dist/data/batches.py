@@ -93,9 +93,13 @@ class PlannedSteps(Sampler[list[Draw]]):
 
 
 def make_plan(split: Split, batch: BatchConfig, seed: int, world_size: int) -> Plan:
-    """The plan of a recipe. Raises maskreid_shards.ShardError: too few identities, P not divisible by the world size."""
+    """The plan of a recipe.
+
+    Raises maskreid_shards.ShardError: too few identities, P not divisible by the world size; under few_images = "all" a rank
+    that could get a single image, which batch normalisation cannot train on.
+    """
     if batch.sampling == "paper":
-        plan = Plan.paper(split.table, groups=world_size, seed=seed)
+        plan = Plan.paper(split.table, groups=world_size, seed=seed, passes=batch.passes)
     else:
         plan = Plan.pk(
             split.table,
@@ -103,8 +107,15 @@ def make_plan(split: Split, batch: BatchConfig, seed: int, world_size: int) -> P
             images=batch.images,
             seed=seed,
             few_images=batch.few_images,
+            passes=batch.passes,
         )
     plan.check_world(world_size)
+    alone = batch.sampling == "pk" and batch.identities == world_size and batch.few_images == "all"
+    if alone and batch.images > 1 and (split.table.count[split.table.pids > 0] == 1).any():
+        raise ShardError(
+            f'few_images "all": one identity a rank ({batch.identities} over {world_size} ranks) would leave a rank with a '
+            f'single image; use {2 * world_size} identities, or few_images "repeat" or "skip"'
+        )
     return plan
 
 
