@@ -4,6 +4,7 @@ import io
 from typing import Protocol
 
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from .errors import ShardError
 
@@ -29,11 +30,29 @@ class Pair(Protocol):
     def mask(self) -> bytes: ...
 
 
+def checked_size(data: bytes, *, formats: tuple[str, ...], where: str) -> tuple[int, int]:
+    """(width, height) of a sound picture. Raises ShardError as `decode` does.
+
+    All of a JPEG's coded data is read, but only an eighth of its rows and columns is computed.
+    """
+    picture = _open(data, formats, where, MAX_PIXELS)
+    size = picture.size
+    picture.draft("L", (1, 1))
+    _load(picture, where)
+    return size
+
+
 def decode(data: bytes, *, formats: tuple[str, ...], where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture completely, in its own mode.
 
     Raises ShardError naming `where`: not one of `formats`, more than `max_pixels`, truncated or broken.
     """
+    picture = _open(data, formats, where, max_pixels)
+    _load(picture, where)
+    return picture
+
+
+def _open(data: bytes, formats: tuple[str, ...], where: str, max_pixels: int) -> ImageFile:
     try:
         # The format comes from the magic bytes; opening reads the header only.
         picture = Image.open(io.BytesIO(data), formats=formats)
@@ -50,13 +69,16 @@ def decode(data: bytes, *, formats: tuple[str, ...], where: str, max_pixels: int
         raise TooManyPixels(
             f"{where}: {width} x {height} pixels, more than the limit of {max_pixels}; shrink it"
         )
+    return picture
+
+
+def _load(picture: ImageFile, where: str) -> None:
     try:
         picture.load()
     except Exception as error:
         raise ShardError(
             f"{where}: truncated or broken {picture.format} data ({_brief(error)}); replace it"
         ) from error
-    return picture
 
 
 def decode_pair(raw: Pair, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, Image.Image]:

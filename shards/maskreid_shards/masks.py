@@ -130,7 +130,7 @@ def _valid_mask(
         changes.append(MaskProblem("resized", where, found))
         filtering = Image.Resampling.BILINEAR if options.kind == "soft" else Image.Resampling.NEAREST
         mask = mask.resize(size, filtering)
-    highest = max(level for level, count in enumerate(mask.histogram()) if count)
+    highest = int(mask.getextrema()[1])  # type: ignore[arg-type]  # of one band: two numbers
     if highest < PERSON_LEVEL:
         hint = "; a label map needs its person labels" if highest and options.kind == "soft" else ""
         return None, (MaskProblem("empty", where, f"highest value {highest}{hint}"),)

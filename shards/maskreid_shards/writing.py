@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .decode import MAX_PIXELS, decode
+from .decode import checked_size, decode
 from .errors import ShardError
 from .layouts.cuhk03 import read_array
 from .layouts.matlab import open_hdf5
@@ -29,6 +29,10 @@ FORMAT_OF_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WE
 
 # Type "regular file", no link, magic and version; no user, group, device or prefix.
 _HEADER_END = (b"0" + bytes(100) + b"ustar\00000").ljust(BLOCK - 156, b"\0")
+_HEADER_END_SUM = sum(_HEADER_END) + 8 * ord(" ")
+# Mode, user, group, size, time.
+_HEADER_MIDDLE = b"0000644\0" + 2 * b"0000000\0" + b"%011o\0" + b"00000000000\0"
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -41,30 +45,35 @@ class WrittenShard:
 
 
 class _TarFile:
-    """Append members; keeps the offset and the sha256 of what was written."""
+    """Append members; keeps the offset and the sha256 of what was written. `flush` writes them."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.offset = 0
         self.digest = hashlib.sha256()
 
+        self.parts: list[bytes] = []
+
     def append(self, name: str, data: bytes) -> int:
-        """Write one member and return the offset of its data. Owner, time and mode are fixed."""
-        self._write(_header(name, len(data)))
-        start = self.offset
-        self._write(data)
-        self._write(b"\0" * (-len(data) % BLOCK))
+        """Add one member and return the offset of its data. Owner, time and mode are fixed."""
+        self.parts += (_header(name, len(data)), data, bytes(-len(data) % BLOCK))
+        start = self.offset + BLOCK
+        self.offset += member_bytes(len(data))
         return start
 
-    def finish(self) -> None:
-        self._write(b"\0" * (2 * BLOCK))
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def _write(self, data: bytes) -> None:
+    def flush(self) -> None:
+        """Once a sample: a call for each part of it costs more than joining them."""
+        data = b"".join(self.parts)
+        self.parts.clear()
         self.file.write(data)
         self.digest.update(data)
-        self.offset += len(data)
+
+    def finish(self) -> None:
+        self.parts.append(bytes(2 * BLOCK))
+        self.offset += 2 * BLOCK
+        self.flush()
+        self.file.flush()
+        os.fsync(self.file.fileno())
 
 
 def _header(name: str, size: int) -> bytes:
@@ -72,10 +81,9 @@ def _header(name: str, size: int) -> bytes:
     encoded = name.encode("ascii")
     if len(encoded) > 100 or size >= 8**11:
         raise ShardError(f"{name}: a member's name takes at most 100 bytes, its data at most {8**11 - 1}")
-    fields = encoded.ljust(100, b"\0"), b"0000644\0" + 2 * b"0000000\0", b"%011o\0" % size, b"00000000000\0"
+    start = encoded.ljust(100, b"\0") + _HEADER_MIDDLE % size
     # The checksum is the sum of the bytes with spaces in its own place.
-    start, end = b"".join(fields), _HEADER_END
-    return start + b"%06o\0 " % (sum(start) + 8 * ord(" ") + sum(end)) + end
+    return start + b"%06o\0 " % (sum(start) + _HEADER_END_SUM) + _HEADER_END
 
 
 def write_shard(
@@ -129,6 +137,7 @@ def _append_sample(
     image_offset = tar.append(source.key + suffix, image)
     mask_offset = tar.append(source.key + ".mask.png", mask)
     json_offset = tar.append(source.key + ".json", about)
+    tar.flush()
     offsets = (image_offset, mask_offset, json_offset)
     members = (image, mask, about)
     key = source.key.encode("ascii")
@@ -144,7 +153,7 @@ def sample_json(source: Source, dataset: str) -> bytes:
         "split": source.split,
         "source": source.name,
     }
-    return json.dumps(about, sort_keys=True, separators=(",", ":")).encode()
+    return _JSON.encode(about).encode()
 
 
 def member_bytes(length: int) -> int:
@@ -168,10 +177,11 @@ def read_image(source: Source) -> tuple[bytes, tuple[int, int], str]:
         data = source.path.read_bytes()
     except OSError as error:
         raise ShardError(f"{source.path}: cannot be read ({error.strerror}); check the file") from error
-    picture = decode(data, formats=(expected,), where=str(source.path), max_pixels=MAX_PIXELS)
+    where = str(source.path)
     if expected == "BMP":
+        picture = decode(data, formats=("BMP",), where=where)
         return png_bytes(picture.convert("RGB")), picture.size, ".png"
-    return data, picture.size, suffix
+    return data, checked_size(data, formats=(expected,), where=where), suffix
 
 
 def _read_array(source: Source) -> NDArray[np.uint8]:
