@@ -116,3 +116,44 @@ def bench_plan(
     print(f"a later step: {cost.next_step_ms:.2f} ms")
     print(f"{'PASS' if kept else 'MISS'}, promised for a million: below 1000 ms and 64 MB")
     raise typer.Exit(0 if kept else 1)
+
+
+@bench_app.command("convert")
+@one_line_errors
+def bench_convert(
+    source: Annotated[
+        Path | None,
+        typer.Option(help="Folder in Market-1501's layout. Default: the files inside --shards, extracted."),
+    ] = None,
+    shards: Annotated[Path, typer.Option(help="Shards to extract where no --source is given.")] = Path(
+        "shards/walkers"
+    ),
+    workers: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable. Default: 1, 2.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Medians are over these, after one to warm up.")] = 5,
+    output: Annotated[Path | None, typer.Option(help="Write the table as CSV here.")] = None,
+) -> None:
+    """Pairs per second of converting loose files, per core (CPU time) and of wall time."""
+    from maskreid_dist.bench.convert import loose_files, measure_conversion
+    from maskreid_dist.files import write_atomically
+
+    console = Console()
+    with loose_files(source, shards) as folder, console.status("converting"):
+        found = [measure_conversion(folder, count, runs) for count in workers or (1, 2)]
+    table = Table(title=f"{found[0].pairs} pairs, medians of {runs}")
+    for heading in ("workers", "pairs/s per core", "pairs/s", "CPU s", "wall s"):
+        table.add_column(heading)
+    for row in found:
+        figures = (row.core_pairs_s, row.wall_pairs_s)
+        table.add_row(
+            str(row.workers), *(f"{f:,.0f}" for f in figures), f"{row.cpu_s:.2f}", f"{row.wall_s:.2f}"
+        )
+    console.print(table)
+    if output:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["date", *vars(found[0])])
+        writer.writeheader()
+        writer.writerows({"date": datetime.date.today().isoformat(), **vars(row)} for row in found)
+        write_atomically(output, text.getvalue().encode())
+    speed = found[0].core_pairs_s
+    console.print(f"{speed:,.0f} pairs/s per core ({'PASS' if speed >= 3000 else 'MISS'}, promised >= 3,000)")
+    raise typer.Exit(0 if speed >= 3000 else 1)

@@ -1,0 +1,48 @@
+"""`maskreid bench convert` on a small folder, and on the shards that the repository carries."""
+
+import csv
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from maskreid_dist.bench.convert import loose_files
+from maskreid_dist.cli import app
+from maskreid_shards import convert_market1501
+from test_shards_market1501 import write_market
+
+
+def test_figures_and_csv(tmp_path: Path) -> None:
+    src, table = write_market(tmp_path / "m"), tmp_path / "convert.csv"
+    arguments = [
+        "bench",
+        "convert",
+        "--source",
+        src,
+        "--workers",
+        1,
+        "--workers",
+        2,
+        "--runs",
+        1,
+        "--output",
+        table,
+    ]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    promised = "PASS" in result.output
+    assert result.exit_code == (0 if promised else 1) and promised != ("MISS" in result.output), result.output
+    rows = list(csv.DictReader(table.open()))
+    assert [row["workers"] for row in rows] == ["1", "2"] and {row["pairs"] for row in rows} == {"39"}
+    for row in rows:
+        assert abs(float(row["core_pairs_s"]) * float(row["cpu_s"]) - 39) < 1e-6
+        assert abs(float(row["wall_pairs_s"]) * float(row["wall_s"]) - 39) < 1e-6
+
+
+def test_loose_files_are_those_the_shards_were_made_of(tmp_path: Path) -> None:
+    src = write_market(tmp_path / "market")
+    report = convert_market1501(src, tmp_path / "shards", dataset="m")
+    with loose_files(None, tmp_path / "shards") as folder:
+        for path in src.rglob("*.*"):
+            assert (folder / path.relative_to(src)).read_bytes() == path.read_bytes()
+        again = convert_market1501(folder, tmp_path / "again", dataset="m")
+    assert not folder.exists()
+    assert again.manifest.fingerprint == report.manifest.fingerprint
