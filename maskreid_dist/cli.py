@@ -15,7 +15,7 @@ from maskreid_dist import __version__
 from maskreid_dist.commands.bench import bench_app
 from maskreid_dist.commands.convert import convert_app, segment_app
 from maskreid_dist.commands.failures import one_line_errors
-from maskreid_dist.commands.inspect import plan, verify
+from maskreid_dist.commands.inspect import plan, stats, verify
 from maskreid_dist.commands.masks import masks
 from maskreid_dist.recipe import load_recipe
 
@@ -31,6 +31,7 @@ app.command()(masks)
 app.add_typer(bench_app, name="bench")
 app.command()(verify)
 app.command()(plan)
+app.command()(stats)
 
 Recipe = Annotated[
     Path, typer.Argument(help="TOML recipe, such as launch/recipes/walkers_demo.toml.", show_default=False)

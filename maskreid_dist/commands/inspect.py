@@ -70,3 +70,55 @@ def _readable(line: str) -> str:
     pids = list(dict.fromkeys(about["pids"]))
     shown = ", ".join(map(str, pids[:8])) + (", ..." if len(pids) > 8 else "")
     return f"step {about['step']}, rank {about['rank']}: {len(about['keys'])} images of identities {shown}"
+
+
+@one_line_errors
+def stats(
+    shards: Shards,
+    identities: Annotated[int, typer.Option(min=1, help="P of the batches to judge.")] = 16,
+    images: Annotated[int, typer.Option(min=1, help="K.")] = 4,
+    split: Annotated[str, typer.Option(help="The split that P x K is about.")] = "train",
+    output: Annotated[Path | None, typer.Option(help="Write a picture (PNG) here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count identities, images and cameras, and say what P x K does to identities with few images."""
+    from dataclasses import asdict
+
+    from maskreid_dist.report.statistics import statistics_figure
+    from maskreid_shards import open_shards
+    from maskreid_shards.statistics import few_images_effects, split_statistics
+
+    opened = open_shards(shards)
+    effects = few_images_effects(opened.split(split), identities=identities, images=images)
+    splits = {name: split_statistics(opened.split(name)) for name in opened.splits}
+    if output:
+        statistics_figure(splits, output)
+    if as_json:
+        batch = {"split": split, "identities": identities, "images": images}
+        effect = {**batch, "few_images": [asdict(effect) for effect in effects]}
+        print(json.dumps({"splits": {name: asdict(s) for name, s in splits.items()}, "batch": effect}))
+        return
+    for name, found in splits.items():
+        others = f" (of them {found.junk} junk, {found.distractors} distractors)"
+        print(
+            f"{name}: {found.samples} images{others if found.junk or found.distractors else ''}, {found.identities} identities"
+        )
+        quantiles = ", ".join(f"{what} {value:g}" for what, value in found.images_per_identity.items())
+        print(f"{name}: images per identity: {quantiles}")
+        cameras = ", ".join(f"{camid}: {count}" for camid, count in found.images_per_camera.items())
+        print(f"{name}: images per camera: {cameras}")
+    few = effects[0].few_image_identities
+    print(
+        f"{split}, {identities} identities x {images} images: {few} identities have fewer than {images} images"
+    )
+    for effect in effects:
+        print(
+            f"  {effect.few_images}: "
+            + (
+                effect.problem
+                or f"{effect.taking_part} identities take part, {effect.steps_per_epoch} steps an epoch, "
+                f"{effect.dropped_identities} without a place, {100 * effect.never_drawn:.1f} % of the images not drawn in a pass"
+            )
+        )
+    if output:
+        print(f"picture: {output}")
