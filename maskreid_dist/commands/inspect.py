@@ -94,9 +94,9 @@ def stats(
     if output:
         statistics_figure(splits, output)
     if as_json:
-        batch = {"split": split, "identities": identities, "images": images}
-        effect = {**batch, "few_images": [asdict(effect) for effect in effects]}
-        print(json.dumps({"splits": {name: asdict(s) for name, s in splits.items()}, "batch": effect}))
+        policies = [asdict(effect) for effect in effects]
+        batch = {"split": split, "identities": identities, "images": images, "few_images": policies}
+        print(json.dumps({"splits": {name: asdict(s) for name, s in splits.items()}, "batch": batch}))
         return
     for name, found in splits.items():
         others = f" (of them {found.junk} junk, {found.distractors} distractors)"
