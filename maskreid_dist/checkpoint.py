@@ -28,6 +28,7 @@ PARTIAL = ".partial"
 WEIGHTS = "weights.safetensors"
 # What may differ between a checkpoint and the recipe that continues from it.
 FREE_ON_RESUME = {"name", "run", "data.shards", "data.workers", "data.on_bad_mask"}
+FREE_ON_RESUME |= {f"data.{key}" for key in ("cache", "cache_gb", "prefetch", "bad_samples")}
 FREE_ON_RESUME |= {"engine.collective_timeout_s", "engine.zero_stage"}  # the stage has a check of its own
 
 

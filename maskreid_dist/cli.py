@@ -70,13 +70,19 @@ def train(
 @one_line_errors
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
-    shards: Annotated[Path, typer.Argument(help="Shards with the splits query and gallery.")],
+    shards: Annotated[
+        str,
+        typer.Argument(
+            help="Shards with the splits query and gallery, a folder or a URL.", show_default=False
+        ),
+    ],
     ap: Annotated[
         Literal["hits", "trapezoid"],
         typer.Option(help="Definition of AP that orders the queries of the report."),
     ] = "hits",
     report: Annotated[Path | None, typer.Option(help="Write an HTML report with ranked lists here.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the figures as JSON here.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Keep the shards of a URL in this folder.")] = None,
 ) -> None:
     """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
     for path in (report, output):  # what cannot be written is said before the long work
@@ -84,9 +90,11 @@ def evaluate(
             path.parent.mkdir(parents=True, exist_ok=True)
     from maskreid_dist.evaluation import evaluate_checkpoint, percentages, print_table, write_json
     from maskreid_dist.run_report import write_run_report
+    from maskreid_shards import open_shards
 
     console = Console()
-    found, shard_set, ranked = evaluate_checkpoint(checkpoint, shards, console, ap)
+    shard_set = open_shards(shards, cache=cache)
+    found, ranked = evaluate_checkpoint(checkpoint, shard_set, console, ap)
     print_table(console, [ranked])
     result = ranked.result
     console.print(

@@ -19,7 +19,11 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the shards are and what a sample looks like when it reaches the network."""
 
-    shards: str
+    shards: str  # a folder, or a URL: http, https, or any that fsspec knows
+    cache: str | None = None  # of a URL: a local folder for whole shards, shared by the ranks of a machine
+    cache_gb: Annotated[float, Field(gt=0)] | None = (
+        None  # beyond it, the least recently opened shards are removed
+    )
     # conversion: a mask that is missing, unreadable, empty or coloured stops it, becomes the full image, or skips the pair
     on_bad_mask: Literal["fail", "full", "skip"] = "fail"
     height: Positive = 144  # network input, pixels
@@ -33,6 +37,17 @@ class DataConfig(Section):
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability of a random rectangle of the mean colour
     workers: Count = 2  # decoding processes per rank
+    prefetch: Positive = 4  # batches that each of them prepares ahead
+    # training: so many different bad samples in a run are replaced by the next image of the same identity; 0: the first stops it
+    bad_samples: Count = 0
+
+    @model_validator(mode="after")
+    def _cache_is_of_a_url(self) -> Self:
+        if self.cache_gb is not None and self.cache is None:
+            raise ValueError("cache_gb limits a cache; name its folder with data.cache")
+        if self.cache is not None and "://" not in self.shards:
+            raise ValueError("data.cache is for shards behind a URL; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:

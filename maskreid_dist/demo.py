@@ -9,7 +9,7 @@ from rich.console import Console
 
 from maskreid_dist.checkpoint import find_checkpoint, finished_checkpoints
 from maskreid_dist.config import Config
-from maskreid_dist.data.batches import make_plan
+from maskreid_dist.data.batches import make_plan, open_recipe_shards
 from maskreid_dist.distributed import EXIT_STOPPED
 from maskreid_dist.evaluation import (
     Ranked,
@@ -26,14 +26,13 @@ from maskreid_dist.launcher import launch_training
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_report import write_run_report
 from maskreid_dist.train import build_network
-from maskreid_shards import open_shards
 
 
 def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> int:
     """Train (or continue), evaluate, print the table, write `metrics.json` and `report.html`; returns the exit status."""
     started = time.monotonic()
     config = load_recipe(recipe, overrides)
-    shards = open_shards(config.data.shards)
+    shards = open_recipe_shards(config.data)
     run = runs / config.name
     console = Console()
     if torch.cuda.is_available():
@@ -47,7 +46,7 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
             console.print("stopped and saved; the same command continues")
         if status:
             return status
-    checkpoint, _, trained = evaluate_checkpoint(run, Path(config.data.shards), console)
+    checkpoint, trained = evaluate_checkpoint(run, shards, console)
     torch.manual_seed(config.seed)
     untrained = rank_network("untrained network", build_network(config, 0), config, shards, console)
     histograms = [rank_histogram(b.name, shards, b.stripes, b.masked) for b in HISTOGRAM_BASELINES]

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+T = TypeVar("T")
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request after a save; the same command continues
 
 
@@ -49,9 +51,13 @@ class World:
 
     def first_message(self, message: str | None) -> str:
         """The message of the lowest rank that has one, on every rank. All ranks take part."""
-        messages: list[str | None] = [None] * self.size
-        dist.all_gather_object(messages, message, group=self.control)
-        return next(text for text in messages if text is not None)
+        return next(text for text in self.gather(message) if text is not None)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank. All ranks take part."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
 
     def from_first(self, value: object) -> object:
         """Rank 0's value, on every rank. All ranks take part."""

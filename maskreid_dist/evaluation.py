@@ -22,7 +22,7 @@ from maskreid_dist.model import MaskReID
 from maskreid_dist.retrieval import RetrievalResult, evaluate_retrieval
 from maskreid_dist.retrieval.result import ApName
 from maskreid_dist.train import build_network
-from maskreid_shards import ShardSet, decode_pair, open_shards
+from maskreid_shards import ShardSet, decode_pair
 
 COLUMNS = {
     "mAP_hits": "mAP\nhits",
@@ -101,17 +101,16 @@ def load_network(checkpoint: Checkpoint) -> MaskReID:
 
 
 def evaluate_checkpoint(
-    path: Path, shards_path: Path, console: Console, ap: ApName = "hits"
-) -> tuple[Checkpoint, ShardSet, Ranked]:
-    """Rank the gallery of `shards_path` with the newest usable checkpoint of `path`."""
-    shards = open_shards(shards_path)
+    path: Path, shards: ShardSet, console: Console, ap: ApName = "hits"
+) -> tuple[Checkpoint, Ranked]:
+    """Rank the gallery of `shards` with the newest usable checkpoint of `path`."""
     check_queries(shards)
     checkpoint, passed_over = find_checkpoint(path)
     for line in passed_over:
         console.print(f"warning: passed over {line}", highlight=False)
     network = load_network(checkpoint)
     name = f"{checkpoint.config.name}, step {checkpoint.step}"
-    return checkpoint, shards, rank_network(name, network, checkpoint.config, shards, console, ap)
+    return checkpoint, rank_network(name, network, checkpoint.config, shards, console, ap)
 
 
 def print_table(console: Console, rows: Sequence[Ranked]) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -23,14 +24,15 @@ from maskreid_dist.checkpoint import (
     save_checkpoint,
 )
 from maskreid_dist.config import Config
-from maskreid_dist.data.batches import Batch, make_plan, training_loader
+from maskreid_dist.data.bad_samples import BadSamples
+from maskreid_dist.data.batches import Batch, make_plan, open_recipe_shards, training_loader
 from maskreid_dist.distributed import EXIT_STOPPED, StopRequest, World, start_world
 from maskreid_dist.engine import learning_rate, start_engine
 from maskreid_dist.errors import CheckpointError, SampleError, UserError
 from maskreid_dist.logs import RunLog
 from maskreid_dist.model import MaskReID
 from maskreid_dist.objective import objective
-from maskreid_shards import Plan, Split, open_shards
+from maskreid_shards import Plan, Split
 
 TRAIN_SPLIT = "train"
 
@@ -42,7 +44,7 @@ def train(config: Config, runs: Path, resume: bool) -> int:
     a run directory that holds checkpoints is an error. Raises UserError and maskreid_shards.ShardError before anything starts.
     """
     run = runs / config.name
-    split = open_shards(config.data.shards).split(TRAIN_SPLIT)
+    split = open_recipe_shards(config.data).split(TRAIN_SPLIT)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     plan = make_plan(split, config.batch, config.seed, world_size)
     if not resume and finished_checkpoints(run / "checkpoints"):
@@ -74,13 +76,15 @@ def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) ->
     batches = _timed(training_loader(split, plan, config, start, world.rank, world.size, pin))
     with RunLog(run, start, last) if world.is_first else nullcontext() as log:
         if log:
-            for line in [*plan.summary().lines(), f"ranks: {world.size}, steps: {start} of {last} done"]:
-                log.say(line)
+            log.say_all([*plan.summary().lines(), f"ranks: {world.size}, steps: {start} of {last} done"])
         meter = Meter(config.run.log_every)
+        bad_samples = BadSamples(config.data.bad_samples)
         stopping = False
         while step < last and not stopping:
             item, waited_s = next(batches)
-            batch, stopping = _agree(item, stop, world)
+            batch, stopping, news = _agree(item, stop, bad_samples, world)
+            if log:
+                log.say_all(news)
             scalars = training_step(engine, batch, classes, config, step, world)
             step += 1
             meter.add(scalars, len(batch.pids_B) * world.size, waited_s)
@@ -96,6 +100,8 @@ def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) ->
             if saves:  # after the look at the loss: a diverged network is not saved
                 classifier = network_classes(network)
                 save_checkpoint(engine, run, step, config, classifier, split.fingerprint, world)
+        if log:
+            log.say_all(bad_samples.lines())
         if log and stopping:
             log.say(f"stopped on request after step {step} of {last}, saved")
     if world.is_first:
@@ -103,16 +109,21 @@ def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) ->
     return EXIT_STOPPED if step < last else 0
 
 
-def _agree(item: Batch | SampleError, stop: StopRequest, world: World) -> tuple[Batch, bool]:
-    """This rank's batch, and whether any rank was asked to stop. All ranks take part.
+def _agree(
+    item: Batch | SampleError, stop: StopRequest, bad_samples: BadSamples, world: World
+) -> tuple[Batch, bool, list[str]]:
+    """This rank's batch, whether any rank was asked to stop, and news of bad samples. All ranks take part.
 
-    Raises SampleError on every rank when one has no batch: a rank that left alone would leave the others waiting.
+    Raises SampleError on every rank when one has no batch, a rank that left alone would leave the others waiting,
+    and when the bad samples of all are too many.
     """
     failed = isinstance(item, SampleError)
-    some_failed, stopping = world.any_ranks(failed, stop.here(world))
+    replaced = () if isinstance(item, SampleError) else item.replaced
+    some_failed, stopping, some_replaced = world.any_ranks(failed, stop.here(world), bool(replaced))
     if some_failed:
         raise SampleError(world.first_message(str(item) if failed else None))
-    return cast(Batch, item), stopping
+    news = bad_samples.add(chain.from_iterable(world.gather(replaced))) if some_replaced else []
+    return cast(Batch, item), stopping, news
 
 
 def training_step(

@@ -10,7 +10,7 @@ import typer
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.retrieval import RetrievalError
-from maskreid_shards import ShardError
+from maskreid_shards import RemoteError, ShardError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,7 +19,8 @@ R = TypeVar("R")
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turn the user's errors into one line on standard error and exit status 2.
 
-    All ranks raise alike (what only one of them meets is voted on), and rank 0 prints.
+    All ranks raise alike (what only one of them meets is voted on), and rank 0 prints. Only before the ranks know of
+    each other may one of them fail alone, when the store does not answer it: that one prints too.
     """
 
     @functools.wraps(command)
@@ -27,7 +28,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except (UserError, ShardError, RetrievalError) as error:
-            if os.environ.get("RANK", "0") == "0":
+            if os.environ.get("RANK", "0") == "0" or isinstance(error, RemoteError):
                 print(f"maskreid: error: {error}", file=sys.stderr, flush=True)
             raise typer.Exit(2) from None
         except OSError as error:

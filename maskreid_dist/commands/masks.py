@@ -11,7 +11,7 @@ from maskreid_dist.commands.failures import one_line_errors
 
 @one_line_errors
 def masks(
-    shards: Annotated[Path, typer.Argument(help="Shards made by `maskreid convert`.")],
+    shards: Annotated[str, typer.Argument(help="Shards made by `maskreid convert`, a folder or a URL.")],
     output: Annotated[
         Path | None,
         typer.Option(help="Write worst.png, coverage.png and masks.json into this folder."),

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from maskreid_dist.config import BatchConfig, Config
-from maskreid_dist.data.transforms import EvaluationTransform, PairTransform, TrainTransform
+from maskreid_dist.config import BatchConfig, Config, DataConfig
+from maskreid_dist.data.bad_samples import Replaced, stand_ins
+from maskreid_dist.data.transforms import EvaluationTransform, Pair, PairTransform, TrainTransform
 from maskreid_dist.errors import SampleError
-from maskreid_shards import Plan, ShardError, Split, decode_pair
+from maskreid_shards import Plan, RawPair, RemoteError, ShardError, ShardSet, Split, decode_pair, open_shards
 
 
 class Draw(NamedTuple):
@@ -24,41 +25,88 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """image_B3HW and mask_B1HW uint8 (255 = person), pids_B and samples_B int64."""
+    """image_B3HW and mask_B1HW uint8 (255 = person), pids_B and samples_B int64; `replaced`: bad samples."""
 
     image_B3HW: Tensor
     mask_B1HW: Tensor
     pids_B: Tensor
     samples_B: Tensor
+    replaced: tuple[Replaced, ...] = ()
 
     def pin_memory(self) -> "Batch":
         return Batch(
-            *(t.pin_memory() for t in (self.image_B3HW, self.mask_B1HW, self.pids_B, self.samples_B))
+            self.image_B3HW.pin_memory(),
+            self.mask_B1HW.pin_memory(),
+            self.pids_B.pin_memory(),
+            self.samples_B.pin_memory(),
+            self.replaced,
         )
 
 
 class PairDataset(Dataset["Batch | ShardError"]):
-    """Map-style over lists of draws: a whole batch is one item, so that neighbours share one read."""
+    """Map-style over lists of draws: a whole batch is one item, so that neighbours share one read.
 
-    def __init__(self, split: Split, transform: PairTransform) -> None:
+    replace_bad: another image of the identity takes the place of a bad sample, with the draw's own seed.
+    """
+
+    def __init__(self, split: Split, transform: PairTransform, replace_bad: bool = False) -> None:
         self.split = split
         self.transform = transform
+        self.replace_bad = replace_bad
 
     def __getitem__(self, draws: list[Draw]) -> "Batch | ShardError":
         """The batch, or what is wrong with it: raised in a worker, the error would arrive wrapped in a traceback."""
         try:
             raws = self.split.read_many([draw.sample for draw in draws])
-            pairs = [
-                self.transform(*decode_pair(raw), draw.seed) for raw, draw in zip(raws, draws, strict=True)
-            ]
+            pairs = [self._pair(raw, draw.seed) for raw, draw in zip(raws, draws, strict=True)]
+            return _batch(pairs, draws, [raw.pid for raw in raws])
+        except ShardError as error:
+            if not self.replace_bad or isinstance(error, RemoteError):  # a silent server is no bad sample
+                return error
+        try:
+            return self._with_stand_ins(draws)
         except ShardError as error:
             return error
-        return Batch(
-            torch.stack([image.as_subclass(Tensor) for image, _ in pairs]),
-            torch.stack([mask.as_subclass(Tensor) for _, mask in pairs]),
-            torch.tensor([raw.pid for raw in raws]),
-            torch.tensor([draw.sample for draw in draws]),
-        )
+
+    def _pair(self, raw: RawPair, seed: int) -> Pair:
+        return self.transform(*decode_pair(raw), seed)
+
+    def _with_stand_ins(self, draws: list[Draw]) -> Batch:
+        """The batch, sample by sample. Raises ShardError for an identity without a sound image."""
+        drawn = {draw.sample for draw in draws}
+        taken, pairs, replaced = [], [], []
+        for draw in draws:
+            sample, pair, problem = self._first_sound(draw, drawn)
+            taken.append(Draw(sample, draw.seed))
+            pairs.append(pair)
+            if sample != draw.sample:
+                drawn.add(sample)
+                replaced.append(Replaced(draw.sample, sample, problem))
+        pids = self.split.pids[[draw.sample for draw in draws]].tolist()
+        return _batch(pairs, taken, pids, tuple(replaced))
+
+    def _first_sound(self, draw: Draw, drawn: set[int]) -> tuple[int, Pair, str]:
+        problems: list[str] = []
+        for sample in (draw.sample, *stand_ins(self.split, draw.sample, drawn).tolist()):
+            try:
+                return sample, self._pair(self.split.read(sample), draw.seed), problems[0] if problems else ""
+            except RemoteError:
+                raise
+            except ShardError as error:
+                problems.append(str(error))
+        raise ShardError(f"{problems[0]}; nor is another of its identity's {len(problems)} images sound")
+
+
+def _batch(
+    pairs: list[Pair], draws: list[Draw], pids: list[int], replaced: tuple[Replaced, ...] = ()
+) -> Batch:
+    return Batch(
+        torch.stack([image.as_subclass(Tensor) for image, _ in pairs]),
+        torch.stack([mask.as_subclass(Tensor) for _, mask in pairs]),
+        torch.tensor(pids),
+        torch.tensor([draw.sample for draw in draws]),
+        replaced,
+    )
 
 
 class Batches:
@@ -90,6 +138,12 @@ class PlannedSteps(Sampler[list[Draw]]):
             epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
             draws = self.plan.rank_draws(epoch, step_in_epoch, self.rank, self.world_size)
             yield [Draw(int(s), int(seed)) for s, seed in zip(draws.samples, draws.seeds, strict=True)]
+
+
+def open_recipe_shards(data: DataConfig) -> ShardSet:
+    """The shards of a recipe, through its cache if it has one. Raises maskreid_shards.ShardError."""
+    limit = None if data.cache_gb is None else round(data.cache_gb * 1e9)
+    return open_shards(data.shards, cache=data.cache, cache_bytes=limit)
 
 
 def make_plan(split: Split, batch: BatchConfig, seed: int, world_size: int) -> Plan:
@@ -124,25 +178,32 @@ def training_loader(
 ) -> Batches:
     """This rank's batches of steps start ... optimizer.steps - 1, over as many epochs as that takes."""
     steps = PlannedSteps(plan, start, config.optimizer.steps, rank, world_size)
-    return _loader(PairDataset(split, TrainTransform(config.data)), steps, config.data.workers, pin)
+    dataset = PairDataset(split, TrainTransform(config.data), replace_bad=config.data.bad_samples > 0)
+    return _loader(dataset, steps, config.data, pin)
 
 
 def evaluation_loader(split: Split, config: Config, samples: np.ndarray, rows: int = 128) -> Batches:
-    """Batches of at most `rows` of the given sample numbers, in order, without augmentation."""
+    """Batches of at most `rows` of the given sample numbers, in order, without augmentation.
+
+    Numbers that follow each other share one read. A bad sample is always an error: without it the figures
+    would be another data set's.
+    """
     draws = [Draw(int(sample), 0) for sample in samples]
     batches = [draws[i : i + rows] for i in range(0, len(draws), rows)]
-    return _loader(PairDataset(split, EvaluationTransform(config.data)), batches, config.data.workers, False)
+    return _loader(PairDataset(split, EvaluationTransform(config.data)), batches, config.data, False)
 
 
 def _loader(
-    dataset: PairDataset, batches: Sampler[list[Draw]] | list[list[Draw]], workers: int, pin: bool
+    dataset: PairDataset, batches: Sampler[list[Draw]] | list[list[Draw]], data: DataConfig, pin: bool
 ) -> Batches:
+    if data.workers:
+        _ = dataset.split.index  # a remote one is fetched once: the workers inherit it
     loader = DataLoader(
         dataset,
         sampler=batches,  # an item is a whole batch: automatic batching is off
         batch_size=None,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        num_workers=data.workers,
+        prefetch_factor=data.prefetch if data.workers else None,
         pin_memory=pin,
     )
     return Batches(loader)

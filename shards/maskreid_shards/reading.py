@@ -4,7 +4,7 @@ import hashlib
 import io
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,7 @@ class ShardSet:
 
     store: Store
     manifest: Manifest
+    _splits: dict[str, Split] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def location(self) -> str:
@@ -184,10 +185,10 @@ class ShardSet:
         return self.manifest.fingerprint
 
     def split(self, name: str) -> Split:
-        """Raises ShardError for a split that is not there, naming those that are."""
+        """Always the same object. Raises ShardError for a split that is not there, naming those that are."""
         if name not in self.manifest.splits:
             raise ShardError(f"{self.location}: no split {name!r}; there are {', '.join(self.splits)}")
-        return Split(self.store, name, self.manifest.splits[name])
+        return self._splits.setdefault(name, Split(self.store, name, self.manifest.splits[name]))
 
 
 def open_shards(

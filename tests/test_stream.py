@@ -1,0 +1,268 @@
+"""The stream as training sees it: exact from any step and at any world size, over faults and bad samples, memory flat."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import webdataset
+from typer.testing import CliRunner
+
+from faulty_server import FaultyServer, serving
+from maskreid_dist.cli import app
+from maskreid_dist.config import BatchConfig, Config, DataConfig
+from maskreid_dist.data.bad_samples import BadSamples, Replaced
+from maskreid_dist.data.batches import (
+    Batch,
+    evaluation_loader,
+    make_plan,
+    open_recipe_shards,
+    training_loader,
+)
+from maskreid_dist.errors import SampleError
+from maskreid_shards import open_shards, remote
+
+WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
+SMALL = {"height": 36, "width": 14, "resize_height": 40, "resize_width": 16, "workers": 0}
+# Everything random is on.
+AUGMENTED = {"brightness": 0.3, "contrast": 0.2, "saturation": 0.2, "hue": 0.1, "erasing": 0.5}
+
+
+def config(steps: int, **data) -> Config:
+    keys = {"shards": str(WALKERS), **SMALL, **data}
+    return Config(
+        name="t",
+        seed=7,
+        data=DataConfig(**keys),
+        batch=BatchConfig(identities=40, images=2),
+        optimizer={"steps": steps},
+    )
+
+
+def rank_batches(recipe: Config, start: int, rank: int, world: int) -> list[Batch]:
+    split = open_recipe_shards(recipe.data).split("train")
+    plan = make_plan(split, recipe.batch, recipe.seed, world)
+    return list(training_loader(split, plan, recipe, start, rank, world, False))
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return all(
+        torch.equal(getattr(one, name), getattr(other, name))
+        for name in ("image_B3HW", "mask_B1HW", "pids_B", "samples_B")
+    )
+
+
+def joined(parts: tuple[Batch, ...]) -> Batch:
+    """The global batch of the ranks' parts."""
+    names = ("image_B3HW", "mask_B1HW", "pids_B", "samples_B")
+    return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+@pytest.fixture(scope="module")
+def straight() -> list[Batch]:
+    """Epoch 0 (5 steps) and the beginning of epoch 1, on one rank."""
+    batches = rank_batches(config(7, **AUGMENTED), 0, 0, 1)
+    assert len(batches) == 7 and not same(batches[0], batches[5])
+    return batches
+
+
+@pytest.mark.parametrize("start", range(7))
+def test_resume_at_every_step(straight: list[Batch], start: int) -> None:
+    recipe = config(7, **AUGMENTED, **{"workers": 2} if start == 3 else {})
+    again = rank_batches(recipe, start, 0, 1)
+    assert len(again) == 7 - start
+    assert all(same(one, other) for one, other in zip(again, straight[start:], strict=True))
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 1)])
+@pytest.mark.parametrize("stopped", [2, 5])
+def test_resume_on_another_number_of_ranks(
+    straight: list[Batch], before: int, after: int, stopped: int
+) -> None:
+    early = [rank_batches(config(stopped, **AUGMENTED), 0, rank, before) for rank in range(before)]
+    late = [rank_batches(config(7, **AUGMENTED), stopped, rank, after) for rank in range(after)]
+    found = [*map(joined, zip(*early, strict=True)), *map(joined, zip(*late, strict=True))]
+    assert all(same(one, other) for one, other in zip(found, straight, strict=True))
+
+
+# Over http.
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(remote, "BACKOFF_S", 0.001)
+    served = tmp_path / "served"
+    shutil.copytree(WALKERS, served)
+    with serving(served) as running:
+        yield running
+
+
+def every_third_request_fails(path: str, number: int) -> str:
+    return ("drop", "cut", "500", "shift", "ignore")[number // 3 % 5] if number % 3 == 1 else "ok"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_faulty_server_gives_the_same_batches(
+    server: FaultyServer, straight: list[Batch], tmp_path: Path, workers: int, cached: bool
+) -> None:
+    server.fault = every_third_request_fails
+    cache = {"cache": str(tmp_path / "cache")} if cached else {}
+    recipe = config(4, shards=server.url, workers=workers, **cache, **AUGMENTED)
+    batches = rank_batches(recipe, 0, 0, 1)
+    assert all(same(one, other) for one, other in zip(batches, straight[:4], strict=True))
+    assert server.counts["/index/train.npy"] <= 2  # the workers inherit it
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_server_that_stops_answering_is_one_line(server: FaultyServer, workers: int) -> None:
+    recipe = config(
+        4, shards=server.url, workers=workers, bad_samples=1000
+    )  # no bad sample: the store is silent
+    server.fault = lambda path, number: "503" if path.endswith(".tar") else "ok"
+    with pytest.raises(
+        SampleError, match=rf"{server.url}/train/0.*: p\d+_\d+: offset \d+: HTTP 503.*5 attempts"
+    ):
+        rank_batches(recipe, 0, 0, 1)
+
+
+def test_the_program_says_it_in_one_line(server: FaultyServer, tmp_path: Path) -> None:
+    server.fault = lambda path, number: "500"
+    recipe = tmp_path / "remote.toml"
+    recipe.write_text(f'name = "remote"\n[data]\nshards = "{server.url}"\n')
+    for command in (["train", recipe, "--runs", tmp_path], ["evaluate", tmp_path, server.url]):
+        result = CliRunner().invoke(app, [str(word) for word in command])
+        assert result.exit_code == 2 and "Traceback" not in result.output
+        (line,) = [line for line in result.output.splitlines() if line]
+        assert line.startswith(f"maskreid: error: {server.url}/manifest.json: ") and "HTTP 500" in line
+
+
+# Bad samples.
+
+
+def damage(folder: Path, name: str, samples: list[int]) -> None:
+    split = open_shards(folder).split(name)
+    for row in split.index[samples]:
+        path = Path(split.urls()[int(row["shard"])])
+        data = bytearray(path.read_bytes())
+        data[int(row["image_offset"]) + 50] ^= 4
+        path.write_bytes(data)
+
+
+@pytest.fixture
+def damaged(straight: list[Batch], tmp_path: Path) -> tuple[Path, list[int]]:
+    """Shards with three bad samples: both draws of an identity in step 1, a single one in step 2."""
+    shards = shutil.copytree(WALKERS, tmp_path / "damaged")
+    bad = [*straight[1].samples_B[4:6].tolist(), int(straight[2].samples_B[33])]
+    damage(shards, "train", bad)
+    return shards, bad
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_next_image_stands_in_on_every_world_size(
+    straight: list[Batch], damaged: tuple[Path, list[int]], world: int
+) -> None:
+    shards, bad = damaged
+    recipe = config(3, shards=str(shards), bad_samples=3, workers=world % 2, **AUGMENTED)
+    ranks = [rank_batches(recipe, 0, rank, world) for rank in range(world)]
+    split = open_shards(shards).split("train")
+    met: dict[int, int] = {}
+    for step, parts in enumerate(zip(*ranks, strict=True)):
+        met.update({r.sample: r.by for part in parts for r in part.replaced})
+        batch = joined(parts)
+        assert torch.equal(batch.pids_B, straight[step].pids_B)
+        changed = torch.nonzero(batch.samples_B != straight[step].samples_B).flatten().tolist()
+        assert changed == [i for i, s in enumerate(straight[step].samples_B.tolist()) if s in bad]
+        kept = [i for i in range(80) if i not in changed]
+        assert torch.equal(batch.image_B3HW[kept], straight[step].image_B3HW[kept])
+        for i in changed:
+            images = split.images_of(int(batch.pids_B[i])).tolist()
+            wanted, taken = int(straight[step].samples_B[i]), int(batch.samples_B[i])
+            following = [*images[images.index(wanted) + 1 :], *images[: images.index(wanted)]]
+            others = set(batch.samples_B.tolist()) - {taken}
+            assert taken == next(n for n in following if n not in bad and n not in others)
+    assert sorted(met) == sorted(bad)
+
+
+def test_an_identity_without_a_sound_image_stops(straight: list[Batch], tmp_path: Path) -> None:
+    shards = shutil.copytree(WALKERS, tmp_path / "damaged")
+    split = open_shards(shards).split("train")
+    damage(shards, "train", split.images_of(int(straight[0].pids_B[0])).tolist())
+    with pytest.raises(SampleError, match=r"does not fit its crc32.*nor is another of its identity's"):
+        rank_batches(config(1, shards=str(shards), bad_samples=1000), 0, 0, 1)
+
+
+def test_bad_samples_are_fatal_without_a_budget(damaged: tuple[Path, list[int]]) -> None:
+    with pytest.raises(SampleError, match="does not fit its crc32"):
+        rank_batches(config(5, shards=str(damaged[0])), 0, 0, 1)
+
+
+def test_the_budget_counts_different_samples() -> None:
+    bad = BadSamples(2)
+    assert len(bad.add([Replaced(5, 6, "five"), Replaced(9, 1, "nine")])) == 2
+    assert bad.add([Replaced(5, 7, "five")]) == []
+    assert bad.lines() == ["bad samples: 2 of at most 2, 3 replacements"]
+    with pytest.raises(SampleError, match=r"3 bad samples, data\.bad_samples allows 2; the last: eight"):
+        bad.add([Replaced(8, 7, "eight")])
+
+
+# Sequential reading, and memory.
+
+
+def test_evaluation_reads_in_shard_order_in_large_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = open_shards(WALKERS).split("gallery")
+    reads: list[tuple[int, int, int]] = []
+    pread = os.pread
+
+    def counted(fd: int, length: int, at: int) -> bytes:
+        reads.append((os.fstat(fd).st_ino, at, length))
+        return pread(fd, length, at)
+
+    monkeypatch.setattr(os, "pread", counted)
+    batches = list(evaluation_loader(split, config(1), np.arange(512), rows=128))
+    keys = [split.keys[number].decode() for number in torch.cat([b.samples_B for b in batches]).tolist()]
+    stream = webdataset.WebDataset(split.urls(), shardshuffle=False)
+    assert keys == [sample["__key__"] for sample, _ in zip(stream, range(512), strict=False)]
+    shards = [inode for inode, _, _ in reads]
+    assert len(reads) <= 4 + len(set(shards)) - 1  # one a batch, and one more where a batch crosses shards
+    assert shards == sorted(shards, key=shards.index)
+    assert all(a[1] + a[2] <= b[1] for a, b in zip(reads, reads[1:], strict=False) if a[0] == b[0])
+
+
+def test_webdataset_reads_the_repositorys_shards() -> None:
+    for name in ("query", "gallery"):
+        split = open_shards(WALKERS).split(name)
+        count = 0
+        for sample in webdataset.WebDataset(split.urls(), shardshuffle=False):
+            pair = split.read(count)
+            assert (sample["__key__"], sample["mask.png"]) == (pair.key, pair.mask)
+            assert sample[next(s for s in ("jpg", "png", "webp") if s in sample)] == pair.image
+            count += 1
+        assert count == len(split)
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_memory_of_a_worker_is_flat_over_an_epoch(server: FaultyServer, served: bool) -> None:
+    steps = 40  # 3,200 pairs
+    recipe = config(steps, workers=1, **{"shards": server.url} if served else {})
+    split = open_recipe_shards(recipe.data).split("train")
+    plan = make_plan(split, recipe.batch, recipe.seed, 1)
+    used_mb = []
+    batches = iter(training_loader(split, plan, recipe, 0, 0, 1, False))
+    for step, _ in enumerate(batches):
+        if step % 3 == 2:
+            (worker,) = [
+                child
+                for child in psutil.Process().children()
+                if "resource_tracker" not in " ".join(child.cmdline())
+            ]
+            used_mb.append(worker.memory_full_info().uss / 1e6)
+        if step == steps - 2:
+            break
+    print("USS of the worker, MB:", *(f"{mb:.1f}" for mb in used_mb))
+    assert max(used_mb[6:]) - max(used_mb[2:6]) < 3.0
