@@ -4,13 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint types clean
+.PHONY: help install demo test lint types kernels-report gpu clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
+	@echo "make kernels-report  compile every Triton program ahead of time: limits, predicted times"
+	@echo "make gpu     on a CUDA machine: the kernels' tests, tiles and benchmarks"
 	@echo "make clean   remove the virtual environment and the runs"
 
 install: $(INSTALLED)
@@ -32,6 +34,12 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+kernels-report: $(INSTALLED)
+	$(BIN)/python kernels/bench/ahead_of_time.py --output kernels/bench/results/ahead-of-time.md
+
+gpu: $(INSTALLED)
+	$(BIN)/python kernels/bench/gpu.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -78,6 +78,9 @@ def forward_program(
     total, shift = tl.zeros((BLOCK_M,), ACC), tl.zeros((BLOCK_M,), ACC)
     active, recorded = tl.zeros((BLOCK_M,), tl.int32), tl.zeros((BLOCK_M,), tl.int32)
     pair_list = m.to(tl.int64) * tl.num_programs(1) + chunk
+    block_slot = tl.arange(0, BLOCK_M) * (tl.num_programs(1) * pair_cap)
+    first_slot = (block.to(tl.int64) * BLOCK_M * tl.num_programs(1) + chunk) * pair_cap
+    block_place_ptr, block_S_ptr = pair_place_ptr + first_slot, pair_S_ptr + first_slot
     first = chunk * tiles_per_chunk
     for tile in range(first, tl.minimum(first + tiles_per_chunk, tl.cdiv(N, BLOCK_N))):
         b = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -105,9 +108,9 @@ def forward_program(
         if tl.max(of_row, 0) > 0:
             number = recorded[:, None] + tl.cumsum(either, 1) - either
             keep = (either > 0) & (number < pair_cap) & ok[:, None]
-            at = pair_list[:, None] * pair_cap + number
-            tl.store(pair_place_ptr + at, tl.broadcast_to(b[None, :], (BLOCK_M, BLOCK_N)), mask=keep)
-            tl.store(pair_S_ptr + at, S, mask=keep)
+            at = block_slot[:, None] + number  # int32: a block's slots are few, and 64-bit ones spill
+            tl.store(block_place_ptr + at, tl.broadcast_to(b[None, :], (BLOCK_M, BLOCK_N)), mask=keep)
+            tl.store(block_S_ptr + at, S, mask=keep)
             recorded += of_row
     out = chunk.to(tl.int64) * M + m
     tl.store(sum_ptr + out, total, mask=ok)

@@ -12,7 +12,7 @@ Names: B = this rank's rows, M = the same rows as sorted anchors, N = rows of al
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,9 @@ from ..inputs import compute_dtype
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
 from ..triton_tiles import (
+    INTERPRETED,
     SortedRows,
+    TileShape,
     Variant,
     accumulator,
     column_chunks,
@@ -186,7 +188,7 @@ def _push(
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Per anchor: pushed sum and its shift, negatives inside the margin; and the recorded pairs."""
     (places, columns), anchors = x_ND.shape, len(rows.anchor_M)
-    tile, (dtype, acc) = tile_shape(columns, x_ND.dtype), accumulator(x_ND.dtype)
+    tile, (dtype, acc) = _forward_tile(columns, x_ND.dtype), accumulator(x_ND.dtype)
     tiles_per_chunk, chunks = column_chunks(anchors, places, tile, processors(x_ND.device))
     cap = pair_cap(anchors, chunks, tiles_per_chunk * tile.block_n, 4 + dtype.itemsize)
     sum_CM, shift_CM = (x_ND.new_empty((chunks, anchors), dtype=dtype) for _ in range(2))
@@ -270,11 +272,22 @@ def _add_dense(gradient: Tensor, x_ND: Tensor, saved: Saved, band: slice, precis
             gradient += torch.mm(G, x_places, out_dtype=gradient.dtype)
 
 
+def _forward_tile(columns: int, rows: torch.dtype, *, amd: bool = torch.version.hip is not None) -> TileShape:
+    """Recording pairs takes registers and shared memory: the forward's tile is half the others' and never whole rows."""
+    tile = tile_shape(columns, rows, amd=amd)
+    if INTERPRETED:
+        return tile
+    depth = min(tile.block_d, 64)
+    block_n = tile.block_n if tile.block_m > 64 else 64
+    return replace(tile, block_m=64, block_n=block_n, block_d=depth, one_slab=columns <= depth)
+
+
 def variants(columns: int, precision_name: str, *, amd: bool = False) -> list[Variant]:
     """What a batch of `columns` columns compiles under a preset."""
     precision = PRECISIONS[precision_name]
     acc = accumulator(precision.rows)[1]
     tiles = tile_options(tile_shape(columns, precision.rows, amd=amd), columns, precision, acc)
+    forward = tile_options(_forward_tile(columns, precision.rows, amd=amd), columns, precision, acc)
     slabs = {"BLOCK_D": _slab(columns), "ACC": acc, "num_warps": 4}
     counts = {"least_row_ptr": "*i64"}
     pairs = dict.fromkeys(("active_ptr", "pair_place_ptr", "pair_count_ptr"), "*i32")
@@ -282,8 +295,8 @@ def variants(columns: int, precision_name: str, *, amd: bool = False) -> list[Va
     weights = {"G_ptr": "*bf16" if rows == torch.bfloat16 else "*fp32"}
     return [
         Variant.of(positives_program, torch.float32, slabs, **counts),
-        Variant.of(forward_program, rows, {"BOUNDED": True, **tiles}, **pairs),
-        Variant.of(forward_program, rows, {"BOUNDED": False, **tiles}, **pairs),
+        Variant.of(forward_program, rows, {"BOUNDED": True, **forward}, **pairs),
+        Variant.of(forward_program, rows, {"BOUNDED": False, **forward}, **pairs),
         Variant.of(positives_gradient_program, torch.float32, slabs, **counts),
         Variant.of(pairs_gradient_program, rows, slabs, **pairs),
         Variant.of(dense_weights_program, rows, tiles, **weights),

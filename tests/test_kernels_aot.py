@@ -1,0 +1,69 @@
+"""The Triton programs compiled ahead of time, in a process of their own: here they are interpreted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).parent.parent
+# Everything is `make kernels-report`; here the bf16 programs of all targets, and every preset of one loss on two.
+SCRIPT = """
+import json
+from dataclasses import asdict
+from maskreid_kernels.aot import compile_all, jobs
+
+if __name__ == "__main__":
+    work = [job for job in jobs(columns=(256,), presets=("bf16",)) if job.target != "sm_100"]
+    work += [job for job in jobs(("sm_90", "gfx942", "sm_100"), columns=(256,)) if job.loss == "batch_hard" and job.index == 0]
+    for program in compile_all(dict.fromkeys(work), 2):
+        print(json.dumps({**asdict(program), "problems": program.problems}))
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    script = tmp_path_factory.mktemp("aot") / "compile_them.py"
+    script.write_text(SCRIPT)
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    ran = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert ran.returncode == 0, ran.stderr
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def test_no_limit_is_broken(compiled: list[dict]) -> None:
+    # Compiles; shared memory fits; wgmma, mma.sync, tcgen05 or mfma; no atomic on floats.
+    assert [problem for program in compiled for problem in program["problems"]] == []
+    assert {program["job"]["target"] for program in compiled} == {"sm_80", "sm_90", "sm_100", "gfx942"}
+    presets = {(program["job"]["target"], program["job"]["preset"]) for program in compiled}
+    assert ("sm_90", "tf32x3") in presets and ("gfx942", "tf32x3") not in presets
+
+
+def test_spills_are_few(compiled: list[dict]) -> None:
+    spilling = {f"{p['job']['target']} {p['program']}": p["spills"] for p in compiled if p["spills"]}
+    assert max(spilling.values(), default=0) <= 16, spilling
+
+
+def test_the_loop_over_tiles_is_found(compiled: list[dict]) -> None:
+    for program in compiled:
+        if program["job"]["target"] == "sm_90" and program["matrix"]:
+            counts = dict(program["per_slab"] + program["per_tile"])
+            assert counts["HGMMA"] >= 4 and len(program["per_tile"]) > 5, program["program"]
+
+
+def test_float_atomics_are_recognised() -> None:
+    from maskreid_kernels.aot import FLOAT_ATOMIC
+
+    assert FLOAT_ATOMIC.search("red.global.add.f32 [%rd1], %f1;")
+    assert FLOAT_ATOMIC.search("atom.global.gpu.relaxed.add.noftz.f16x2 %r1, [%rd1], %r2;")
+    assert FLOAT_ATOMIC.search("global_atomic_add_f32 v0, v1, s[0:1]")
+    assert FLOAT_ATOMIC.search("global_atomic_pk_add_bf16 v0, v1, s[0:1]")
+    assert not FLOAT_ATOMIC.search("ld.global.f32 %f1, [%rd1]; red.global.add.u32 [%rd1], %r1;")
