@@ -1,0 +1,94 @@
+"""`maskreid convert`: published counts, merged sets, Ctrl-C; and the quick check of JPEGs that it relies on."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from maskreid_dist.cli import app
+from maskreid_shards import ShardError, open_shards
+from maskreid_shards.decode import checked_size, decode
+from test_shards_layouts import write_viper
+from test_shards_market1501 import jpeg, write_market
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["convert", *map(str, arguments), "--workers", "1"])
+    return result.exit_code, result.output
+
+
+def test_expect_published(tmp_path: Path) -> None:
+    src = write_market(tmp_path / "Market-1501")
+    status, output = run("market1501", src, tmp_path / "out", "--expect-published")
+    assert status == 2 and "train images: published 12936, found 25" in output
+    assert not (tmp_path / "out").exists()
+    status, output = run("market1501", src, tmp_path / "out")
+    assert status == 0 and "NOT AS PUBLISHED: query images: published 3368, found 2" in output
+    src.rename(tmp_path / "mine")
+    status, output = run("market1501", tmp_path / "mine", tmp_path / "out2", "--expect-published")
+    assert status == 2 and "does not say" in output
+
+
+def test_merge(tmp_path: Path) -> None:
+    parts = f"a=market1501:{write_market(tmp_path / 'x')}", f"b=market1501:{write_market(tmp_path / 'y')}"
+    status, output = run("merge", tmp_path / "out", *parts)
+    assert status == 0 and "b (market1501): 25 images, pids 8 to 14, cameras 4 to 6" in output, output
+    assert open_shards(tmp_path / "out").manifest.splits["train"].identities == 14
+    for part, word in (("a", "write NAME=LAYOUT:SRC"), ("a=b:c", "no layout 'b'")):
+        status, output = run("merge", tmp_path / "new", part)
+        assert status == 2 and word in output
+    status, output = run("merge", tmp_path / "new", parts[0], parts[0])
+    assert status == 2 and "given twice" in output
+
+
+def test_a_drawn_split_is_said(tmp_path: Path) -> None:
+    src = write_viper(tmp_path / "VIPeR")
+    options = ("--train-identities", 4, "--split-seed", 3, "--on-bad-mask", "full")
+    status, output = run("viper", src, tmp_path / "out", *options)
+    assert status == 0 and "4 train identities drawn with split seed 3" in output
+
+
+def test_ctrl_c_is_one_line_and_resumes(tmp_path: Path) -> None:
+    src = write_market(tmp_path / "m", identities=150)
+    command = [sys.executable, "-m", "maskreid_dist", "convert", "market1501", src, tmp_path / "out"]
+    process = subprocess.Popen(
+        [*map(str, command), "--shard-mb", "0.01", "--workers", "2"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    records = tmp_path / ".out.maskreid-partial" / "resume"
+    while process.poll() is None and len(list(records.glob("*.json"))) < 3:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130 and said.count("\n") == 1 and "interrupted" in said, said
+    status, output = run("market1501", src, tmp_path / "out", "--shard-mb", 0.01)
+    assert status == 0 and "shards were kept from an interrupted conversion" in output
+
+
+def test_the_quick_check_finds_what_decoding_finds() -> None:
+    draw = random.Random(0)
+    bad = 0
+    for case in range(400):
+        data = bytearray(jpeg(case % 5, (64, 128)))
+        if case % 2:
+            del data[draw.randrange(len(data)) :]
+        else:
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        found = []
+        for check in (checked_size, decode):
+            try:
+                result = check(bytes(data), formats=("JPEG",), where="x")
+                found.append(result if isinstance(result, tuple) else result.size)
+            except ShardError as error:
+                found.append(str(error))
+        assert found[0] == found[1]
+        bad += isinstance(found[0], str)
+    assert bad > 100
+    assert checked_size(jpeg(1, (64, 128)), formats=("JPEG",), where="x") == (64, 128)
