@@ -133,10 +133,8 @@ class LossConfig(Section):
     def _belongs_together(self) -> Self:
         if self.margin == "soft" and self.name != "triplet":
             raise ValueError('margin = "soft" belongs to the triplet loss')
-        if self.backend == "dense" and self.name not in ("ranking", "triplet"):
-            raise ValueError('backend = "dense" belongs to the ranking and the triplet loss')
-        if self.backend == "triton" and self.name == "softmax":
-            raise ValueError('the softmax loss has no Triton backend; use backend = "auto"')
+        if self.backend in ("dense", "triton") and self.name == "softmax":
+            raise ValueError(f'the softmax loss has no {self.backend} backend; use backend = "auto"')
         return self
 
     @property

@@ -7,8 +7,7 @@ import os
 import torch
 
 BACKENDS = ("reference", "chunked")
-WITH_TRITON = (*BACKENDS, "triton")
-WITH_DENSE = ("reference", "dense", "chunked", "triton")
+ALL_BACKENDS = ("reference", "dense", "chunked", "triton")
 # On a GPU a batch of this many rows is launch latency, whatever is launched: the plain path has the fewest launches.
 # An estimate, not yet measured on a GPU.
 TRITON_FROM_ROWS = 1024

@@ -37,7 +37,7 @@ def check_precision(precision: str, backend: str) -> None:
     if precision != "auto" and precision not in PRECISIONS:
         known = ", ".join(repr(name) for name in ("auto", *PRECISIONS))
         raise ValueError(f"precision {precision!r}: known are {known}")
-    if precision != "auto" and backend in ("reference", "chunked"):
+    if precision != "auto" and backend in ("reference", "dense", "chunked"):
         raise ValueError(f'precision {precision!r} is an option of backend="triton", not of {backend!r}')
 
 

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends import WITH_DENSE, check_backend, choose_backend
+from ..backends import ALL_BACKENDS, check_backend, choose_backend
+from ..compiled import compiled_loss
 from ..inputs import compute_dtype, find_problem
 from ..precision import check_precision, choose_precision
 from ..ranks import agree_on_layout
@@ -57,7 +58,16 @@ def batch_hard_loss(
     rows' dtype and torch.set_float32_matmul_precision. Raises ValueError on bad
     input or an unavailable backend.
     """
-    check_backend(backend, WITH_DENSE)
+    if torch.compiler.is_compiling() and backend != "reference":
+        options = {
+            "margin": margin,
+            "distance": distance,
+            "normalize": normalize,
+            "backend": backend,
+            "precision": precision,
+        }
+        return compiled_loss("batch_hard_loss", embeddings, labels, group, options)[0]
+    check_backend(backend, ALL_BACKENDS)
     check_precision(precision, backend)
     if margin != "soft" and (isinstance(margin, str) or not math.isfinite(margin)):
         raise ValueError(f'margin: expected a finite number or "soft", got {margin!r}')
@@ -69,7 +79,7 @@ def batch_hard_loss(
         None if margin == "soft" else float(margin), distance, normalize or distance == "cosine"
     )
     chosen = choose_backend(
-        backend, layout.total_rows, DENSE_UP_TO_ROWS, device=embeddings.device, available=WITH_DENSE
+        backend, layout.total_rows, DENSE_UP_TO_ROWS, device=embeddings.device, available=ALL_BACKENDS
     )
     labels = labels.to(torch.int64)
     with torch.autocast(embeddings.device.type, enabled=False):  # low precision would move what is mined

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..compiled import compiled_loss
 from .all_pairs import PairSumTerms
 from .door import log_sum_exp_loss
 from .exponent import Exponent, check_finite, check_positive
@@ -36,6 +38,15 @@ def circle_loss(
     Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, errors: see
     `maskreid_kernels.logsumexp`.
     """
+    if torch.compiler.is_compiling() and backend != "reference":
+        options = {
+            "margin": margin,
+            "gamma": gamma,
+            "normalize": normalize,
+            "backend": backend,
+            "precision": precision,
+        }
+        return compiled_loss("circle_loss", embeddings, labels, group, options)[0]
     exponent = Exponent(check_positive("gamma", gamma), check_finite("margin", margin))
     # -a_p (S - 1 + margin) is what a_n (S - margin) becomes with 1 - S in the place of S.
     return log_sum_exp_loss(

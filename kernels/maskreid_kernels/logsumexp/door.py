@@ -6,14 +6,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends import WITH_TRITON, check_backend, choose_backend
+from ..backends import ALL_BACKENDS, check_backend, choose_backend
 from ..inputs import compute_dtype, find_problem
 from ..precision import check_precision, choose_precision
 from ..ranks import agree_on_layout
-from . import chunked, reference
+from . import chunked, dense, reference
 from .terms import LogSumExpTerms
 
-REFERENCE_UP_TO_ROWS = 128
+DENSE_UP_TO_ROWS = 128
 
 
 def log_sum_exp_loss(
@@ -25,12 +25,12 @@ def log_sum_exp_loss(
     precision: str,
 ) -> Tensor:
     """The loss of `terms`; arguments, rules and errors as in `maskreid_kernels.logsumexp`."""
-    check_backend(backend, WITH_TRITON)
+    check_backend(backend, ALL_BACKENDS)
     check_precision(precision, backend)
     problem = find_problem(embeddings, labels, rows_name="embeddings", labels_name="labels")
     layout = agree_on_layout(embeddings, problem, group)
     chosen = choose_backend(
-        backend, layout.total_rows, REFERENCE_UP_TO_ROWS, device=embeddings.device, available=WITH_TRITON
+        backend, layout.total_rows, DENSE_UP_TO_ROWS, device=embeddings.device, available=ALL_BACKENDS
     )
     rows, labels = embeddings.to(compute_dtype(embeddings.dtype)), labels.to(torch.int64)
     with torch.autocast(embeddings.device.type, enabled=False):  # a large scale multiplies a row's rounding
@@ -39,5 +39,9 @@ def log_sum_exp_loss(
 
             preset = choose_precision(precision, embeddings.dtype)
             return triton.log_sum_exp_loss(rows, labels, terms, layout, preset)
-        compute = {"reference": reference.log_sum_exp_loss, "chunked": chunked.log_sum_exp_loss}[chosen]
+        compute = {
+            "reference": reference.log_sum_exp_loss,
+            "dense": dense.log_sum_exp_loss,
+            "chunked": chunked.log_sum_exp_loss,
+        }[chosen]
         return compute(rows, labels, terms, layout)

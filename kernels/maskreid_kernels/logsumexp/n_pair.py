@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..compiled import compiled_loss
 from .door import log_sum_exp_loss
 from .exponent import Exponent, check_positive
 from .terms import LogSumExpTerms
@@ -37,6 +38,9 @@ def n_pair_loss(
     Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, errors: see
     `maskreid_kernels.logsumexp`.
     """
+    if torch.compiler.is_compiling() and backend != "reference":
+        options = {"scale": scale, "normalize": normalize, "backend": backend, "precision": precision}
+        return compiled_loss("n_pair_loss", embeddings, labels, group, options)[0]
     terms = NPairTerms(Exponent(check_positive("scale", scale)), normalize)
     return log_sum_exp_loss(embeddings, labels, terms, group, backend, precision)
 

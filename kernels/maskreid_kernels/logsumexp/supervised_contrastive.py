@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..compiled import compiled_loss
 from .door import log_sum_exp_loss
 from .exponent import Exponent, check_positive
 from .terms import LogSumExpTerms
@@ -36,6 +37,14 @@ def supervised_contrastive_loss(
     counted. Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision` and errors: see
     `maskreid_kernels.logsumexp`.
     """
+    if torch.compiler.is_compiling() and backend != "reference":
+        options = {
+            "temperature": temperature,
+            "normalize": normalize,
+            "backend": backend,
+            "precision": precision,
+        }
+        return compiled_loss("supervised_contrastive_loss", embeddings, labels, group, options)[0]
     terms = SupervisedContrastiveTerms(Exponent(1 / check_positive("temperature", temperature)), normalize)
     return log_sum_exp_loss(embeddings, labels, terms, group, backend, precision)
 

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends import WITH_DENSE, check_backend, choose_backend
+from ..backends import ALL_BACKENDS, check_backend, choose_backend
+from ..compiled import compiled_loss
 from ..inputs import compute_dtype, find_problem
 from ..precision import check_precision, choose_precision
 from ..ranks import agree_on_layout
@@ -97,7 +98,21 @@ def _compute(
     precision: str,
     statistics: bool,
 ) -> tuple[Tensor, RankingStatistics | None]:
-    check_backend(backend, WITH_DENSE)
+    if torch.compiler.is_compiling() and backend != "reference":
+        options = {
+            "margin": margin,
+            "pull": pull,
+            "negatives": negatives,
+            "normalize": normalize,
+            "backend": backend,
+        }
+        options["precision"] = precision
+        name = "ranking_loss_with_statistics" if statistics else "ranking_loss"
+        loss, values = compiled_loss(name, embeddings, labels, group, options)
+        if not statistics:
+            return loss, None
+        return loss, RankingStatistics(values[0].to(loss.dtype), values[1].to(loss.dtype), values[2].long())
+    check_backend(backend, ALL_BACKENDS)
     check_precision(precision, backend)
     if negatives not in ("all", "violating"):
         raise ValueError(f'negatives: expected "all" or "violating", got {negatives!r}')
@@ -107,7 +122,7 @@ def _compute(
     problem = find_problem(embeddings, labels, rows_name="embeddings", labels_name="labels")
     layout = agree_on_layout(embeddings, problem, group)
     chosen = choose_backend(
-        backend, layout.total_rows, DENSE_UP_TO_ROWS, device=embeddings.device, available=WITH_DENSE
+        backend, layout.total_rows, DENSE_UP_TO_ROWS, device=embeddings.device, available=ALL_BACKENDS
     )
     labels = labels.to(torch.int64)
     with torch.autocast(embeddings.device.type, enabled=False):  # low precision would move the mined positive

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..first_order import first_order_only
+from ..pair_matrix import rows_gradient
 from ..ranks import RankLayout, gather_rows
 from ..unit_rows import inverse_norms
 from . import reference
@@ -88,13 +89,4 @@ class _RankingLoss(torch.autograd.Function):
         x_ND, inverse_N1, G_NN, valid_anchors = ctx.saved_tensors
         layout: RankLayout = ctx.layout
         scale = gradients[0] * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
-        own = layout.own
-        with torch.autocast(x_ND.device.type, enabled=False):
-            gradient_BD = (G_NN[own] + G_NN[:, own].t()) @ x_ND
-        if inverse_N1 is None:
-            gradient_BD.mul_(scale)
-        else:
-            x_BD = x_ND[own]
-            along_B1 = torch.linalg.vecdot(gradient_BD, x_BD).unsqueeze(1)
-            gradient_BD.addcmul_(x_BD, along_B1, value=-1).mul_(inverse_N1[own] * scale)
-        return gradient_BD, None, None, None, None
+        return rows_gradient(G_NN, x_ND, inverse_N1, layout.own, scale), None, None, None, None

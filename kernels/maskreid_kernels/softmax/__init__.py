@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import check_backend, choose_backend
+from ..compiled import compiled_loss
 from ..inputs import compute_dtype, find_problem
 from ..ranks import agree_on_layout
 from . import chunked, reference
@@ -39,6 +40,9 @@ def softmax_loss(
     problem = find_problem(logits, targets, rows_name="logits", labels_name="targets")
     if backend == "auto" and group is None and problem is None and logits.shape[0]:
         return _of_this_process(logits, targets)
+    if torch.compiler.is_compiling() and backend != "reference":
+        options = {"backend": backend}
+        return compiled_loss("softmax_loss", logits, targets, group, options)[0]
     if problem is None and targets.device.type == "cpu" and targets.numel():
         low, high = (int(extreme) for extreme in torch.aminmax(targets))
         if low < 0 or high >= logits.shape[1]:

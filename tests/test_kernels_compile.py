@@ -1,0 +1,127 @@
+"""Losses inside torch.compile and under autocast: the same numbers, in one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+import maskreid_kernels as kernels
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "ranking": lambda x, y, **o: kernels.ranking_loss(x, y, margin=0.4, **o),
+    "batch_hard": lambda x, y, **o: kernels.batch_hard_loss(x, y, **o),
+    "batch_hard_soft": lambda x, y, **o: kernels.batch_hard_loss(x, y, margin="soft", normalize=True, **o),
+    "n_pair": lambda x, y, **o: kernels.n_pair_loss(x, y, scale=4.0, **o),
+    "all_pairs": lambda x, y, **o: kernels.all_pairs_loss(x, y, **o),
+    "circle": lambda x, y, **o: kernels.circle_loss(x, y, gamma=16, **o),
+    "supcon": lambda x, y, **o: kernels.supervised_contrastive_loss(x, y, **o),
+    "softmax": lambda x, y, **o: kernels.softmax_loss(x, y, **o),
+}
+
+
+class Trained(nn.Module):
+    def __init__(self, loss: Callable[..., Tensor], **options: object) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(10, 12)
+        self.loss, self.options = loss, options
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return 2 * self.loss(self.layer(x), y, **self.options)
+
+
+def batch(rows: int = 30) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    return torch.randn(rows, 10, generator=generator), torch.randint(7, (rows,), generator=generator)
+
+
+def step(module: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
+    module.zero_grad()
+    loss = module(x, y)
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in module.parameters())]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_compiled_model_equals_eager(name: str) -> None:
+    torch._dynamo.reset()  # or the losses together exceed the limit of recompilations
+    module = Trained(LOSSES[name])
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    for rows in (30, 41):  # the second may compile anew with a dynamic size
+        for found, expected in zip(step(compiled, *batch(rows)), step(module, *batch(rows)), strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_inductor_and_named_backends(backend: str) -> None:
+    torch._dynamo.reset()
+    module = Trained(LOSSES["ranking"], backend=backend)
+    compiled = torch.compile(module, fullgraph=True)
+    for found, expected in zip(step(compiled, *batch()), step(module, *batch()), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_statistics_and_no_gradient() -> None:
+    x, y = batch()
+    compiled = torch.compile(kernels.ranking_loss_with_statistics, backend="aot_eager", fullgraph=True)
+    loss, statistics = compiled(x, y)
+    expected, expected_statistics = kernels.ranking_loss_with_statistics(x, y)
+    torch.testing.assert_close(loss, expected)
+    for found, true in zip(vars(statistics).values(), vars(expected_statistics).values(), strict=True):
+        torch.testing.assert_close(found, true)
+
+
+def test_operator_is_registered_as_torch_wants_it() -> None:
+    x, y = batch(12)
+    arguments = ("margin pull normalize", [0.15, 2.0, 1.0], "backend=chunked", "", True)
+    torch.library.opcheck(
+        torch.ops.maskreid_kernels.loss_with_gradient.default,
+        (x.requires_grad_(), y, "ranking_loss", *arguments),
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+    )
+
+
+def run_rank(rank: int, rendezvous: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    try:
+        x, y = batch(16 + rank)
+        module = Trained(LOSSES["ranking"], group=dist.group.WORLD)
+        compiled = torch.compile(module, backend="aot_eager")
+        for found, expected in zip(step(compiled, x, y), step(module, x, y), strict=True):
+            torch.testing.assert_close(found, expected)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_compiled_over_ranks(tmp_path: Path) -> None:
+    mp.spawn(run_rank, args=(str(tmp_path / "rendezvous"),), nprocs=2)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_computes_in_float32(name: str, compiled: bool) -> None:
+    torch._dynamo.reset()
+    x, y = batch()
+    weight = torch.randn(10, 12, generator=torch.Generator().manual_seed(3), requires_grad=True)
+
+    def under_autocast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rows = x @ weight
+            return LOSSES[name](rows, y), rows
+
+    function = (
+        torch.compile(under_autocast, backend="aot_eager", fullgraph=True) if compiled else under_autocast
+    )
+    loss, rows = function(x, y)
+    assert rows.dtype == torch.bfloat16 and loss.dtype == torch.float32
+    expected = LOSSES[name](rows.detach().float(), y)
+    torch.testing.assert_close(loss.detach(), expected)
+    loss.backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.float32 and weight.grad.isfinite().all()
