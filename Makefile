@@ -11,7 +11,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
-	@echo "make kernels-report  compile every Triton program ahead of time: limits, predicted times"
+	@echo "make kernels-report  compile every Triton program ahead of time: limits, predicted times (OUTPUT=FILE.md)"
 	@echo "make gpu     on a CUDA machine: the kernels' tests, tiles and benchmarks"
 	@echo "make clean   remove the virtual environment and the runs"
 
@@ -36,7 +36,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 kernels-report: $(INSTALLED)
-	$(BIN)/python kernels/bench/ahead_of_time.py --output kernels/bench/results/ahead-of-time.md
+	$(BIN)/python kernels/bench/ahead_of_time.py $(if $(OUTPUT),--output $(OUTPUT))
 
 gpu: $(INSTALLED)
 	$(BIN)/python kernels/bench/gpu.py
