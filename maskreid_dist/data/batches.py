@@ -15,6 +15,9 @@ from maskreid_dist.data.transforms import EvaluationTransform, Pair, PairTransfo
 from maskreid_dist.errors import SampleError
 from maskreid_shards import Plan, RawPair, RemoteError, ShardError, ShardSet, Split, decode_pair, open_shards
 
+# Pairs decoded before they are augmented; whole batches would gain little more, and take memory with large images.
+TOGETHER = 32
+
 
 class Draw(NamedTuple):
     """One sample of a batch: its number in the split and the seed of its augmentation."""
@@ -58,8 +61,7 @@ class PairDataset(Dataset["Batch | ShardError"]):
         """The batch, or what is wrong with it: raised in a worker, the error would arrive wrapped in a traceback."""
         try:
             raws = self.split.read_many([draw.sample for draw in draws])
-            pairs = [self._pair(raw, draw.seed) for raw, draw in zip(raws, draws, strict=True)]
-            return _batch(pairs, draws, [raw.pid for raw in raws])
+            return decoded_batch(raws, draws, self.transform)
         except ShardError as error:
             if not self.replace_bad or isinstance(error, RemoteError):  # a silent server is no bad sample
                 return error
@@ -67,9 +69,6 @@ class PairDataset(Dataset["Batch | ShardError"]):
             return self._with_stand_ins(draws)
         except ShardError as error:
             return error
-
-    def _pair(self, raw: RawPair, seed: int) -> Pair:
-        return self.transform(*decode_pair(raw), seed)
 
     def _with_stand_ins(self, draws: list[Draw]) -> Batch:
         """The batch, sample by sample. Raises ShardError for an identity without a sound image."""
@@ -89,12 +88,23 @@ class PairDataset(Dataset["Batch | ShardError"]):
         problems: list[str] = []
         for sample in (draw.sample, *stand_ins(self.split, draw.sample, drawn).tolist()):
             try:
-                return sample, self._pair(self.split.read(sample), draw.seed), problems[0] if problems else ""
+                pair = self.transform(*decode_pair(self.split.read(sample)), draw.seed)
+                return sample, pair, problems[0] if problems else ""
             except RemoteError:
                 raise
             except ShardError as error:
                 problems.append(str(error))
         raise ShardError(f"{problems[0]}; nor is another of its identity's {len(problems)} images sound")
+
+
+def decoded_batch(raws: list[RawPair], draws: list[Draw], transform: PairTransform) -> Batch:
+    """Decode and augment, `TOGETHER` pairs at a time: turn about, each would evict the other's code from the caches."""
+    pairs: list[Pair] = []
+    for first in range(0, len(raws), TOGETHER):
+        part = slice(first, first + TOGETHER)
+        pictures = [decode_pair(raw) for raw in raws[part]]
+        pairs += [transform(*picture, draw.seed) for picture, draw in zip(pictures, draws[part], strict=True)]
+    return _batch(pairs, draws, [raw.pid for raw in raws])
 
 
 def _batch(

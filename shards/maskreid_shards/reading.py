@@ -34,6 +34,8 @@ from .stores import LocalStore, Store
 # between neighbours. One read grows no further than MAX_READ.
 MAX_GAP = 16 * 1024
 MAX_READ = 8 * 1024 * 1024
+_PAIR_FIELDS = ["pid", "camid", "key"]
+_PAIR_FIELDS += [f"{m}_{field}" for m in ("image", "mask") for field in ("offset", "length", "crc32")]
 
 
 @dataclass(frozen=True)
@@ -137,29 +139,35 @@ class Split:
         shard = self.entry.shards[int(rows["shard"][0])]
         start = int(rows["image_offset"].min())
         stop = max((rows["mask_offset"] + rows["mask_length"]).tolist())
-        key = _key(rows[0])
+        key = _key(rows["key"][0])
         data = self.store.fetch(shard, start, stop - start, key)
         try:
-            return [self._pair(row, shard, data, start) for row in rows]
+            return self._cut(rows, shard, data, start)
         except ShardError:
             if not self.store.distrust(shard):
                 raise
         data = self.store.fetch(shard, start, stop - start, key)
-        return [self._pair(row, shard, data, start) for row in rows]
+        return self._cut(rows, shard, data, start)
 
-    def _pair(self, row: np.void, shard: ShardEntry, data: bytes, start: int) -> RawPair:
-        where, key = self.store.where(shard.name), _key(row)
-        members = []
-        for member in ("image", "mask"):
-            offset = int(row[f"{member}_offset"])
-            part = data[offset - start : offset - start + int(row[f"{member}_length"])]
-            if len(part) != row[f"{member}_length"] or zlib.crc32(part) != row[f"{member}_crc32"]:
-                found = "is cut short" if len(part) != row[f"{member}_length"] else "does not fit its crc32"
-                raise ShardError(
-                    f"{where}: {key}: the {member} at offset {offset} {found}; restore it or convert again"
-                )
-            members.append(part)
-        return RawPair(key, int(row["pid"]), int(row["camid"]), members[0], members[1], where)
+    def _cut(self, rows: NDArray[np.void], shard: ShardEntry, data: bytes, start: int) -> list[RawPair]:
+        """The samples in bytes of a shard that begin at `start`."""
+        where = self.store.where(shard.name)
+        fields = rows[_PAIR_FIELDS].tolist()  # plain integers and bytes: taking them one by one is slow
+        pairs = []
+        for pid, camid, key, *image_and_mask in fields:
+            members = []
+            for member, (offset, length, crc32) in zip(
+                ("image", "mask"), (image_and_mask[:3], image_and_mask[3:]), strict=True
+            ):
+                part = data[offset - start : offset - start + length]
+                if len(part) != length or zlib.crc32(part) != crc32:
+                    found = "is cut short" if len(part) != length else "does not fit its crc32"
+                    raise ShardError(
+                        f"{where}: {_key(key)}: the {member} at offset {offset} {found}; restore it or convert again"
+                    )
+                members.append(part)
+            pairs.append(RawPair(_key(key), pid, camid, members[0], members[1], where))
+        return pairs
 
 
 @dataclass(frozen=True)
@@ -320,5 +328,5 @@ def _check_records(index: NDArray[np.void], where: str, entry: SplitEntry) -> No
         raise ShardError(f"{where}: record {odd[0]}: its key is not letters, digits, _ and -; convert again")
 
 
-def _key(row: np.void) -> str:
-    return bytes(row["key"]).decode("ascii")
+def _key(stored: bytes) -> str:
+    return stored.decode("ascii")
