@@ -12,9 +12,12 @@ from .first_order import first_order_only
 EPSILON = 1e-12
 
 
-def inverse_norms(rows_BD: Tensor) -> Tensor:
-    """1 / |x| by row [B, 1]. A zero row has no direction: it gets 0, and so stays zero and without gradient."""
-    norm_B1 = torch.linalg.vector_norm(rows_BD, dim=1, keepdim=True)
+def inverse_norms(rows_BD: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """1 / |x| by row [B, 1], computed in `dtype` (None: the rows' own) without a copy of the rows.
+
+    A zero row has no direction: it gets 0, and so stays zero and without gradient.
+    """
+    norm_B1 = torch.linalg.vector_norm(rows_BD, dim=1, keepdim=True, dtype=dtype)
     inverse_B1: Tensor = norm_B1.reciprocal_().masked_fill_(norm_B1 > 1 / EPSILON, 0.0)
     return inverse_B1
 
