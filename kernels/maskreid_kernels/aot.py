@@ -149,6 +149,7 @@ def compile_job(job: Job) -> Compiled:
     variant = variants(job.loss, job.columns, job.preset, amd=target.amd)[job.index]
     name = f"{job.loss}.{variant.program.fn.__name__.removesuffix('_program')}"
     name += " unbounded" if variant.options.get("BOUNDED") is False else ""
+    name += " raw" if "inverse_ptr" in variant.options else ""  # rows that are not normalised
     name += " circle" if variant.options.get("MARGIN") is not None else ""
     options = dict(variant.options)
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages") if key in options}
