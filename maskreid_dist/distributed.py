@@ -4,6 +4,7 @@ The same script runs under `deepspeed`, `torchrun` and plain `python`: the first
 MASTER_ADDR and MASTER_PORT; without them the process is rank 0 of 1.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -96,6 +97,16 @@ def start_world(timeout_s: int) -> World:
     )
     control = dist.new_group(backend="gloo", timeout=timeout)
     return World(rank, local_rank, size, device, control)
+
+
+def leave_world() -> None:
+    """Leave the process group, and see its threads end where nothing else holds it.
+
+    A thread of gloo that is alive at exit may drop a tensor of Python's while the interpreter shuts down, which aborts the
+    process (pytorch#190489). It ends with the group's last reference, and a caught exception leaves some in a cycle.
+    """
+    dist.destroy_process_group()
+    gc.collect()
 
 
 def free_port() -> int:

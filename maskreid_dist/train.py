@@ -26,7 +26,7 @@ from maskreid_dist.checkpoint import (
 from maskreid_dist.config import Config
 from maskreid_dist.data.bad_samples import BadSamples
 from maskreid_dist.data.batches import Batch, make_plan, open_recipe_shards, training_loader
-from maskreid_dist.distributed import EXIT_STOPPED, StopRequest, World, start_world
+from maskreid_dist.distributed import EXIT_STOPPED, StopRequest, World, leave_world, start_world
 from maskreid_dist.engine import learning_rate, start_engine
 from maskreid_dist.errors import CheckpointError, SampleError, UserError
 from maskreid_dist.logs import RunLog
@@ -56,7 +56,7 @@ def train(config: Config, runs: Path, resume: bool) -> int:
             raise UserError(f"{run}: {world.from_first(lock)}")
         return _train(config, run, split, plan, world)
     finally:
-        dist.destroy_process_group()
+        leave_world()
 
 
 def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) -> int:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import maskreid_kernels as kernels
+from gloo import run_ranks
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "ranking": lambda x, y, **o: kernels.ranking_loss(x, y, margin=0.4, **o),
@@ -87,21 +87,16 @@ def test_operator_is_registered_as_torch_wants_it() -> None:
     )
 
 
-def run_rank(rank: int, rendezvous: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    try:
-        x, y = batch(16 + rank)
-        module = Trained(LOSSES["ranking"], group=dist.group.WORLD)
-        compiled = torch.compile(module, backend="aot_eager")
-        for found, expected in zip(step(compiled, x, y), step(module, x, y), strict=True):
-            torch.testing.assert_close(found, expected)
-    finally:
-        dist.destroy_process_group()
+def run_rank(rank: int, world: int) -> None:
+    x, y = batch(16 + rank)
+    module = Trained(LOSSES["ranking"], group=dist.group.WORLD)
+    compiled = torch.compile(module, backend="aot_eager")
+    for found, expected in zip(step(compiled, x, y), step(module, x, y), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_compiled_over_ranks(tmp_path: Path) -> None:
-    mp.spawn(run_rank, args=(str(tmp_path / "rendezvous"),), nprocs=2)
+    run_ranks(run_rank, 2, tmp_path)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
+from gloo import run_ranks
 from maskreid_kernels import (
     all_pairs_loss,
     batch_hard_loss,
@@ -133,27 +133,22 @@ def check_refusals() -> None:
             )
 
 
-def run_rank(rank: int, world: int, rendezvous: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
-    try:
-        for split in SPLITS[world]:
-            for spread_name, spread in SPREADS.items():
-                if spread_name in ("together", "alone") and split is not SPLITS[world][0]:
-                    continue
-                x = torch.randn(sum(split), COLUMNS, generator=torch.Generator().manual_seed(sum(split)))
-                y = spread(len(x))
-                check_statistics(x, y, split)
-                for name in LOSSES:
-                    for backend in backends_of(name):
-                        check_rows(name, backend, x, y, split)
-                        if spread_name == "shuffled":
-                            check_parameters(name, backend, x, y, split)
-        check_refusals()
-    finally:
-        dist.destroy_process_group()
+def run_rank(rank: int, world: int) -> None:
+    for split in SPLITS[world]:
+        for spread_name, spread in SPREADS.items():
+            if spread_name in ("together", "alone") and split is not SPLITS[world][0]:
+                continue
+            x = torch.randn(sum(split), COLUMNS, generator=torch.Generator().manual_seed(sum(split)))
+            y = spread(len(x))
+            check_statistics(x, y, split)
+            for name in LOSSES:
+                for backend in backends_of(name):
+                    check_rows(name, backend, x, y, split)
+                    if spread_name == "shuffled":
+                        check_parameters(name, backend, x, y, split)
+    check_refusals()
 
 
 @pytest.mark.parametrize("world", sorted(SPLITS))
 def test_ranks_equal_one_process(world: int, tmp_path: Path) -> None:
-    mp.spawn(run_rank, args=(world, str(tmp_path / "rendezvous")), nprocs=world)
+    run_ranks(run_rank, world, tmp_path)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
+from gloo import run_ranks
 from maskreid_kernels import batch_hard_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -190,33 +190,28 @@ def test_bad_precision(options: dict) -> None:
         batch_hard_loss(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64), **options)
 
 
-def run_rank(rank: int, world: int, rendezvous: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
-    try:
-        for split in [(31, 14), (0, 30), (0, 0)]:
-            embeddings, labels = batch(sum(split), 24, 9)
-            whole = embeddings.float().requires_grad_()
-            own = slice(sum(split[:rank]), sum(split[: rank + 1]))
-            for distance in DISTANCES:
-                options = {"distance": distance, "margin": "soft"}
-                expected = batch_hard_loss(whole, labels, backend="reference", **options)
-                (gradient,) = torch.autograd.grad(expected, whole)
-                rows = embeddings[own].float().requires_grad_()
-                loss = batch_hard_loss(
-                    rows, labels[own], backend="triton", precision="ieee", group=dist.group.WORLD, **options
-                )
-                loss.backward()
-                assert abs(float(loss) - float(expected)) <= 1e-6 * max(1.0, float(expected))
-                assert rows.grad is not None
-                error = torch.zeros_like(whole)
-                error[own] = rows.grad / world - gradient[own]
-                dist.all_reduce(error)
-                assert error.norm() <= 1e-6 * gradient.norm().clamp(min=1e-3), (split, distance)
-    finally:
-        dist.destroy_process_group()
+def run_rank(rank: int, world: int) -> None:
+    for split in [(31, 14), (0, 30), (0, 0)]:
+        embeddings, labels = batch(sum(split), 24, 9)
+        whole = embeddings.float().requires_grad_()
+        own = slice(sum(split[:rank]), sum(split[: rank + 1]))
+        for distance in DISTANCES:
+            options = {"distance": distance, "margin": "soft"}
+            expected = batch_hard_loss(whole, labels, backend="reference", **options)
+            (gradient,) = torch.autograd.grad(expected, whole)
+            rows = embeddings[own].float().requires_grad_()
+            loss = batch_hard_loss(
+                rows, labels[own], backend="triton", precision="ieee", group=dist.group.WORLD, **options
+            )
+            loss.backward()
+            assert abs(float(loss) - float(expected)) <= 1e-6 * max(1.0, float(expected))
+            assert rows.grad is not None
+            error = torch.zeros_like(whole)
+            error[own] = rows.grad / world - gradient[own]
+            dist.all_reduce(error)
+            assert error.norm() <= 1e-6 * gradient.norm().clamp(min=1e-3), (split, distance)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the ranks are processes on the CPU")
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    mp.spawn(run_rank, args=(2, str(tmp_path / "rendezvous")), nprocs=2)
+    run_ranks(run_rank, 2, tmp_path)

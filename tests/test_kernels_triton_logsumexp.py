@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
+from gloo import run_ranks
 from maskreid_kernels import all_pairs_loss, circle_loss, n_pair_loss, supervised_contrastive_loss
 from maskreid_kernels.logsumexp import triton
 
@@ -145,21 +145,16 @@ def test_refusals() -> None:
         torch.autograd.grad(n_pair_loss(rows, y.to(DEVICE), backend="triton"), rows, create_graph=True)
 
 
-def run_rank(rank: int, rendezvous: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    try:
-        x, y = batch(46, 13, 20)
-        for name, split in (("n_pair", (17, 29)), ("circle", (46, 0)), ("supervised_contrastive", (23, 23))):
-            expected, gradient = value_and_gradient(name, x, y, backend="reference")
-            own = slice(sum(split[:rank]), sum(split[: rank + 1]))
-            loss, rows = value_and_gradient(name, x[own], y[own], backend="triton", group=dist.group.WORLD)
-            torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
-            torch.testing.assert_close(rows / 2, gradient[own], rtol=1e-9, atol=1e-12)
-    finally:
-        dist.destroy_process_group()
+def run_rank(rank: int, world: int) -> None:
+    x, y = batch(46, 13, 20)
+    for name, split in (("n_pair", (17, 29)), ("circle", (46, 0)), ("supervised_contrastive", (23, 23))):
+        expected, gradient = value_and_gradient(name, x, y, backend="reference")
+        own = slice(sum(split[:rank]), sum(split[: rank + 1]))
+        loss, rows = value_and_gradient(name, x[own], y[own], backend="triton", group=dist.group.WORLD)
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(rows / world, gradient[own], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="gloo ranks share no GPU")
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    mp.spawn(run_rank, args=(str(tmp_path / "rendezvous"),), nprocs=2)
+    run_ranks(run_rank, 2, tmp_path)

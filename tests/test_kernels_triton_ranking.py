@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
+from gloo import run_ranks
 from maskreid_kernels import ranking_loss
 from maskreid_kernels.ranking import triton_backward, triton_forward
 
@@ -160,27 +160,22 @@ def test_reads_only_what_it_wrote_and_repeats_itself(poisoned: None, path: str) 
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
 
 
-def run_rank(rank: int, rendezvous: str, split: tuple[int, ...]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=len(split))
-    try:
-        x, y = batch(sum(split), 13, 11)
-        whole = value_and_gradient(x, y, "reference")
-        own = slice(sum(split[:rank]), sum(split[: rank + 1]))
-        for few in (triton_backward.FEW_MARKS, -1):
-            triton_backward.FEW_MARKS, triton_backward.SPARSE_UP_TO = few, -1.0
-            loss, gradient = value_and_gradient(x[own], y[own], "triton", group=dist.group.WORLD)
-            assert abs(float(loss) - float(whole[0])) <= 1e-12 * float(whole[0])
-            error = (gradient / len(split) - whole[1][own]).norm()
-            assert error <= 1e-12 * whole[1].norm(), f"rank {rank} of {split}, few = {few}"
-    finally:
-        dist.destroy_process_group()
+def run_rank(rank: int, world: int, split: tuple[int, ...]) -> None:
+    x, y = batch(sum(split), 13, 11)
+    whole = value_and_gradient(x, y, "reference")
+    own = slice(sum(split[:rank]), sum(split[: rank + 1]))
+    for few in (triton_backward.FEW_MARKS, -1):
+        triton_backward.FEW_MARKS, triton_backward.SPARSE_UP_TO = few, -1.0
+        loss, gradient = value_and_gradient(x[own], y[own], "triton", group=dist.group.WORLD)
+        assert abs(float(loss) - float(whole[0])) <= 1e-12 * float(whole[0])
+        error = (gradient / world - whole[1][own]).norm()
+        assert error <= 1e-12 * whole[1].norm(), f"rank {rank} of {split}, few = {few}"
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="ranks of one GPU; NCCL wants one each")
 @pytest.mark.parametrize("split", [(20, 0, 15)])
 def test_ranks(split: tuple[int, ...], tmp_path: Path) -> None:
-    mp.spawn(run_rank, args=(str(tmp_path / "rendezvous"), split), nprocs=len(split))
+    run_ranks(run_rank, len(split), tmp_path, split)
 
 
 def test_refusals() -> None:

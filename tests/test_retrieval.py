@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gloo import run_ranks
 from maskreid_dist.retrieval import RetrievalError, evaluate_retrieval, rank_list
 
 
@@ -135,18 +135,16 @@ def test_order_of_the_gallery_and_junk_do_not_matter(seed):
     assert np.all(np.diff(result.cmc) >= 0)
 
 
-def _rank_part(rank, world, init, q_parts, results):
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=world)
+def _rank_part(rank, world, q_parts, results):
     q, qp, qc, g, gp, gc = problem(3)
     part = slice(*q_parts[rank])
     found = evaluate_retrieval(q, qp, qc, g[part], gp[part], gc[part], group=dist.group.WORLD)
-    torch.save([found.cmc.tolist(), found.mAP, found.mINP, found.skipped_queries], f"{results}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save([found.cmc.tolist(), found.mAP, found.mINP, found.skipped_queries], results / f"{rank}.pt")
 
 
 def test_a_gallery_over_ranks_equals_one_process(tmp_path):
     parts = [(0, 100), (100, 100), (100, 150)]  # unequal, one of them empty
-    mp.spawn(_rank_part, (3, f"file://{tmp_path}/init", parts, str(tmp_path)), nprocs=3)
+    run_ranks(_rank_part, 3, tmp_path, parts, tmp_path)
     whole = evaluate_retrieval(*problem(3))
     for rank in range(3):
         found = torch.load(Path(tmp_path) / f"{rank}.pt", weights_only=True)

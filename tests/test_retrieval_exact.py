@@ -1,13 +1,12 @@
 """Retrieval does not depend on tiling, sharding or copies: ties across tiles and ranks, and failures on one rank."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from gloo import run_ranks
 from maskreid_dist.retrieval import RetrievalResult, evaluate, evaluate_retrieval
 from maskreid_dist.retrieval.counting import _count_below_by_search, count_below
 from maskreid_dist.retrieval.distance import error_bound, pair_distances, row_norms, tile_distances
@@ -98,8 +97,7 @@ def test_the_matrix_product_stays_within_the_bound(metric, scale):
     assert ((tile_distances(q, q_norms, g, g_norms, metric) - exact).abs() <= bound).all()
 
 
-def _on_two_ranks(rank, init, results):
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
+def _on_two_ranks(rank, world, results):
     q, qp, qc, g, gp, gc = copies()
     part = slice(0, 77) if rank == 0 else slice(77, None)
     lines = []
@@ -116,12 +114,11 @@ def _on_two_ranks(rank, init, results):
             evaluate_retrieval(queries, qp, qc, gallery, gp[part], gc[part], group=dist.group.WORLD)
         except ValueError as error:
             lines.append(str(error))
-    (Path(results) / f"{rank}.txt").write_text("\n".join(lines))
-    dist.destroy_process_group()
+    (results / f"{rank}.txt").write_text("\n".join(lines))
 
 
 def test_copies_across_ranks_and_an_error_on_one_of_them(tmp_path):
-    mp.spawn(_on_two_ranks, (f"file://{tmp_path}/init", str(tmp_path)), nprocs=2)
+    run_ranks(_on_two_ranks, 2, tmp_path, tmp_path)
     first, second = ((tmp_path / f"{rank}.txt").read_text().splitlines() for rank in range(2))
     assert first[:2] == second[:2] == ["True", "True"]
     assert "rank 1" in first[2]

@@ -19,6 +19,7 @@ from maskreid_dist.bench import eager
 from maskreid_dist.bench.cases import Case, make_case
 from maskreid_dist.bench.measure import Quantiles, relative_error
 from maskreid_dist.bench.providers import OURS, constants
+from maskreid_dist.distributed import leave_world
 from maskreid_kernels.ranks import RankLayout, gather_rows, gather_rows_with_gradient
 
 
@@ -50,7 +51,7 @@ def _run_rank(
             results.put(found)
         dist.barrier()
     finally:
-        dist.destroy_process_group()
+        leave_world()
 
 
 def time_over_ranks(case: Case, seconds: float) -> dict[str, Quantiles]:
