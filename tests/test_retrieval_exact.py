@@ -1,6 +1,5 @@
 """Retrieval does not depend on tiling, sharding or copies: ties across tiles and ranks, and failures on one rank."""
 
-
 import numpy as np
 import pytest
 import torch

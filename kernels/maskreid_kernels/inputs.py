@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -32,3 +34,10 @@ def find_problem(rows_BD: Tensor, labels_B: Tensor, *, rows_name: str, labels_na
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Precision a loss is computed in: float64 stays (gradient checks), everything else is float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Products inside are computed in their operands' dtype. Costs nothing where autocast is off already."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

@@ -57,10 +57,7 @@ class Positives:
 def find_positives(labels_N: Tensor) -> Positives:
     """Sort the labels once. One host sync (the widest identity's size)."""
     sorted_N, order_N = torch.sort(labels_N, stable=True)
-    _, identity_N, rows_I = torch.unique_consecutive(sorted_N, return_inverse=True, return_counts=True)
-    first_I = torch.cumsum(rows_I, 0) - rows_I
-    start_N, count_N = torch.empty_like(order_N), torch.empty_like(order_N)
-    start_N[order_N] = first_I[identity_N]
-    count_N[order_N] = rows_I[identity_N]
-    widest = int(rows_I.max()) if labels_N.shape[0] else 0
+    start_N = torch.searchsorted(sorted_N, labels_N)
+    count_N = torch.searchsorted(sorted_N, labels_N, right=True).sub_(start_N)
+    widest = int(count_N.max()) if labels_N.shape[0] else 0
     return Positives(order_N, start_N, count_N, widest)

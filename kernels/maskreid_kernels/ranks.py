@@ -83,12 +83,14 @@ def agree_on_layout(rows_BD: Tensor, problem: str | None, group: dist.ProcessGro
     return RankLayout(group, rank, rows)
 
 
-@torch.no_grad()
 def gather_rows(own: Tensor, layout: RankLayout) -> Tensor:
     """All ranks' rows in rank order, [B, ...] -> [N, ...]. Every rank takes part; carries no gradient."""
     own = own.detach()
-    if layout.group is None:
-        return own
+    return own if layout.group is None else _gathered(own, layout)
+
+
+@torch.no_grad()
+def _gathered(own: Tensor, layout: RankLayout) -> Tensor:
     tallest = max(layout.rows_per_rank)
     padded = own
     if own.shape[0] < tallest:  # collectives want equal shapes, ranks may hold unequal row counts

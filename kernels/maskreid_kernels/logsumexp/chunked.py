@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..blocks import own_and_global_blocks
 from ..first_order import first_order_only
+from ..inputs import without_autocast
 from ..positives import Positives, find_positives
 from ..ranks import RankLayout, gather_rows
 from ..unit_rows import unit_rows
@@ -72,7 +73,7 @@ class _LogSumExpLoss(torch.autograd.Function):
         scale = gradients[0] * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
         scale = torch.where(valid_anchors > 0, scale, 0)
         gradient_BD = x_ND.new_empty((layout.rows_per_rank[layout.rank], x_ND.shape[1]))
-        with torch.autocast(x_ND.device.type, enabled=False):
+        with without_autocast(x_ND.device):
             for block, rows in _own_blocks(x_ND, ctx.positives, layout):
                 G_bN = _pair_gradients(x_ND, rows, ctx.positives, ctx.numbers, ctx.terms)
                 torch.mm(G_bN, x_ND, out=gradient_BD[block])

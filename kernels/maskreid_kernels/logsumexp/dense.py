@@ -1,8 +1,8 @@
 """The log-sum-exp losses for small batches: whole N x N matrices, and a gradient written by hand.
 
 At a few hundred rows an operation's launch costs more than its arithmetic. The forward makes the gradient's matrix at
-once, so the backward is one product; every rank computes the whole batch. The algebra is that of chunked.py, with all
-N rows in the place of an anchor's list of positives. Names: N = rows of all ranks, D = columns.
+once, so the backward is one product; every rank computes the whole batch. The algebra is that of chunked.py.
+Names: N = rows of all ranks, D = columns, P = rows of the largest identity.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..first_order import first_order_only
 from ..pair_matrix import rows_gradient
+from ..positives import find_positives
 from ..ranks import RankLayout, gather_rows
 from ..unit_rows import inverse_norms
 from . import reference
@@ -29,6 +30,10 @@ def log_sum_exp_loss(rows_BD: Tensor, labels_B: Tensor, terms: LogSumExpTerms, l
     return loss
 
 
+# Up to here lists of positives cost more launches than whole matrices cost arithmetic.
+WHOLE_UP_TO_ROWS = 80
+
+
 class _LogSumExpLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -39,20 +44,42 @@ class _LogSumExpLoss(torch.autograd.Function):
         if inverse_N1 is not None:
             x_ND = x_ND * inverse_N1
         S_NN = x_ND @ x_ND.t()
-        same_NN = labels_N[:, None] == labels_N
-        count_N = same_NN.sum(1)
-        valid_N = (count_N > 1) & (count_N < len(labels_N))
-        positive_NN = same_NN.clone().fill_diagonal_(False)
-        f_NN = terms.exponent.value_(S_NN.clone()).masked_fill_(same_NN, -torch.inf)
-        value_N, log_weight_N, level_N = terms.anchor(f_NN.logsumexp(1), S_NN, positive_NN)
-        valid_anchors = valid_N.sum()
-        loss: Tensor = torch.where(valid_N, value_N, 0).sum() / valid_anchors.clamp(min=1)
+        f_NN = terms.exponent.value(S_NN)
+        whole = len(labels_N) <= WHOLE_UP_TO_ROWS
+        if whole:
+            same_NN = labels_N[:, None] == labels_N
+            count_N = same_NN.sum(1)
+            is_positive_NP = same_NN.clone().fill_diagonal_(False)
+            S_NP = S_NN
+            f_NN.masked_fill_(same_NN, -torch.inf)
+        else:
+            positives = find_positives(labels_N)
+            count_N = positives.count_N
+            _, same_NP, is_positive_NP = positives.of_rows(slice(0, len(labels_N)))
+            S_NP = S_NN.gather(1, same_NP)
+            f_NN.scatter_(1, same_NP, -torch.inf)
+        valid_N = (count_N > 1).logical_and_(count_N < len(labels_N))
+        valid_N1 = valid_N[:, None]
+        largest_N1 = f_NN.amax(1, keepdim=True).clamp_(min=torch.finfo(f_NN.dtype).min)
+        # e^(f - its largest): the anchor's sum and, weighted, its gradient. Places of its identity hold next to 0.
+        G_NN = f_NN.sub_(largest_N1).clamp_(min=least_exponent(f_NN.dtype)).exp_()
+        A_N = G_NN.sum(1).log_().add_(largest_N1[:, 0])
+        value_N, log_weight_N, level_N = terms.anchor(A_N, S_NP, is_positive_NP)
+        valid_anchors = valid_N.sum().clamp_(min=1)
+        loss: Tensor = torch.where(valid_N, value_N, 0).sum() / valid_anchors
 
-        log_weight_N = torch.where(valid_N, log_weight_N, -torch.inf)
-        f_NN.add_(log_weight_N[:, None]).clamp_(min=least_exponent(f_NN.dtype))
-        G_NN = f_NN.exp_().masked_fill_(same_NN, 0).mul_(terms.exponent.slope(S_NN))
-        pull_NN = terms.pull(S_NN, level_N[:, None], (count_N - 1)[:, None])
-        G_NN = torch.where(positive_NN, pull_NN, G_NN).masked_fill_(~valid_N[:, None], 0)
+        weight_N1 = torch.where(valid_N1, largest_N1.add_(log_weight_N[:, None]).exp_(), 0)  # dL/dA <= 1
+        slope = terms.exponent.slope(S_NN)
+        if isinstance(slope, Tensor):
+            G_NN.mul_(slope).mul_(weight_N1)
+        else:
+            G_NN.mul_(weight_N1.mul_(slope))
+        pull_NP = terms.pull(S_NP, level_N[:, None], (count_N - 1)[:, None])
+        is_pulled_NP = is_positive_NP.logical_and_(valid_N1)
+        if whole:
+            G_NN = torch.where(is_pulled_NP, pull_NP, G_NN)
+        else:
+            G_NN.scatter_(1, same_NP, torch.where(is_pulled_NP, pull_NP, 0))
         ctx.layout = layout
         ctx.save_for_backward(x_ND, inverse_N1, G_NN, valid_anchors)
         return loss
@@ -62,5 +89,7 @@ class _LogSumExpLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         x_ND, inverse_N1, G_NN, valid_anchors = ctx.saved_tensors
         layout: RankLayout = ctx.layout
-        scale = gradients[0] * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
+        scale = gradients[0] / valid_anchors
+        if layout.world_size > 1:
+            scale = scale * layout.world_size  # W: see maskreid_kernels.ranks
         return rows_gradient(G_NN, x_ND, inverse_N1, layout.own, scale), None, None, None

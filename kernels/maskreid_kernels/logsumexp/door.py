@@ -7,13 +7,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..backends import ALL_BACKENDS, check_backend, choose_backend
-from ..inputs import compute_dtype, find_problem
+from ..inputs import compute_dtype, find_problem, without_autocast
 from ..precision import check_precision, choose_precision
 from ..ranks import agree_on_layout
 from . import chunked, dense, reference
 from .terms import LogSumExpTerms
 
-DENSE_UP_TO_ROWS = 128
+DENSE_UP_TO_ROWS = 512
 
 
 def log_sum_exp_loss(
@@ -33,7 +33,7 @@ def log_sum_exp_loss(
         backend, layout.total_rows, DENSE_UP_TO_ROWS, device=embeddings.device, available=ALL_BACKENDS
     )
     rows, labels = embeddings.to(compute_dtype(embeddings.dtype)), labels.to(torch.int64)
-    with torch.autocast(embeddings.device.type, enabled=False):  # a large scale multiplies a row's rounding
+    with without_autocast(embeddings.device):  # a large scale multiplies a row's rounding
         if chosen == "triton":
             from . import triton  # Triton is imported, and its programs decorated, only where it is used
 

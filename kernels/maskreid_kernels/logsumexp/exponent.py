@@ -25,6 +25,12 @@ class Exponent:
             return self.scale * S
         return self.scale * (S.detach() + self.margin).relu() * (S - self.margin)
 
+    def value(self, S: Tensor) -> Tensor:
+        """f(S), without a gradient."""
+        if self.margin is None:
+            return S * self.scale
+        return S.clamp(min=-self.margin).square_().sub_(self.margin**2).mul_(self.scale)
+
     def value_(self, S: Tensor) -> Tensor:
         """f(S) in place."""
         if self.margin is None:

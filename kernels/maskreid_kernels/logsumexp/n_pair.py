@@ -56,11 +56,12 @@ class NPairTerms(LogSumExpTerms):
         return (loss_VN * positive_VN).sum(1) / positive_VN.sum(1)
 
     def anchor(self, A_b: Tensor, S_bP: Tensor, positive_bP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        other_bP = ~positive_bP
         positives_b = positive_bP.sum(1, dtype=S_bP.dtype)
         gap_bP = A_b[:, None] - self.exponent.scale * S_bP
-        loss_bP = -F.logsigmoid(-gap_bP)
-        value_b = loss_bP.masked_fill_(~positive_bP, 0).sum(1) / positives_b
-        log_share_b = F.logsigmoid(gap_bP).masked_fill_(~positive_bP, -torch.inf).logsumexp(1)
+        # beyond 50, softplus is its argument even in float64
+        value_b = F.softplus(gap_bP, threshold=50).masked_fill_(other_bP, 0).sum(1) / positives_b
+        log_share_b = F.logsigmoid(gap_bP).masked_fill_(other_bP, -torch.inf).logsumexp(1)
         return value_b, log_share_b - positives_b.log() - A_b, A_b
 
     def pull(self, S_bP: Tensor, level_bP: Tensor, positives_b1: Tensor) -> Tensor:

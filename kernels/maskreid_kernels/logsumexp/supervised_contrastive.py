@@ -60,8 +60,9 @@ class SupervisedContrastiveTerms(LogSumExpTerms):
 
     def anchor(self, A_b: Tensor, S_bP: Tensor, positive_bP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         f_bP = self.exponent.scale * S_bP
-        mean_b = f_bP.masked_fill(~positive_bP, 0).sum(1) / positive_bP.sum(1)
-        T_b = torch.logaddexp(A_b, f_bP.masked_fill_(~positive_bP, -torch.inf).logsumexp(1))
+        other_bP = ~positive_bP
+        mean_b = f_bP.masked_fill(other_bP, 0).sum(1) / positive_bP.sum(1)
+        T_b = torch.logaddexp(A_b, f_bP.masked_fill_(other_bP, -torch.inf).logsumexp(1))
         return T_b - mean_b, -T_b, T_b
 
     def pull(self, S_bP: Tensor, level_bP: Tensor, positives_b1: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..blocks import WORKSPACE_BYTES
 from ..first_order import first_order_only
+from ..inputs import without_autocast
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
 from ..triton_tiles import (
@@ -99,7 +100,7 @@ class _LogSumExpLoss(torch.autograd.Function):
         count_N = (rows.stop_N - rows.start_N).long()
         gradient_BD = x_ND.new_empty((layout.rows_per_rank[layout.rank], x_ND.shape[1]))
         panel_bytes = min(PANEL_COLUMNS, len(x_ND)) * x_dot_ND.element_size()
-        with torch.autocast(x_ND.device.type, enabled=False):
+        with without_autocast(x_ND.device):
             for band in _bands(rows, panel_bytes + 40 * ctx.widest):
                 place_b = rows.anchor_M[band].long()
                 S_bP, place_bP, positive_bP = _positives(x_ND, rows, band, ctx.widest)

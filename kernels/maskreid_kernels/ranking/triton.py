@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..first_order import first_order_only
-from ..inputs import compute_dtype
+from ..inputs import compute_dtype, without_autocast
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
 from ..triton_tiles import Variant, accumulator, sort_by_identity, tile_options
@@ -105,7 +105,7 @@ class _RankingLoss(torch.autograd.Function):
         layout: RankLayout = ctx.layout
         scale = gradients[0] * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
         gradient_BD = x_ND.new_empty((layout.rows_per_rank[layout.rank], x_ND.shape[1]))
-        with torch.autocast(x_ND.device.type, enabled=False):
+        with without_autocast(x_ND.device):
             for row_b, band_bD in gradient_bands(x_ND, x_dot_ND, saved, ctx.precision):
                 if saved.inverse_N is not None:
                     _through_norm_(band_bD, x_ND[row_b])
