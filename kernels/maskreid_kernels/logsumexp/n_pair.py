@@ -61,8 +61,9 @@ class NPairTerms(LogSumExpTerms):
         gap_bP = A_b[:, None] - self.exponent.scale * S_bP
         # beyond 50, softplus is its argument even in float64
         value_b = F.softplus(gap_bP, threshold=50).masked_fill_(other_bP, 0).sum(1) / positives_b
-        log_share_b = F.logsigmoid(gap_bP).masked_fill_(other_bP, -torch.inf).logsumexp(1)
-        return value_b, log_share_b - positives_b.log() - A_b, A_b
+        # The share rounds to 0 only where A is so far below every positive that no negative pulls.
+        share_b = torch.sigmoid(gap_bP).masked_fill_(other_bP, 0).sum(1) / positives_b
+        return value_b, share_b.log_() - A_b, A_b
 
     def pull(self, S_bP: Tensor, level_bP: Tensor, positives_b1: Tensor) -> Tensor:
         return torch.sigmoid(level_bP - self.exponent.scale * S_bP).mul_(-self.exponent.scale) / positives_b1
