@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from maskreid_dist.bench.loss import Record, as_row
+from maskreid_dist.bench.providers import FLOOR
 from maskreid_dist.files import write_atomically
 
 METRICS = {
@@ -86,7 +87,7 @@ def write_plots(folder: Path, stem: str, records: Sequence[Record]) -> list[Path
         shown = [
             r for r in records if r.metric == metric and r.mode in ("both", "forward") and r.y50 is not None
         ]
-        shown = [r for r in shown if r.mode == "both" or r.provider == "gemm"]
+        shown = [r for r in shown if r.mode == "both" or r.provider == FLOOR]
         panels = sorted({(r.kernel, r.D, r.K, r.violators) for r in shown}, key=str)
         panels = [
             p for p in panels if len({r.N for r in shown if (r.kernel, r.D, r.K, r.violators) == p}) > 1
@@ -95,7 +96,10 @@ def write_plots(folder: Path, stem: str, records: Sequence[Record]) -> list[Path
             continue
         columns = min(len(panels), 4)
         rows = -(-len(panels) // columns)
-        figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+        figure = Figure(figsize=(4.2 * columns, 3.2 * rows + 0.4), layout="constrained")
+        names = [name for name in dict.fromkeys(r.provider for r in shown) if name != FLOOR]
+        colours = {name: f"C{place}" for place, name in enumerate(names)} | {FLOOR: "black"}
+        handles = {}
         for number, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, number + 1)
             of_panel = [r for r in shown if (r.kernel, r.D, r.K, r.violators) == panel]
@@ -103,9 +107,10 @@ def write_plots(folder: Path, stem: str, records: Sequence[Record]) -> list[Path
                 line = sorted((r.N, r.y50, r.y20, r.y80) for r in of_panel if r.provider == provider)
                 n, y50, y20, y80 = (list(values) for values in zip(*line, strict=True))
                 ours = provider.startswith("maskreid")
-                style = "-" if ours else ":" if provider == "gemm" else "--"
-                axes.plot(n, y50, style, marker=".", label=provider, linewidth=2 if ours else 1.2)
-                axes.fill_between(n, y20, y80, alpha=0.15)
+                style = "-" if ours else ":" if provider == FLOOR else "--"
+                colour, width = colours[provider], 2 if ours else 1.2
+                (handles[provider],) = axes.plot(n, y50, style, marker=".", color=colour, linewidth=width)
+                axes.fill_between(n, y20, y80, color=colour, alpha=0.15, linewidth=0)
             kernel, d, k, share = panel
             violators = "" if share is None else f", {100 * share:g} % violators"
             axes.set(xscale="log", yscale="log", xlabel="N", ylabel=label)
@@ -114,8 +119,7 @@ def write_plots(folder: Path, stem: str, records: Sequence[Record]) -> list[Path
             axes.set_xticks([], minor=True)
             axes.set_title(f"{kernel}, D = {d}, K = {k}{violators}", fontsize=9)
             axes.grid(True, which="major", alpha=0.3)
-            if number == 0:
-                axes.legend(fontsize=7)
+        figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), fontsize=8)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=110)
         path = folder / f"{stem}-{metric}.png"
@@ -134,7 +138,7 @@ def table(records: Sequence[Record]) -> list[list[str]]:
         ours = _value(of_case, "maskreid auto", "both", "time")
         for provider in dict.fromkeys(r.provider for r in of_case):
             mine = [r for r in of_case if r.provider == provider]
-            both = _value(mine, provider, "forward" if provider == "gemm" else "both", "time")
+            both = _value(mine, provider, "forward" if provider == FLOOR else "both", "time")
             memory, error = (_value(mine, provider, "both", metric) for metric in ("memory", "error"))
             status = next((r.status for r in mine if r.status != "ok"), "")
             kernel, n, d, k, share, dtype = case
