@@ -157,3 +157,57 @@ def bench_convert(
     speed = found[0].core_pairs_s
     console.print(f"{speed:,.0f} pairs/s per core ({'PASS' if speed >= 3000 else 'MISS'}, promised >= 3,000)")
     raise typer.Exit(0 if speed >= 3000 else 1)
+
+
+@bench_app.command("loader")
+@one_line_errors
+def bench_loader(
+    shards: Annotated[Path, typer.Option(help="Shards whose train split is repeated.")] = Path(
+        "shards/walkers"
+    ),
+    pairs: Annotated[
+        int, typer.Option(min=64, help="In the repeated data set. Default: Market-1501's.")
+    ] = 12936,
+    workers: Annotated[list[int] | None, typer.Option(min=0, help="Repeatable. Default: 0, 1, 2, 4.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Batches of 16 x 4 that a figure is taken over.")] = 24,
+    rounds: Annotated[int, typer.Option(min=1, help="Medians are over these.")] = 3,
+    cold: Annotated[bool, typer.Option(help="Measure with a cold page cache too.")] = True,
+    drop_caches: Annotated[
+        bool, typer.Option("--drop-caches", help="Cold: empty all caches of this machine, as root.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder for the CSV, the plot and the report.")] = None,
+) -> None:
+    """Pairs per second of reading, decoding and augmenting, beside webdataset and loose files; memory of a worker."""
+    from maskreid_dist.bench import loader, loader_data, loader_report
+    from maskreid_dist.bench.report import Machine
+    from maskreid_dist.files import write_atomically
+
+    console = Console()
+    machine = Machine.here("cpu")
+    loader.check_peers()
+    if drop_caches:
+        loader_data.check_drop_caches()
+    with console.status("writing the data set") as status, loader_data.repeated_pairs(shards, pairs) as data:
+        bench = loader.LoaderBench(data, steps, drop_caches)
+        runs = loader.all_runs(tuple(sorted(set(workers or (0, 1, 2, 4)))), cold)
+        speeds = loader.measure(bench, runs, rounds, status.update)
+        status.update("memory of a worker over an epoch")
+        memory = loader.worker_memory(bench)
+        found = loader_report.Found(len(data.split), steps, drop_caches, speeds, memory)
+    table = Table(title=f"{found.pairs} pairs, pairs per second, medians of {rounds}")
+    for number, heading in enumerate(loader_report.COLUMNS):
+        table.add_column(heading, justify="right" if number in (2, 4, 5, 6, 7) else "left")
+    for cells in loader_report.table(found):
+        table.add_row(*cells, style="bold" if cells[3] == "shards" else "")
+    console.print(table)
+    promises = loader_report.promises(found)
+    for promise in promises:
+        console.print(promise.line(), highlight=False)
+    if output:
+        stem = output / f"{machine.date}-loader"
+        loader_report.write_csv(stem.with_suffix(".csv"), found, machine)
+        loader_report.write_plot(stem.with_suffix(".png"), found)
+        text = loader_report.markdown(found, machine, stem.with_suffix(".png"))
+        write_atomically(stem.with_suffix(".md"), text.encode())
+        console.print(f"written: {stem}.csv, .md, .png")
+    raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)

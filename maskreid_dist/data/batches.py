@@ -1,5 +1,6 @@
 """From shards to batches: the plan says which samples, the split reads them, the transform turns them into tensors."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -82,7 +83,7 @@ class PairDataset(Dataset["Batch | ShardError"]):
                 drawn.add(sample)
                 replaced.append(Replaced(draw.sample, sample, problem))
         pids = self.split.pids[[draw.sample for draw in draws]].tolist()
-        return _batch(pairs, taken, pids, tuple(replaced))
+        return joined_batch(pairs, taken, pids, tuple(replaced))
 
     def _first_sound(self, draw: Draw, drawn: set[int]) -> tuple[int, Pair, str]:
         problems: list[str] = []
@@ -104,12 +105,13 @@ def decoded_batch(raws: list[RawPair], draws: list[Draw], transform: PairTransfo
         part = slice(first, first + TOGETHER)
         pictures = [decode_pair(raw) for raw in raws[part]]
         pairs += [transform(*picture, draw.seed) for picture, draw in zip(pictures, draws[part], strict=True)]
-    return _batch(pairs, draws, [raw.pid for raw in raws])
+    return joined_batch(pairs, draws, [raw.pid for raw in raws])
 
 
-def _batch(
+def joined_batch(
     pairs: list[Pair], draws: list[Draw], pids: list[int], replaced: tuple[Replaced, ...] = ()
 ) -> Batch:
+    """The batch of augmented pairs, in their order."""
     return Batch(
         torch.stack([image.as_subclass(Tensor) for image, _ in pairs]),
         torch.stack([mask.as_subclass(Tensor) for _, mask in pairs]),
@@ -215,5 +217,11 @@ def _loader(
         num_workers=data.workers,
         prefetch_factor=data.prefetch if data.workers else None,
         pin_memory=pin,
+        worker_init_fn=start_worker,
     )
     return Batches(loader)
+
+
+def start_worker(number: int) -> None:
+    """Leave what the parent made out of this worker's garbage collections: visiting it would copy its pages."""
+    gc.freeze()
