@@ -13,6 +13,7 @@ import importlib.util
 import json
 import multiprocessing
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,6 +260,7 @@ def measure(
 ) -> dict[Run, list[float]]:
     """Pairs per second of each run in each round; odd rounds go backwards, so that nobody always follows another."""
     found: dict[Run, list[float]] = {run: [] for run in runs}
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: meant
     for number in range(rounds):
         for cold in (True, False):
             if not cold:
