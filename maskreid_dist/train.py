@@ -47,6 +47,8 @@ def train(config: Config, runs: Path, resume: bool) -> int:
     split = open_recipe_shards(config.data).split(TRAIN_SPLIT)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     plan = make_plan(split, config.batch, config.seed, world_size)
+    if config.data.decoder == "gpu" and not torch.cuda.is_available():
+        raise UserError('data.decoder = "gpu": torch finds no GPU here; use "torchvision" or "pillow"')
     if not resume and finished_checkpoints(run / "checkpoints"):
         raise UserError(f"{run}: holds checkpoints; continue with --resume, or choose another name")
     world = start_world(config.engine.collective_timeout_s)
@@ -72,8 +74,7 @@ def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) ->
     last = config.optimizer.steps
     stop = StopRequest(run / "stop")
     stop.listen()
-    pin = world.device.type == "cuda"
-    batches = _timed(training_loader(split, plan, config, start, world.rank, world.size, pin))
+    batches = _timed(training_loader(split, plan, config, start, world.rank, world.size, world.device))
     with RunLog(run, start, last) if world.is_first else nullcontext() as log:
         if log:
             log.say_all([*plan.summary().lines(), f"ranks: {world.size}, steps: {start} of {last} done"])

@@ -107,7 +107,7 @@ def test_batches_are_the_plans_whatever_the_workers(workers):
     plan = make_plan(split, BatchConfig(identities=8, images=2), 3, 2)
     recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"steps": 28})})
     start = 23  # 25 steps an epoch: passes from epoch 0 to epoch 1
-    batches = list(training_loader(split, plan, recipe, start, 1, 2, False))
+    batches = list(training_loader(split, plan, recipe, start, 1, 2, torch.device("cpu")))
     assert len(batches) == 5
     plain = PairDataset(split, TrainTransform(recipe.data))
     for step, batch in enumerate(batches, start):

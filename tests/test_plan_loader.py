@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
@@ -141,7 +142,7 @@ def test_the_command_prints_what_training_draws(few_images: str, passes: int) ->
     stop = config.optimizer.model_copy(update={"steps": start + 3})
     config = config.model_copy(update={"optimizer": stop})
     for rank in range(2):
-        loader = training_loader(split, plan, config, start, rank, 2, False)
+        loader = training_loader(split, plan, config, start, rank, 2, torch.device("cpu"))
         mine = [line for line in lines if line["rank"] == rank]
         for line, found in zip(mine, loader, strict=True):
             assert line["keys"] == [key.decode() for key in split.keys[found.samples_B.numpy()]]

@@ -46,7 +46,7 @@ def config(steps: int, **data) -> Config:
 def rank_batches(recipe: Config, start: int, rank: int, world: int) -> list[Batch]:
     split = open_recipe_shards(recipe.data).split("train")
     plan = make_plan(split, recipe.batch, recipe.seed, world)
-    return list(training_loader(split, plan, recipe, start, rank, world, False))
+    return list(training_loader(split, plan, recipe, start, rank, world, torch.device("cpu")))
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -253,7 +253,7 @@ def test_memory_of_a_worker_is_flat_over_an_epoch(server: FaultyServer, served: 
     split = open_recipe_shards(recipe.data).split("train")
     plan = make_plan(split, recipe.batch, recipe.seed, 1)
     used_mb = []
-    batches = iter(training_loader(split, plan, recipe, 0, 0, 1, False))
+    batches = iter(training_loader(split, plan, recipe, 0, 0, 1, torch.device("cpu")))
     for step, _ in enumerate(batches):
         if step % 3 == 2:
             (worker,) = [

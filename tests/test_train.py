@@ -171,7 +171,11 @@ def test_plain_python_starts_from_the_loss_computed_by_hand(alone, recipe):
     torch.manual_seed(config.seed)
     network = build_network(config, len(classes))
     batch = next(
-        iter(training_loader(split, make_plan(split, config.batch, config.seed, 1), config, 0, 0, 1, False))
+        iter(
+            training_loader(
+                split, make_plan(split, config.batch, config.seed, 1), config, 0, 0, 1, torch.device("cpu")
+            )
+        )
     )
     torch.manual_seed(dropout_seed(config.seed, 0, 0))
     output = network(batch.image_B3HW, batch.mask_B1HW)
@@ -265,6 +269,10 @@ def test_bad_starts_are_one_line_and_status_2(alone, recipe, tmp_path):
     ):
         output = train("python", recipe, runs, *arguments, status=2)
         assert words in output
+        assert "Traceback" not in output
+    if not torch.cuda.is_available():
+        output = train("python", recipe, runs, "--set", "name=new", "--set", "data.decoder=gpu", status=2)
+        assert 'torch finds no GPU here; use "torchvision"' in output
         assert "Traceback" not in output
     output = train("python", recipe, recipe, status=2)  # the recipe's own file is no directory
     assert f"{recipe / 'tiny'}: cannot be written" in output

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maskreid_dist.config import BatchConfig, Config, DataConfig
 from maskreid_dist.data.bad_samples import Replaced, stand_ins
+from maskreid_dist.data.decoders import Decode, decode_on, decode_with_torchvision
 from maskreid_dist.data.transforms import EvaluationTransform, Pair, PairTransform, TrainTransform
 from maskreid_dist.errors import SampleError
 from maskreid_shards import Plan, RawPair, RemoteError, ShardError, ShardSet, Split, decode_pair, open_shards
@@ -47,22 +48,33 @@ class Batch:
         )
 
 
+@dataclass(frozen=True)
+class RawBatch:
+    """A batch as it lies in the shards."""
+
+    raws: list[RawPair]
+    draws: list[Draw]
+
+
 class PairDataset(Dataset["Batch | ShardError"]):
     """Map-style over lists of draws: a whole batch is one item, so that neighbours share one read.
 
     replace_bad: another image of the identity takes the place of a bad sample, with the draw's own seed.
     """
 
-    def __init__(self, split: Split, transform: PairTransform, replace_bad: bool = False) -> None:
+    def __init__(
+        self, split: Split, transform: PairTransform, replace_bad: bool = False, decode: Decode = decode_pair
+    ) -> None:
         self.split = split
         self.transform = transform
         self.replace_bad = replace_bad
+        self.decode = decode
 
     def __getitem__(self, draws: list[Draw]) -> "Batch | ShardError":
         """The batch, or what is wrong with it: raised in a worker, the error would arrive wrapped in a traceback."""
         try:
             raws = self.split.read_many([draw.sample for draw in draws])
-            return decoded_batch(raws, draws, self.transform)
+            return decoded_batch(raws, draws, self.transform, self.decode)
         except ShardError as error:
             if not self.replace_bad or isinstance(error, RemoteError):  # a silent server is no bad sample
                 return error
@@ -89,7 +101,7 @@ class PairDataset(Dataset["Batch | ShardError"]):
         problems: list[str] = []
         for sample in (draw.sample, *stand_ins(self.split, draw.sample, drawn).tolist()):
             try:
-                pair = self.transform(*decode_pair(self.split.read(sample)), draw.seed)
+                pair = self.transform(*self.decode(self.split.read(sample)), draw.seed)
                 return sample, pair, problems[0] if problems else ""
             except RemoteError:
                 raise
@@ -98,12 +110,27 @@ class PairDataset(Dataset["Batch | ShardError"]):
         raise ShardError(f"{problems[0]}; nor is another of its identity's {len(problems)} images sound")
 
 
-def decoded_batch(raws: list[RawPair], draws: list[Draw], transform: PairTransform) -> Batch:
+class RawBatches(Dataset["RawBatch | ShardError"]):
+    """Batches that are read and checked, and decoded by whoever receives them."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __getitem__(self, draws: list[Draw]) -> "RawBatch | ShardError":
+        try:
+            return RawBatch(self.split.read_many([draw.sample for draw in draws]), draws)
+        except ShardError as error:
+            return error
+
+
+def decoded_batch(
+    raws: list[RawPair], draws: list[Draw], transform: PairTransform, decode: Decode = decode_pair
+) -> Batch:
     """Decode and augment, `TOGETHER` pairs at a time: turn about, each would evict the other's code from the caches."""
     pairs: list[Pair] = []
     for first in range(0, len(raws), TOGETHER):
         part = slice(first, first + TOGETHER)
-        pictures = [decode_pair(raw) for raw in raws[part]]
+        pictures = [decode(raw) for raw in raws[part]]
         pairs += [transform(*picture, draw.seed) for picture, draw in zip(pictures, draws[part], strict=True)]
     return joined_batch(pairs, draws, [raw.pid for raw in raws])
 
@@ -121,17 +148,40 @@ def joined_batch(
     )
 
 
+@dataclass(frozen=True)
+class DeviceDecoder:
+    """Decodes and augments on a device; pids and sample numbers stay on the CPU."""
+
+    transform: PairTransform
+    device: torch.device
+
+    def __call__(self, batch: RawBatch) -> Batch:
+        """Raises maskreid_shards.ShardError."""
+        decoded = decode_on(self.device, batch.raws)
+        pairs = [self.transform(*p, draw.seed) for p, draw in zip(decoded, batch.draws, strict=True)]
+        return joined_batch(pairs, batch.draws, [raw.pid for raw in batch.raws])
+
+
 class Batches:
     """The batches of a loader. Iterating raises SampleError for a bad sample, naming shard, key and offset."""
 
-    def __init__(self, loader: "DataLoader[Batch | ShardError]") -> None:
+    def __init__(
+        self, loader: "DataLoader[Batch | RawBatch | ShardError]", finish: DeviceDecoder | None = None
+    ) -> None:
         self.loader = loader
+        self.finish = finish
 
     def __iter__(self) -> Iterator[Batch]:
         for item in self.loader:
             if isinstance(item, ShardError):
                 raise SampleError(str(item))
-            yield item
+            if self.finish is None:
+                yield item
+                continue
+            try:
+                yield self.finish(item)
+            except ShardError as error:
+                raise SampleError(str(error)) from None
 
 
 class PlannedSteps(Sampler[list[Draw]]):
@@ -186,18 +236,25 @@ def make_plan(split: Split, batch: BatchConfig, seed: int, world_size: int) -> P
 
 
 def training_loader(
-    split: Split, plan: Plan, config: Config, start: int, rank: int, world_size: int, pin: bool
+    split: Split, plan: Plan, config: Config, start: int, rank: int, world_size: int, device: torch.device
 ) -> Batches:
-    """This rank's batches of steps start ... optimizer.steps - 1, over as many epochs as that takes."""
+    """This rank's batches of steps start ... optimizer.steps - 1, over as many epochs as that takes.
+
+    device: where they go; decoder "gpu" decodes there, the others pin their memory for a GPU.
+    """
     steps = PlannedSteps(plan, start, config.optimizer.steps, rank, world_size)
-    dataset = PairDataset(split, TrainTransform(config.data), replace_bad=config.data.bad_samples > 0)
-    return _loader(dataset, steps, config.data, pin)
+    transform = TrainTransform(config.data)
+    if config.data.decoder == "gpu":
+        return _loader(RawBatches(split), steps, config.data, False, DeviceDecoder(transform, device))
+    decode = decode_with_torchvision if config.data.decoder == "torchvision" else decode_pair
+    dataset = PairDataset(split, transform, config.data.bad_samples > 0, decode)
+    return _loader(dataset, steps, config.data, device.type == "cuda")
 
 
 def evaluation_loader(split: Split, config: Config, samples: np.ndarray, rows: int = 128) -> Batches:
     """Batches of at most `rows` of the given sample numbers, in order, without augmentation.
 
-    Numbers that follow each other share one read. A bad sample is always an error: without it the figures
+    Numbers that follow each other share one read. Pillow decodes whatever the recipe's decoder. A bad sample is always an error: without it the figures
     would be another data set's.
     """
     draws = [Draw(int(sample), 0) for sample in samples]
@@ -206,7 +263,11 @@ def evaluation_loader(split: Split, config: Config, samples: np.ndarray, rows: i
 
 
 def _loader(
-    dataset: PairDataset, batches: Sampler[list[Draw]] | list[list[Draw]], data: DataConfig, pin: bool
+    dataset: PairDataset | RawBatches,
+    batches: Sampler[list[Draw]] | list[list[Draw]],
+    data: DataConfig,
+    pin: bool,
+    finish: DeviceDecoder | None = None,
 ) -> Batches:
     if data.workers:
         _ = dataset.split.index  # a remote one is fetched once: the workers inherit it
@@ -219,7 +280,7 @@ def _loader(
         pin_memory=pin,
         worker_init_fn=start_worker,
     )
-    return Batches(loader)
+    return Batches(loader, finish)
 
 
 def start_worker(number: int) -> None:

@@ -13,7 +13,8 @@ from maskreid_dist.config import DataConfig
 from maskreid_dist.model.network import MEAN_COLOUR
 
 Pair = tuple[Tensor, Tensor]  # uint8 image (3, H, W) and uint8 mask (1, H, W), 255 = person
-PairTransform = Callable[[PILImage.Image, PILImage.Image, int], Pair]
+Picture = PILImage.Image | Tensor  # decoded, and not yet a tensor or already one
+PairTransform = Callable[[Picture, Picture, int], Pair]
 
 
 class TrainTransform:
@@ -35,7 +36,7 @@ class TrainTransform:
         self.steps = v2.Compose(steps)
         self.erase = v2.RandomErasing(config.erasing, value=[round(c) for c in MEAN_COLOUR])
 
-    def __call__(self, image: PILImage.Image, mask: PILImage.Image, seed: int) -> Pair:
+    def __call__(self, image: Picture, mask: Picture, seed: int) -> Pair:
         with _seeded(seed):
             moved_image, moved_mask = self.steps(*as_tensors(image, mask))
             return self.erase(moved_image), moved_mask  # an erased patch hides the person; the mask stays
@@ -52,7 +53,7 @@ class EvaluationTransform:
             ]
         )
 
-    def __call__(self, image: PILImage.Image, mask: PILImage.Image, seed: int = 0) -> Pair:
+    def __call__(self, image: Picture, mask: Picture, seed: int = 0) -> Pair:
         moved: Pair = self.steps(*as_tensors(image, mask))
         return moved
 
@@ -72,9 +73,11 @@ def _seeded(seed: int) -> Iterator[None]:
         torch.default_generator.set_state(before)
 
 
-def as_tensors(image: PILImage.Image, mask: PILImage.Image) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+def as_tensors(image: Picture, mask: Picture) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
     """An RGB picture and its 8-bit mask as the types by which v2 tells them apart."""
-    return tv_tensors.Image(image), tv_tensors.Mask(v2.functional.pil_to_tensor(mask))
+    if not isinstance(mask, Tensor):
+        mask = v2.functional.pil_to_tensor(mask)
+    return tv_tensors.Image(image), tv_tensors.Mask(mask)
 
 
 def cut_out(image: PILImage.Image, mask: PILImage.Image) -> PILImage.Image:

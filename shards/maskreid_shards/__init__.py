@@ -5,7 +5,7 @@ A shard folder is a set of plain WebDataset tar files with a manifest and an ind
 """
 
 from .convert import ConversionReport, convert, convert_market1501
-from .decode import decode_pair
+from .decode import decode_mask, decode_pair, image_size
 from .errors import RemoteError, ShardError
 from .identities import IdentityTable
 from .layouts.cuhk01 import scan_cuhk01
@@ -56,7 +56,9 @@ __all__ = [
     "augmentation_key",
     "convert",
     "convert_market1501",
+    "decode_mask",
     "decode_pair",
+    "image_size",
     "judge_masks",
     "merge_train",
     "open_shards",

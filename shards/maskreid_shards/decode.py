@@ -86,16 +86,23 @@ def decode_pair(raw: Pair, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image
 
     Raises ShardError naming the shard and the key.
     """
+    where = f"{raw.shard}: {raw.key}: image"
+    image = decode(raw.image, formats=IMAGE_FORMATS, where=where, max_pixels=max_pixels).convert("RGB")
+    return image, decode_mask(raw, image.size, max_pixels=max_pixels)
+
+
+def decode_mask(raw: Pair, size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A sample's mask alone, as `decode_pair` gives it with an image of this (width, height)."""
     where = f"{raw.shard}: {raw.key}"
-    image = decode(raw.image, formats=IMAGE_FORMATS, where=f"{where}: image", max_pixels=max_pixels).convert(
-        "RGB"
-    )
     mask = decode(raw.mask, formats=MASK_FORMATS, where=f"{where}: mask", max_pixels=max_pixels)
     if mask.mode != "L":
         raise ShardError(f"{where}: mask of mode {mask.mode}, not 8-bit grey (L); convert the data set again")
-    if mask.size != image.size:
-        mask = mask.resize(image.size, Image.Resampling.NEAREST)
-    return image, mask
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.NEAREST)
+
+
+def image_size(raw: Pair, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) of a sample's image by its header alone. Raises ShardError as `decode_pair` does for a bad one."""
+    return _open(raw.image, IMAGE_FORMATS, f"{raw.shard}: {raw.key}: image", max_pixels).size
 
 
 def _brief(error: BaseException) -> str:

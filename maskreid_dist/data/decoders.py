@@ -1,0 +1,67 @@
+"""From a sample's bytes to pictures, three ways (`data.decoder`):
+
+    pillow        the reference, and always that of evaluation: figures do not depend on the decoder
+    torchvision   libjpeg-turbo straight into tensors, in the worker processes
+    gpu           the workers only read; nvJPEG decodes a whole batch, and the augmentation runs on the GPU too
+
+Masks and pictures that are no JPEG are Pillow's everywhere, and so is whatever the others refuse: its errors name shard and key.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from maskreid_dist.data.transforms import Picture, as_tensors
+from maskreid_shards import RawPair, decode_mask, decode_pair, image_size
+
+Decode = Callable[[RawPair], tuple[Picture, Picture]]
+JPEG, END_OF_JPEG = b"\xff\xd8\xff", b"\xff\xd9"
+
+
+def decode_with_torchvision(raw: RawPair) -> tuple[Picture, Picture]:
+    """RGB image (3, H, W) and mask (1, H, W), uint8 tensors. Raises maskreid_shards.ShardError as `decode_pair` does."""
+    if not _is_whole_jpeg(raw):
+        return decode_pair(raw)
+    size = image_size(raw)  # before any decoding: a bomb is refused by its header
+    try:
+        image = decode_jpeg(_as_bytes(raw), ImageReadMode.RGB)
+    except RuntimeError:
+        return decode_pair(raw)
+    return tv_tensors.Image(image), _mask(raw, size)
+
+
+def decode_on(device: torch.device, raws: list[RawPair]) -> list[tuple[Tensor, Tensor]]:
+    """The same for a batch, its JPEGs decoded together on `device`. Raises maskreid_shards.ShardError."""
+    sizes = [image_size(raw) for raw in raws]
+    is_jpeg = [_is_whole_jpeg(raw) for raw in raws]
+    encoded = [_as_bytes(raw) for raw, jpeg in zip(raws, is_jpeg, strict=True) if jpeg]
+    try:
+        images = iter(decode_jpeg(encoded, ImageReadMode.RGB, device=device) if encoded else [])
+    except RuntimeError:  # of one of them, it does not say which
+        is_jpeg, images = [False] * len(raws), iter(())
+    found = []
+    for raw, size, jpeg in zip(raws, sizes, is_jpeg, strict=True):
+        if jpeg:
+            image, mask = as_tensors(next(images), _mask(raw, size))
+        else:
+            image, mask = as_tensors(*decode_pair(raw))
+        found.append((image.to(device), mask.to(device)))
+    return found
+
+
+def _is_whole_jpeg(raw: RawPair) -> bool:
+    """libjpeg would fill the rest of a truncated file with grey and say nothing; Pillow refuses it."""
+    return raw.image.startswith(JPEG) and raw.image.endswith(END_OF_JPEG)
+
+
+def _as_bytes(raw: RawPair) -> Tensor:
+    return torch.frombuffer(bytearray(raw.image), dtype=torch.uint8)
+
+
+def _mask(raw: RawPair, size: tuple[int, int]) -> Tensor:
+    mask: Tensor = tv_tensors.Mask(pil_to_tensor(decode_mask(raw, size)))
+    return mask
