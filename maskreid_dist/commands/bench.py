@@ -70,9 +70,9 @@ def bench_exactness(
     from maskreid_dist.files import write_atomically
 
     console = Console()
-    table = Table(title=f"{rows} x {columns}, float32, beside one process")
+    table = Table(title=f"{rows} x {columns}, float32, beside one process", box=None)
     for heading in ("loss", "provider", "ranks", "error, float32", "error, float64", "logged / true"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading == "provider")
     found = []
     for world_size in ranks or (1, 2, 3, 4):
         with console.status(f"{world_size} ranks"):
@@ -196,9 +196,9 @@ def bench_loader(
         status.update("memory of a worker over an epoch")
         memory = loader.worker_memory(bench)
         found = loader_report.Found(len(data.split), steps, drop_caches, speeds, memory)
-    table = Table(title=f"{found.pairs} pairs, pairs per second, medians of {rounds}")
+    table = Table(title=f"{found.pairs} pairs, pairs per second, medians of {rounds}", box=None)
     for number, heading in enumerate(loader_report.COLUMNS):
-        table.add_column(heading, justify="right" if number in (2, 4, 5, 6, 7) else "left")
+        table.add_column(heading, justify="right" if number in (2, 4, 5, 6, 7) else "left", no_wrap=True)
     for cells in loader_report.table(found):
         table.add_row(*cells, style="bold" if cells[3] == "shards" else "")
     console.print(table)
