@@ -15,6 +15,7 @@ from maskreid_dist.bench import measure, providers, targets
 from maskreid_dist.bench.cases import Case, make_case
 from maskreid_dist.bench.loss import Budget, Job, run_job
 from maskreid_dist.bench.over_ranks import measure_exactness, time_over_ranks
+from maskreid_dist.bench.providers import partners
 from maskreid_dist.cli import app
 
 CPU = torch.device("cpu")
@@ -134,3 +135,10 @@ def test_command(tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.iterdir()} == {".csv", ".md", ".png"}
     refused = CliRunner().invoke(app, ["bench", "loss", "--kernel", "triplets"])
     assert refused.exit_code == 2
+
+
+def test_partners_are_of_the_same_identity_and_others() -> None:
+    labels = torch.tensor([5, -1, 5, 7, -1, 5, 9])
+    found = partners(labels)
+    assert sorted(found.tolist()) == list(range(7)) and torch.equal(labels[found], labels)
+    assert (found == torch.arange(7)).tolist() == [False, False, False, True, False, False, True]

@@ -66,6 +66,8 @@ def providers(case: Case, data: CaseData, *, compiled: bool) -> list[Provider]:
     if case.kernel == "n_pair":
         found.append(Provider("chunked checkpoint", lambda x, y: eager.n_pair_checkpointed(x, y, **keywords)))
     found += _metric_learning(case.kernel)
+    if case.kernel in ("n_pair", "supcon") and data.x_ND.is_cuda and data.x_ND.dtype == torch.bfloat16:
+        found += _info_nce(1 / 0.1, partners(data.y_N))
     found.append(Provider(FLOOR, gemm, exact=False))
     return found
 
@@ -98,3 +100,38 @@ def _metric_learning(kernel: str) -> list[Provider]:
         supcon = losses.SupConLoss(temperature=0.1, reducer=reducers.MeanReducer())
         return [Provider("metric-learning", lambda x, y: supcon(x, y), 8.0)]
     return []
+
+
+def partners(y_N: Tensor) -> Tensor:
+    """For every row another of its identity, where it has one; a permutation. int64."""
+    order_N = torch.argsort(y_N, stable=True)
+    sorted_N = y_N[order_N]
+    first_N = torch.searchsorted(sorted_N, sorted_N)
+    place_N = torch.arange(len(y_N), device=y_N.device)
+    follows_N = torch.cat((sorted_N[1:] == sorted_N[:-1], sorted_N.new_zeros(1, dtype=torch.bool)))
+    partner_N = torch.empty_like(order_N)
+    partner_N[order_N] = order_N[torch.where(follows_N, place_N + 1, first_N)]
+    return partner_N
+
+
+def _info_nce(scale: float, partner_N: Tensor) -> list[Provider]:
+    """Programs for InfoNCE, where they are installed: `inf-cl`, `cut-cross-entropy`. Not yet run on a GPU.
+
+    The same products, but another loss: a row has one positive, and its own similarity counts as a negative.
+    """
+    found = []
+    if importlib.util.find_spec("inf_cl"):
+        from inf_cl import cal_flash_loss
+
+        found.append(
+            Provider("inf-cl", lambda x, y: cal_flash_loss(x, x, partner_N, scale).mean(), exact=False)
+        )
+    if importlib.util.find_spec("cut_cross_entropy"):
+        from cut_cross_entropy import linear_cross_entropy
+
+        found.append(
+            Provider(
+                "cut-cross-entropy", lambda x, y: linear_cross_entropy(scale * x, x, partner_N), exact=False
+            )
+        )
+    return found
