@@ -39,7 +39,9 @@ def test_pixels_are_pillow_s() -> None:
             ).abs().max() <= 1  # two builds of libjpeg-turbo may round apart
 
 
-@pytest.mark.parametrize("kind", ["grey", "cmyk", "progressive", "png", "webp", "small mask"])
+@pytest.mark.parametrize(
+    "kind", ["grey", "cmyk", "progressive", "png", "webp", "small mask", "see-through mask"]
+)
 def test_other_pictures(kind: str) -> None:
     image = Image.open(io.BytesIO(jpeg(1)))
     buffer = io.BytesIO()
@@ -47,7 +49,12 @@ def test_other_pictures(kind: str) -> None:
     form = kind.upper() if kind in ("png", "webp") else "JPEG"
     options = {"progressive": True} if kind == "progressive" else {}
     image.convert(mode).save(buffer, form, **options)
-    raw = pair(buffer.getvalue(), png(1, (8, 24)) if kind == "small mask" else png(1))
+    mask = png(1, (8, 24)) if kind == "small mask" else png(1)
+    if kind == "see-through mask":
+        see_through = io.BytesIO()
+        Image.open(io.BytesIO(mask)).save(see_through, "PNG", transparency=255)
+        mask = see_through.getvalue()
+    raw = pair(buffer.getvalue(), mask)
     expected = as_tensors(*decode_pair(raw))
     for found in (decode_with_torchvision(raw), decode_on(CPU, [raw])[0]):
         for one, other in zip(as_tensors(*found), expected, strict=True):
@@ -64,7 +71,9 @@ def test_other_pictures(kind: str) -> None:
         (jpeg(1)[:40] + b"\xff\xd9", png(1)),
         (encoded(Image.new("RGB", (5000, 5000)), "JPEG"), png(1)),
         (jpeg(1), png(1)[:60]),
+        (jpeg(1), png(1)[:-30]),
         (jpeg(1), encoded(Image.new("RGB", (16, 32)), "PNG")),
+        (jpeg(1), encoded(Image.new("1", (16, 32)), "PNG")),
     ],
 )
 def test_refusals_are_pillow_s(image: bytes, mask: bytes) -> None:

@@ -19,9 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.io import ImageReadMode, decode_image
 
 from maskreid_dist.bench.loader_data import LoaderData, comes_from_disk, empty_cache, fill_cache
 from maskreid_dist.bench.measure import Quantiles
@@ -35,6 +33,7 @@ from maskreid_dist.data.batches import (
     joined_batch,
     start_worker,
 )
+from maskreid_dist.data.decoders import decode_with_torchvision
 from maskreid_dist.data.transforms import Pair, TrainTransform
 from maskreid_dist.errors import UserError
 from maskreid_shards import Plan, RawPair, decode_pair
@@ -106,11 +105,7 @@ def _decoded(raw: RawPair, stage: Stage) -> int:
     if stage == "decode":
         return decode_pair(raw)[0].width
     if stage == "decode, torchvision":
-        modes = ((raw.image, ImageReadMode.RGB), (raw.mask, ImageReadMode.GRAY))
-        return sum(
-            decode_image(torch.frombuffer(bytearray(b), dtype=torch.uint8), mode).shape[2]
-            for b, mode in modes
-        )
+        return len(decode_with_torchvision(raw))
     return len(raw.image) + len(raw.mask)
 
 
@@ -168,7 +163,7 @@ class LoaderBench:
             return DataLoader(samples, batch_sampler=steps, collate_fn=collate, **options), steps
         batches: Dataset[Any] = BatchItems(reads[run.source], run.stage, self.transform)
         if (run.source, run.stage) == ("shards", "augment"):
-            batches = PairDataset(self.data.split, self.transform)
+            batches = PairDataset(self.data.split, self.transform)  # training's own
         return DataLoader(batches, sampler=steps, batch_size=None, **options), steps
 
     def pairs_s(self, run: Run, number: int) -> float:
