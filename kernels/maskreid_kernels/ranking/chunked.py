@@ -11,6 +11,7 @@ which are gathered over the ranks for every anchor. Backward: dL(k)/dS_kj is
 
 The gradient of row a takes a pair (a, b) twice, once per role: dX_a = sum_b (G_ab + G_ba) x_b. G_ba needs only
 the gathered numbers of anchor b, so every rank finishes its own rows alone: no collective, no N x D reduction.
+Where few negatives are inside the margin, one process lists them instead: see active.py.
 
 Names: B = this rank's rows, N = rows of all ranks, D = columns, b = rows of a block,
 P = rows of the largest identity.
@@ -30,6 +31,7 @@ from ..inputs import without_autocast
 from ..positives import Positives, find_positives
 from ..ranks import RankLayout, gather_rows
 from ..unit_rows import unit_rows
+from .active import ActivePairs, recorder
 from .terms import NEVER, RankingStatistics, RankingTerms, ranking_statistics, violations_
 
 
@@ -63,8 +65,9 @@ class _RankingLoss(torch.autograd.Function):
         own_B6 = x_ND.new_empty(
             (rows_BD.shape[0], 6), dtype=torch.float64
         )  # float64 holds row numbers exactly
+        active = recorder(x_ND, terms, layout) if ctx.needs_input_grad[0] else None
         for block, rows in _own_blocks(x_ND, positives, layout):
-            own_B6[block] = _anchor_numbers(x_ND, rows, positives, terms)
+            own_B6[block] = _anchor_numbers(x_ND, rows, positives, terms, active)
         threshold_N, log_Z_N, pushed_N, least_N, value_N, active_N = gather_rows(own_B6, layout).unbind(1)
         statistics = ranking_statistics(
             positives.valid_N, positives.negatives_N, active_N, terms, dtype=rows_BD.dtype
@@ -77,6 +80,7 @@ class _RankingLoss(torch.autograd.Function):
             threshold_N.to(dtype), log_Z_N.to(dtype), pushed_N.to(dtype), least_N.long()
         )
         ctx.positives, ctx.terms, ctx.layout = positives, terms, layout
+        ctx.active = active if active is not None and active.complete else None
         ctx.save_for_backward(x_ND, statistics.valid_anchors)
         outputs = (statistics.floor, statistics.active_negative_fraction, statistics.valid_anchors)
         ctx.mark_non_differentiable(*outputs)
@@ -88,6 +92,8 @@ class _RankingLoss(torch.autograd.Function):
         x_ND, valid_anchors = ctx.saved_tensors
         layout: RankLayout = ctx.layout
         scale = gradients[0] * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
+        if ctx.active is not None:
+            return ctx.active.rows_gradient(x_ND).mul_(scale), None, None, None
         gradient_BD = x_ND.new_empty((layout.rows_per_rank[layout.rank], x_ND.shape[1]))
         with without_autocast(x_ND.device):
             for block, rows in _own_blocks(x_ND, ctx.positives, layout):
@@ -103,8 +109,13 @@ def _own_blocks(x_ND: Tensor, positives: Positives, layout: RankLayout) -> list[
     return own_and_global_blocks(layout.own, bytes_per_row)
 
 
-def _anchor_numbers(x_ND: Tensor, rows: slice, positives: Positives, terms: RankingTerms) -> Tensor:
-    """[b, 6] float64: threshold, log Z, pushed mass, least positive, value, negatives inside the margin."""
+def _anchor_numbers(
+    x_ND: Tensor, rows: slice, positives: Positives, terms: RankingTerms, active: ActivePairs | None
+) -> Tensor:
+    """[b, 6] float64: threshold, log Z, pushed mass, least positive, value, negatives inside the margin.
+
+    The block's pairs are added to `active` while it is complete.
+    """
     _, index_bP, positive_bP = positives.of_rows(rows)
     valid_b, negatives_b = positives.valid_N[rows], positives.negatives_N[rows]
     S_bN = x_ND[rows] @ x_ND.t()
@@ -119,7 +130,15 @@ def _anchor_numbers(x_ND: Tensor, rows: slice, positives: Positives, terms: Rank
     shift_b1 = None if terms.bounded else gap_bN.max(1, keepdim=True).values.clamp(min=0)
     inside_bN = torch.gt(gap_bN, 0, out=torch.empty_like(gap_bN))
     active_b = inside_bN.sum(1)
-    pushed_b = violations_(gap_bN, shift_b1, terms.bounded).sum(1)
+    pulled_bP = positive_bP & valid_b[:, None]
+    if active and active.accepts(active_b, pulled_bP, inside_bN.numel()):
+        place_m = inside_bN.view(-1).nonzero().squeeze(1)
+        row_m = place_m.div(inside_bN.shape[1], rounding_mode="floor")
+        weight_m = gap_bN.view(-1)[place_m].exp_()
+        pushed_b = torch.zeros_like(active_b).index_add_(0, row_m, weight_m)
+    else:
+        active = None
+        pushed_b = violations_(gap_bN, shift_b1, terms.bounded).sum(1)
     ones_b = 1 + (negatives_b - active_b if terms.negatives == "all" else torch.zeros_like(active_b))
     shift_b = torch.zeros_like(pushed_b) if shift_b1 is None else shift_b1.squeeze(1)
     Z_b = pushed_b + ones_b * torch.exp(-shift_b)
@@ -127,6 +146,17 @@ def _anchor_numbers(x_ND: Tensor, rows: slice, positives: Positives, terms: Rank
     squares_b = (S_bP - 1).square_().mul_(positive_bP).sum(1)
     pull_b = squares_b * (terms.pull / 2) / positives.positives_N[rows].clamp(min=1)
     value_b = torch.where(valid_b, log_Z_b + pull_b, 0)
+    if active:
+        positives_b1 = positives.positives_N[rows, None].clamp(min=1).to(S_bP.dtype)
+        G_bP = (S_bP - 1) * (terms.pull / positives_b1)
+        G_bP -= (pushed_b / Z_b)[:, None] * (index_bP == least_row_b[:, None])
+        row_p, place_p = pulled_bP.nonzero().unbind(1)
+        active.add_block(
+            torch.cat([row_m, row_p]),
+            torch.cat([place_m - row_m * inside_bN.shape[1], index_bP[row_p, place_p]]),
+            torch.cat([weight_m / Z_b[row_m], G_bP[row_p, place_p]]),
+            len(valid_b),
+        )
     numbers = (threshold_b, log_Z_b, pushed_b / Z_b, least_row_b, value_b, active_b)
     return torch.stack([number.double() for number in numbers], 1)
 
