@@ -36,7 +36,7 @@ class DataConfig(Section):
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability of a random rectangle of the mean colour
-    # of training; torchvision: libjpeg-turbo, twice as fast; gpu: nvJPEG, and augmentation on the GPU, not yet run on one
+    # of training; torchvision: libjpeg-turbo, faster; gpu: nvJPEG, and augmentation on the GPU, not yet run on one
     decoder: Literal["pillow", "torchvision", "gpu"] = "pillow"
     workers: Count = 2  # decoding processes per rank
     prefetch: Positive = 4  # batches that each of them prepares ahead

@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import socket
+import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -105,7 +106,11 @@ def leave_world() -> None:
     A thread of gloo that is alive at exit may drop a tensor of Python's while the interpreter shuts down, which aborts the
     process (pytorch#190489). It ends with the group's last reference, and a caught exception leaves some in a cycle.
     """
-    dist.destroy_process_group()
+    deepspeed = sys.modules.get("deepspeed")
+    if deepspeed and deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()  # torch's, and DeepSpeed's own references to it
+    else:
+        dist.destroy_process_group()
     gc.collect()
 
 

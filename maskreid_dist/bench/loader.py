@@ -268,6 +268,13 @@ def measure(
             for run in part[:: -1 if number % 2 else 1]:
                 say(f"round {number + 1} of {rounds}: {run.source}, {run.stage}, {run.workers} workers")
                 found[run].append(bench.pairs_s(run, number))
+            # The promise about a few hundredths: once more in the opposite order, and the mean of both.
+            close = [run for run in part if run.stage == "augment" and run.source in ("memory", "shards")]
+            for run in () if cold else close[:: 1 if number % 2 else -1]:
+                say(
+                    f"round {number + 1} of {rounds}: {run.source}, {run.stage}, {run.workers} workers, again"
+                )
+                found[run][-1] = (found[run][-1] + bench.pairs_s(run, number)) / 2
     return found
 
 
