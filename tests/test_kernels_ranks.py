@@ -152,3 +152,12 @@ def run_rank(rank: int, world: int) -> None:
 @pytest.mark.parametrize("world", sorted(SPLITS))
 def test_ranks_equal_one_process(world: int, tmp_path: Path) -> None:
     run_ranks(run_rank, world, tmp_path)
+
+
+def fail_on_the_last(rank: int, world: int) -> None:
+    assert rank < world - 1, "what the last rank found"
+
+
+def test_what_fails_on_one_rank_fails_here(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="what the last rank found"):
+        run_ranks(fail_on_the_last, 2, tmp_path)

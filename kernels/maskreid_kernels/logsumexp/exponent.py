@@ -27,9 +27,7 @@ class Exponent:
 
     def value(self, S: Tensor) -> Tensor:
         """f(S), without a gradient."""
-        if self.margin is None:
-            return S * self.scale
-        return S.clamp(min=-self.margin).square_().sub_(self.margin**2).mul_(self.scale)
+        return S * self.scale if self.margin is None else self.value_(S.clone())
 
     def value_(self, S: Tensor) -> Tensor:
         """f(S) in place."""

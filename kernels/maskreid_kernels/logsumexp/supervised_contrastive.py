@@ -63,9 +63,8 @@ class SupervisedContrastiveTerms(LogSumExpTerms):
         other_bP = ~positive_bP
         mean_b = f_bP.masked_fill(other_bP, 0).sum(1) / positive_bP.sum(1)
         f_bP.masked_fill_(other_bP, -torch.inf)
-        top_b = torch.maximum(
-            f_bP.amax(1), A_b
-        )  # logsumexp and logaddexp would take twice as long on small batches
+        # logsumexp and logaddexp would take twice as long on small batches
+        top_b = torch.maximum(f_bP.amax(1), A_b)
         sum_b = f_bP.sub_(top_b[:, None]).exp_().sum(1).add_((A_b - top_b).exp_())
         T_b = sum_b.log_().add_(top_b)
         return T_b - mean_b, -T_b, T_b
