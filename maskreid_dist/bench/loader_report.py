@@ -1,6 +1,5 @@
 """What `maskreid bench loader` found: promises with PASS or MISS, a tidy CSV, a plot and a dated Markdown report."""
 
-import csv
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from maskreid_dist.bench.loader import SOURCES, Run, WorkerMemory, ratio
 from maskreid_dist.bench.measure import Quantiles
-from maskreid_dist.bench.report import Machine
+from maskreid_dist.bench.report import Machine, write_rows
 from maskreid_dist.bench.targets import Promise
 from maskreid_dist.files import write_atomically
 
@@ -74,11 +73,7 @@ def write_csv(path: Path, found: Found, machine: Machine) -> None:
         where = {"source": "shards", "stage": "augment", "workers": 1, "cache": "warm"}
         value = getattr(found.memory, name)
         lines.append({**where, "metric": f"worker_{name}", "y50": value, "y20": "", "y80": "", **about})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]))
-    writer.writeheader()
-    writer.writerows(lines)
-    write_atomically(path, text.getvalue().encode())
+    write_rows(path, lines)
 
 
 def write_plot(path: Path, found: Found) -> None:

@@ -5,7 +5,7 @@ import datetime
 import io
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,13 +69,17 @@ def _commit() -> str:
     return found.stdout.strip()
 
 
-def write_csv(path: Path, records: Sequence[Record], machine: Machine) -> None:
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """A CSV of at least one row; all have the first one's columns."""
     text = io.StringIO()
-    rows = [as_row(record) | vars(machine) for record in records]
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode())
+
+
+def write_csv(path: Path, records: Sequence[Record], machine: Machine) -> None:
+    write_rows(path, [as_row(record) | vars(machine) for record in records])
 
 
 def write_plots(folder: Path, stem: str, records: Sequence[Record]) -> list[Path]:

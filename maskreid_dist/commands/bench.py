@@ -1,8 +1,6 @@
 """`maskreid bench`: measurements that anyone can repeat."""
 
-import csv
 import datetime
-import io
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -67,7 +65,7 @@ def bench_exactness(
 ) -> None:
     """Gradients and logged values of every loss over gloo ranks, against one process on the whole batch."""
     from maskreid_dist.bench.over_ranks import measure_exactness
-    from maskreid_dist.files import write_atomically
+    from maskreid_dist.bench.report import write_rows
 
     console = Console()
     table = Table(title=f"{rows} x {columns}, float32, beside one process", box=None)
@@ -91,11 +89,7 @@ def bench_exactness(
         )
     console.print(table)
     if output:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["date", *vars(found[0])])
-        writer.writeheader()
-        writer.writerows({"date": datetime.date.today().isoformat(), **vars(e)} for e in found)
-        write_atomically(output, text.getvalue().encode())
+        write_rows(output, [{"date": datetime.date.today().isoformat(), **vars(e)} for e in found])
     worst = max(e.gradient_error for e in found if e.provider == "maskreid")
     console.print(f"worst of ours: {worst:.1e} ({'PASS' if worst <= 1e-6 else 'MISS'}, promised <= 1e-06)")
     raise typer.Exit(0 if worst <= 1e-6 else 1)
@@ -134,7 +128,7 @@ def bench_convert(
 ) -> None:
     """Pairs per second of converting loose files, per core (CPU time) and of wall time."""
     from maskreid_dist.bench.convert import loose_files, measure_conversion
-    from maskreid_dist.files import write_atomically
+    from maskreid_dist.bench.report import write_rows
 
     console = Console()
     with loose_files(source, shards) as folder, console.status("converting"):
@@ -149,11 +143,7 @@ def bench_convert(
         )
     console.print(table)
     if output:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["date", *vars(found[0])])
-        writer.writeheader()
-        writer.writerows({"date": datetime.date.today().isoformat(), **vars(row)} for row in found)
-        write_atomically(output, text.getvalue().encode())
+        write_rows(output, [{"date": datetime.date.today().isoformat(), **vars(row)} for row in found])
     speed = found[0].core_pairs_s
     console.print(f"{speed:,.0f} pairs/s per core ({'PASS' if speed >= 3000 else 'MISS'}, promised >= 3,000)")
     raise typer.Exit(0 if speed >= 3000 else 1)
