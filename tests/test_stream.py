@@ -10,6 +10,7 @@ import psutil
 import pytest
 import torch
 import webdataset
+from torch.utils.data import DataLoader, Dataset
 from typer.testing import CliRunner
 
 from faulty_server import FaultyServer, serving
@@ -18,7 +19,9 @@ from maskreid_dist.config import BatchConfig, Config, DataConfig
 from maskreid_dist.data.bad_samples import BadSamples, Replaced
 from maskreid_dist.data.batches import (
     Batch,
+    Draw,
     evaluation_loader,
+    joined_batch,
     make_plan,
     open_recipe_shards,
     training_loader,
@@ -244,6 +247,23 @@ def test_webdataset_reads_the_repositorys_shards() -> None:
             assert sample[next(s for s in ("jpg", "png", "webp") if s in sample)] == pair.image
             count += 1
         assert count == len(split)
+
+
+class WhereBatchesAre(Dataset[list[bool]]):
+    def __getitem__(self, number: int) -> list[bool]:
+        pair = torch.full((3, 8, 4), 7, dtype=torch.uint8), torch.full((1, 8, 4), 9, dtype=torch.uint8)
+        batch = joined_batch([pair, pair], [Draw(0, 0), Draw(1, 0)], [5, 5])
+        assert torch.equal(batch.image_B3HW, torch.stack([pair[0]] * 2))
+        assert torch.equal(batch.mask_B1HW, torch.stack([pair[1]] * 2))
+        return [batch.image_B3HW.is_shared(), batch.mask_B1HW.is_shared()]
+
+
+def test_a_worker_stacks_into_shared_memory() -> None:
+    """On its heap, the large buffers would make its memory jump by 40 MB (LOG.md)."""
+    items = WhereBatchesAre()
+    assert items[0] == [False, False]
+    loader: DataLoader[list[bool]] = DataLoader(items, batch_size=None, sampler=[0], num_workers=1)
+    assert list(loader) == [[True, True]]
 
 
 @pytest.mark.parametrize("served", [False, True])
