@@ -1,4 +1,7 @@
-"""The program `maskreid`. Each command validates, then calls the library; a UserError is one line and status 2."""
+"""The program `maskreid`. Each command validates, then calls the library; a UserError is one line and status 2.
+
+Commands import what they need when they run: torch takes two seconds, also in every worker process of a conversion.
+"""
 
 import json
 import logging
@@ -17,7 +20,6 @@ from maskreid_dist.commands.convert import convert_app, segment_app
 from maskreid_dist.commands.failures import one_line_errors
 from maskreid_dist.commands.inspect import plan, stats, verify
 from maskreid_dist.commands.masks import masks
-from maskreid_dist.recipe import load_recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,6 +59,8 @@ def train(
     ] = 0,
 ) -> None:
     """Train a recipe: in this process, or as one rank under `deepspeed` or `torchrun`."""
+    from maskreid_dist.recipe import load_recipe
+
     config = load_recipe(recipe, overrides or ())
     quiet_libraries()
     from maskreid_dist.train import train as train_recipe
@@ -126,6 +130,8 @@ def demo(
 @one_line_errors
 def recipe(recipe: Recipe, overrides: Overrides = None) -> None:
     """Validate a recipe and print the whole configuration as JSON."""
+    from maskreid_dist.recipe import load_recipe
+
     print(json.dumps(load_recipe(recipe, overrides or ()).model_dump(mode="json"), indent=2))
 
 

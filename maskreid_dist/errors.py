@@ -15,3 +15,7 @@ class CheckpointError(UserError):
 
 class SampleError(UserError):
     """A sample that cannot be read or decoded."""
+
+
+class RetrievalError(UserError):
+    """No query can be evaluated; the message names the cause."""

@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+import typer
 from typer.testing import CliRunner
 
 from maskreid_dist.cli import app
+from maskreid_dist.commands.convert import parse_bytes
 from maskreid_shards import ShardError, open_shards
 from maskreid_shards.decode import checked_size, decode
 from test_shards_layouts import write_viper
@@ -53,11 +56,39 @@ def test_a_drawn_split_is_said(tmp_path: Path) -> None:
     assert status == 0 and "4 train identities drawn with split seed 3" in output
 
 
+def test_the_program_starts_without_torch() -> None:
+    """Each worker process of a conversion imports the program again."""
+    code = "import sys, maskreid_dist.cli, maskreid_dist.conversion; sys.exit('torch' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("64MB", 64_000_000),
+        ("1GiB", 2**30),
+        ("1.5 kib", None),
+        ("20 KiB", 20480),
+        ("500000", 500_000),
+        ("64", None),
+        ("x", None),
+        ("4m", None),
+    ],
+)
+def test_shard_sizes(text: str, size: int | None) -> None:
+    if size is None:
+        with pytest.raises(typer.BadParameter, match=r"MB"):
+            parse_bytes(text)
+    else:
+        assert parse_bytes(text) == size
+
+
 def interrupted(src: Path, out: Path) -> tuple[int, str]:
     """Exit status and stderr of a conversion that got a SIGINT after its third shard."""
     command = [sys.executable, "-m", "maskreid_dist", "convert", "market1501", src, out]
     process = subprocess.Popen(
-        [*map(str, command), "--shard-mb", "0.01", "--workers", "2"],
+        [*map(str, command), "--shard-size", "10KB", "--workers", "2"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stderr=subprocess.PIPE,
         text=True,
@@ -78,7 +109,7 @@ def test_ctrl_c_is_one_line_and_resumes(tmp_path: Path) -> None:
         if status:  # with 0 the signal came too late: a busy machine let the conversion finish first
             break
     assert status == 130 and said.count("\n") == 1 and "interrupted" in said, said
-    status, output = run("market1501", src, out, "--shard-mb", 0.01)
+    status, output = run("market1501", src, out, "--shard-size", "10kb")
     assert status == 0 and "shards were kept from an interrupted conversion" in output
 
 

@@ -7,6 +7,7 @@ options that all share are the parameters of `_convert`, and of `_segment`.
 import functools
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,8 @@ import typer
 from maskreid_dist.commands import mask_flags as flags
 from maskreid_dist.commands.failures import one_line_errors
 from maskreid_dist.errors import UserError
-from maskreid_dist.recipe import load_recipe
 from maskreid_shards import (
+    SHARD_BYTES,
     Layout,
     merge_train,
     scan_csv,
@@ -45,6 +46,22 @@ Src = Annotated[Path, typer.Argument(help="The data set's folder.", show_default
 SplitSeed = Annotated[int, typer.Option(min=0, help="Draws the train identities.")]
 TrainIdentities = Annotated[int, typer.Option(min=1, help="Identities to draw for training.")]
 
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+LEAST_SHARD_BYTES = 10_000
+
+
+def parse_bytes(text: str | int) -> int:
+    """A size such as 64MB, 1GiB or 500000. Raises typer.BadParameter, also for what forgot its unit."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kmg]?i?b?)", str(text).lower())
+    if found is None or found[2] not in UNITS:
+        raise typer.BadParameter(f"{text}: write a size such as 64MB, 1GiB, or a number of bytes")
+    size = round(float(found[1]) * UNITS[found[2]])
+    if size < LEAST_SHARD_BYTES:
+        raise typer.BadParameter(
+            f"{text}: {size} bytes is less than {LEAST_SHARD_BYTES}; write a unit, such as 64MB"
+        )
+    return size
+
 
 def _convert(
     scan: Callable[[], Layout],
@@ -70,7 +87,15 @@ def _convert(
     dataset: Annotated[
         str | None, typer.Option(help="Name written into every sample. Default: the source's name.")
     ] = None,
-    shard_mb: Annotated[float, typer.Option(min=0.01, help="Size at which a shard is closed, in MB.")] = 64.0,
+    shard_size: Annotated[
+        int,
+        typer.Option(
+            parser=parse_bytes,
+            metavar="SIZE",
+            help="About how large a shard is: 64MB, 1GiB, bytes.",
+            show_default="64MB",
+        ),
+    ] = SHARD_BYTES,
     seed: Annotated[int, typer.Option(min=0, help="Deals the identities to shards.")] = 0,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes. Default: one for each core.", show_default=False)
@@ -82,6 +107,8 @@ def _convert(
     """Convert what `scan` finds and print the report. `name` is the source's."""
     from maskreid_dist.conversion import run_conversion
 
+    if on_bad_mask is None:
+        on_bad_mask = _policy_of(recipe) if recipe else "fail"
     mask_flags = flags.MaskFlags(
         masks,
         mask_kind,
@@ -99,10 +126,10 @@ def _convert(
             scan,
             out,
             dataset=dataset or name,
-            on_bad_mask=on_bad_mask or (load_recipe(recipe).data.on_bad_mask if recipe else "fail"),
+            on_bad_mask=on_bad_mask,
             mask_options=mask_options,
             make_masks=lambda layout: mask_flags.make(layout, mask_options),
-            shard_bytes=round(shard_mb * 1_000_000),
+            shard_bytes=shard_size,
             seed=seed,
             workers=workers or len(os.sched_getaffinity(0)),
             expect_published=expect_published,
@@ -112,6 +139,12 @@ def _convert(
         raise typer.Exit(130) from None
     print("\n".join(report.lines()))
     print(f"masks: `maskreid masks {out}` judges them")
+
+
+def _policy_of(recipe: Path) -> Literal["fail", "full", "skip"]:
+    from maskreid_dist.recipe import load_recipe  # imports torch
+
+    return load_recipe(recipe).data.on_bad_mask
 
 
 def _segment(

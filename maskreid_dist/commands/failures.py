@@ -9,7 +9,6 @@ from typing import ParamSpec, TypeVar
 import typer
 
 from maskreid_dist.errors import UserError
-from maskreid_dist.retrieval import RetrievalError
 from maskreid_shards import RemoteError, ShardError
 
 P = ParamSpec("P")
@@ -27,7 +26,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
-        except (UserError, ShardError, RetrievalError) as error:
+        except (UserError, ShardError) as error:
             if os.environ.get("RANK", "0") == "0" or isinstance(error, RemoteError):
                 print(f"maskreid: error: {error}", file=sys.stderr, flush=True)
             raise typer.Exit(2) from None

@@ -4,8 +4,9 @@ Nothing here holds or sorts the Q x G distance matrix. CMC, AP and INP need only
 one more than the number of listed gallery images before it, so gallery tiles are streamed and images are counted.
 """
 
+from maskreid_dist.errors import RetrievalError
 from maskreid_dist.retrieval.evaluate import evaluate_retrieval
 from maskreid_dist.retrieval.ranklist import RankList, rank_list
-from maskreid_dist.retrieval.result import RetrievalError, RetrievalResult
+from maskreid_dist.retrieval.result import RetrievalResult
 
 __all__ = ["RankList", "RetrievalError", "RetrievalResult", "evaluate_retrieval", "rank_list"]

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from maskreid_dist.errors import RetrievalError
 from maskreid_dist.retrieval.counting import Tile, count_before, local_good_distances, order_good_images
 from maskreid_dist.retrieval.distance import Metric
 from maskreid_dist.retrieval.group import Layout, share_layout, sum_over_ranks
 from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, check_widths, image_set
 from maskreid_dist.retrieval.pairs import IntArray, block_pairs
-from maskreid_dist.retrieval.result import AP_NAMES, ApName, RetrievalError, RetrievalResult
+from maskreid_dist.retrieval.result import AP_NAMES, ApName, RetrievalResult
 from maskreid_dist.retrieval.scores import (
     average_precision_hits,
     average_precision_trapezoid,

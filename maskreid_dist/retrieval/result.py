@@ -1,4 +1,4 @@
-"""What an evaluation returns, and the error it raises when there is nothing to evaluate."""
+"""What an evaluation returns."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ from numpy.typing import NDArray
 
 ApName = Literal["hits", "trapezoid"]
 AP_NAMES: tuple[str, ...] = ("hits", "trapezoid")
-
-
-class RetrievalError(ValueError):
-    """No query can be evaluated; the message names the cause."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ A shard folder is a set of plain WebDataset tar files with a manifest and an ind
 `shards/README.md` has the format.
 """
 
-from .convert import ConversionReport, convert, convert_market1501
+from .convert import SHARD_BYTES, ConversionReport, convert, convert_market1501
 from .decode import decode_mask, decode_pair, image_size
 from .errors import RemoteError, ShardError
 from .identities import IdentityTable
@@ -32,6 +32,7 @@ from .verify import verify
 
 __all__ = [
     "KINDS",
+    "SHARD_BYTES",
     "ConversionReport",
     "Draws",
     "FewImages",

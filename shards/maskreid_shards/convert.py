@@ -21,7 +21,7 @@ from .resume import RECORDS, ShardTask
 from .samples import DISTRACTOR_PID, JUNK_PID, Layout, Source
 from .writing import WrittenShard, member_bytes, sample_json
 
-SHARD_BYTES = 64 * 1024 * 1024
+SHARD_BYTES = 64_000_000
 ARRAY_BYTES = 20_000  # an image inside a larger file: about that of CUHK03 as PNG
 Progress = Callable[[int, int], None]
 

@@ -195,6 +195,6 @@ def _bad_mask(source: Source, problem: MaskProblem) -> ShardError:
     where = source.mask_path if source.mask_path is not None else source.path
     detail = "" if problem.kind == "missing" else f" ({problem.detail})"
     return ShardError(
-        f"{where}: mask of {source.name}: {ALL_KINDS[problem.kind]}{detail}; repair it, or choose the mask "
-        'policy "full" (whole image) or "skip" (leave the image out)'
+        f"{where}: mask of {source.name}: {ALL_KINDS[problem.kind]}{detail}; repair it, or choose what happens to "
+        'bad masks (--on-bad-mask): "full" (whole image) or "skip" (leave the image out)'
     )
