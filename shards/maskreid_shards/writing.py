@@ -5,7 +5,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +24,8 @@ from .masks import ALL_KINDS, DEFAULT_MASKS, MaskProblem, OnBadMask, full_mask, 
 from .samples import Source
 
 BLOCK = tarfile.BLOCKSIZE
+# Images that are read before their masks: turn about, the JPEG and PNG decoders evict each other's code from the caches.
+TOGETHER = 32
 FORMAT_OF_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
 
@@ -33,6 +35,10 @@ _HEADER_END_SUM = sum(_HEADER_END) + 8 * ord(" ")
 # Mode, user, group, size, time.
 _HEADER_MIDDLE = b"0000644\0" + 2 * b"0000000\0" + b"%011o\0" + b"00000000000\0"
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
+ReadImage = tuple[bytes, tuple[int, int], str]
+ReadMask = tuple[bytes | None, tuple[MaskProblem, ...]]
 
 
 @dataclass(frozen=True)
@@ -109,9 +115,7 @@ def write_shard(
     problems: list[MaskProblem] = []
     with open(folder / name, "wb") as file:
         tar = _TarFile(file)
-        for source in sources:
-            image, size, suffix = read_image(source)
-            mask, found = read_mask(source.mask_path, size, where=source.name, options=mask_options)
+        for source, (image, size, suffix), (mask, found) in _read_pairs(sources, mask_options):
             if mask is None:
                 if on_bad_mask == "fail":
                     raise _bad_mask(source, found[0])
@@ -126,6 +130,20 @@ def write_shard(
     identities = np.unique(rows["pid"])
     entry = ShardEntry(name, tar.offset, tar.digest.hexdigest(), kept, int((identities > 0).sum()))
     return WrittenShard(entry, rows, tuple(problems))
+
+
+def _read_pairs(
+    sources: Sequence[Source], mask_options: MaskOptions
+) -> Iterator[tuple[Source, ReadImage, ReadMask]]:
+    """Each source with what `read_image` and `read_mask` say of it."""
+    for first in range(0, len(sources), TOGETHER):
+        part = sources[first : first + TOGETHER]
+        images = [read_image(source) for source in part]
+        masks = [
+            read_mask(source.mask_path, size, where=source.name, options=mask_options)
+            for source, (_, size, _) in zip(part, images, strict=True)
+        ]
+        yield from zip(part, images, masks, strict=True)
 
 
 def _append_sample(
@@ -161,7 +179,7 @@ def member_bytes(length: int) -> int:
     return BLOCK + length + -length % BLOCK
 
 
-def read_image(source: Source) -> tuple[bytes, tuple[int, int], str]:
+def read_image(source: Source) -> ReadImage:
     """The original bytes of a sound image, its (width, height), and its member's suffix.
 
     A BMP and an array in a MATLAB file become PNG: a shard holds neither.

@@ -30,12 +30,15 @@ def sources(
     """Sources with keys, in the order given. With `array`, `folder` is the file and `rest` the image's name."""
     images = list(found)
     keys = numbered(image.pid for image in images)
+    # Once a folder, not once an image: making paths took a twelfth of a conversion.
+    places = {
+        image.folder: (src / image.folder, src / f"{_mask_folder(image)}{mask_suffix}")
+        for image in {image.folder: image for image in images}.values()
+    }
     return tuple(
         Source(
-            path=src / image.folder if image.array else src / image.folder / image.rest,
-            mask_path=src
-            / f"{PurePosixPath(image.folder).with_suffix('') if image.array else image.folder}{mask_suffix}"
-            / PurePosixPath(image.rest).with_suffix(".png"),
+            path=places[image.folder][0] if image.array else places[image.folder][0] / image.rest,
+            mask_path=places[image.folder][1] / PurePosixPath(image.rest).with_suffix(".png"),
             pid=image.pid,
             camid=image.camid,
             split=split,
@@ -45,6 +48,10 @@ def sources(
         )
         for image, key in zip(images, keys, strict=True)
     )
+
+
+def _mask_folder(image: Found) -> str:
+    return str(PurePosixPath(image.folder).with_suffix("")) if image.array else image.folder
 
 
 def list_images(src: Path, folder: str) -> tuple[list[str], list[str]]:
