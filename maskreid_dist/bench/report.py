@@ -110,9 +110,8 @@ def write_plots(folder: Path, stem: str, records: Sequence[Record]) -> list[Path
             for provider in dict.fromkeys(r.provider for r in of_panel):
                 line = sorted((r.N, r.y50, r.y20, r.y80) for r in of_panel if r.provider == provider)
                 n, y50, y20, y80 = (list(values) for values in zip(*line, strict=True))
-                if (
-                    metric == "memory"
-                ):  # below a megabyte the figure is the allocator's, and 0 has no logarithm
+                # Below a megabyte the figure is the allocator's, and 0 has no logarithm.
+                if metric == "memory":
                     y50, y20, y80 = ([max(y, 1.0) for y in values] for values in (y50, y20, y80))
                 ours = provider.startswith("maskreid")
                 style = "-" if ours else ":" if provider == FLOOR else "--"
