@@ -8,7 +8,8 @@ passed. What counts is the rest: the session fails where a test raises something
 or its shared memory is out of range, or it spills more than GPU_PATH_SPILLS bytes (64).
 
 TRITON_CACHE_DIR: where compiled programs are kept; a temporary folder by default. GPU_PATH_SIZES=all: the sizes and
-presets that a GPU runs; by default a subset, for CI. GPU_PATH_OUT=FILE.json: the records.
+presets that a GPU runs; by default a subset, for CI. GPU_PATH_PART=1/2: every second test, so that two processes share
+the work. GPU_PATH_OUT=FILE.json: the records.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)  # read when the first kernel is decorated
@@ -40,6 +43,17 @@ pretend_driver.install()
 kernel_checks.VALUES = False
 kernel_checks.ALL_SIZES = os.environ.get("GPU_PATH_SIZES") == "all"
 _passed_over: Counter[str] = Counter()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep this process's part. Tests of one function and preset stay together: they share programs."""
+    part, parts = (int(number) for number in os.environ.get("GPU_PATH_PART", "1/1").split("/"))
+
+    def of(item: pytest.Item) -> int:
+        preset = item.callspec.params.get("preset", "") if hasattr(item, "callspec") else ""
+        return zlib.crc32(f"{item.nodeid.split('[')[0] if not preset else ''} {preset}".encode()) % parts
+
+    items[:] = [item for item in items if of(item) == part - 1]
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -68,9 +82,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if pretend_driver.records.problems(SPILL_LIMIT) and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     if path := os.environ.get("GPU_PATH_OUT"):
-        made = pretend_driver.records.compilations
-        with open(path, "w") as file:
-            json.dump([asdict(one) for one in made], file, indent=1)
+        records = pretend_driver.records
+        programs = [asdict(one) for one in records.compilations]
+        Path(path).write_text(json.dumps({"programs": programs, "stubs": sorted(records.stubs)}, indent=1))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -24,6 +24,7 @@ WAITS: Counter[str] = Counter()  # those whose result the host waits for
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 NO_LAUNCH = (*ALLOCATIONS, "resize_", "_unsafe_view", "lift_fresh", "is_same_size", "set_", "_to_copy")
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2")
+PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_")
 CROSSES_DEVICES = ("copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_")
 current = SimpleNamespace(device=0)
 
@@ -150,8 +151,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if len({x.index for x in gpu}) > 1 and name not in CROSSES_DEVICES:
         raise RuntimeError(f"{func}: Expected all tensors to be on the same device, found two GPUs")
     _count(func, name)
-    if name in ("mm", "addmm") and "dtype" in func.__name__:
-        out = _low_precision_product(func, *own_args, **own_kwargs)
+    if name in PRODUCTS:
+        out = _product(func, *own_args, **own_kwargs)
     else:
         out = func(*own_args, **own_kwargs)
     if name in ALLOCATIONS:
@@ -174,14 +175,18 @@ def _count(func: Any, name: str) -> None:
         OPERATORS[name] += 1
 
 
-def _low_precision_product(func: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """mm and addmm with `out_dtype` exist on a GPU only: bfloat16 operands, float32 results."""
-    dtype = kwargs.pop("out_dtype", None) or next(x for x in args if isinstance(x, torch.dtype))
-    operands = [x.to(dtype) for x in args if isinstance(x, Tensor)]
-    out = kwargs.pop("out", None)
-    plain = {"mm": torch.mm, "addmm": torch.addmm}[func.__name__.split(".")[0]]
-    found = plain(*operands, **kwargs)
-    return found if out is None else out.copy_(found)
+def _product(func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """mm, addmm and their kin without the work: what they would multiply are numbers that mean nothing."""
+    *added, left, right = (x for x in args if isinstance(x, Tensor))
+    if left.dtype != right.dtype or left.shape[-1] != right.shape[-2]:
+        raise RuntimeError(f"{func}: {left.dtype} {list(left.shape)} times {right.dtype} {list(right.shape)}")
+    if "out" in kwargs:
+        return kwargs["out"]
+    if func.__name__.split(".")[0].endswith("_"):
+        return added[0]
+    dtypes = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.dtype)]  # out_dtype: on a GPU only
+    shape = (*left.shape[:-1], right.shape[-1])
+    return left.new_zeros(shape, dtype=dtypes[0] if dtypes else left.dtype)
 
 
 def pretend() -> None:

@@ -7,7 +7,7 @@ Triton's interpreter at tiny sizes, in float32 (ieee) and float64, to test the t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -26,9 +26,16 @@ INTERPRETED = [preset for preset in PRESETS if preset.precision == "ieee" or pre
 SHAPES = pick(
     on_gpu=[(rows, columns) for rows in (700, 3001) for columns in (64, 130, 256, 512, 2048)],
     in_ci=[(700, 130), (700, 256), (700, 2048)],
-    interpreted=[(44, 40)],
+    interpreted=[(36, 40)],
 )
-PRESETS_HERE = pick(PRESETS, [PRESETS[0], PRESETS[2], PRESETS[5], PRESETS[6]], INTERPRETED)
+IN_CI = [PRESETS[0], PRESETS[2], PRESETS[5], PRESETS[6]]
+PRESETS_HERE = pick(PRESETS, IN_CI, INTERPRETED[1:])
+CHUNKS = ("one chunk", "few chunks")
+WALKS = pick(
+    on_gpu=list(product(PRESETS, CHUNKS)),
+    in_ci=list(product(IN_CI, CHUNKS)),
+    interpreted=list(zip(INTERPRETED, CHUNKS, strict=True)),
+)
 ROWS, COLUMNS = SHAPES[0]
 TINY = triton_tiles.TileShape(16, 16, 32, warps=4, stages=1, one_slab=False)
 by_preset = pytest.mark.parametrize("preset", PRESETS_HERE, ids=str)
@@ -43,16 +50,11 @@ def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, "tile_shape", lambda columns, rows, **_: TINY)
 
 
-@pytest.fixture(params=["one chunk", "few chunks"])
-def walk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Called with the number of rows: programs walk all tiles of a row block, or about half of them each."""
-
-    def arrange(rows: int) -> None:
-        few = 1 if request.param == "one chunk" else -(-rows // (250 if GPU else 32))
-        set_processors(monkeypatch, few)
-        monkeypatch.setattr(batch_hard_triton, "SIDE_BY_SIDE", 1)  # else at least so many chunks
-
-    return arrange
+def walk(monkeypatch: pytest.MonkeyPatch, rows: int, chunks: str) -> None:
+    """Programs walk all tiles of a row block ("one chunk"), or about half of them ("few chunks")."""
+    few = -(-rows // 250) if GPU else 1
+    set_processors(monkeypatch, 0 if chunks == "one chunk" else few)
+    monkeypatch.setattr(batch_hard_triton, "SIDE_BY_SIDE", 1)  # else at least so many chunks
 
 
 def set_processors(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
@@ -91,7 +93,7 @@ def check(name: str, x: Tensor, y: Tensor, preset: Preset) -> None:
     kernel_checks.near(own, expected, value=tolerance, gradient=tolerance)
 
 
-@by_preset
+@pytest.mark.parametrize("preset,chunks", WALKS, ids=str)
 @by_loss
 @pytest.mark.parametrize("rows,columns", SHAPES)
 def test_against_float64(
@@ -99,10 +101,10 @@ def test_against_float64(
     columns: int,
     name: str,
     preset: Preset,
-    walk: Callable[[int], None],
+    chunks: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    walk(rows)
+    walk(monkeypatch, rows, chunks)
     if name == "ranking_dense":
         always_dense(monkeypatch)
     check(name, *rows_as(preset, rows, columns), preset)
