@@ -30,8 +30,8 @@ FILES = [
 ]
 
 
-def compile_all(processes: int, select: str) -> tuple[list[dict], list[str]]:
-    """(programs, launcher stubs) that the tests ask for; a program that two processes ask for is there twice."""
+def compile_all(processes: int, select: str) -> tuple[list[dict], list[str], bool]:
+    """(programs, launcher stubs) that the tests ask for, and whether all passed. Two processes may ask for one program."""
     found: list[dict] = []
     stubs: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
@@ -54,9 +54,7 @@ def compile_all(processes: int, select: str) -> tuple[list[dict], list[str]]:
             records = json.loads(out.read_text())
             found += records["programs"]
             stubs |= set(records["stubs"])
-    if any(failed):
-        raise SystemExit("a part of the tests failed on the GPU's path: see above")
-    return found, sorted(stubs)
+    return found, sorted(stubs), not any(failed)
 
 
 def build_stubs(stubs: list[str]) -> None:
@@ -123,14 +121,15 @@ def main() -> int:
             archive.extractall(CACHE, filter="data")
         print(f"export TRITON_CACHE_DIR={CACHE}")
     if not options.unpack:
-        found, stubs = compile_all(options.processes, options.select)
+        found, stubs, passed = compile_all(options.processes, options.select)
         print(report(found))
         if stubs:
             os.environ["TRITON_CACHE_DIR"] = str(CACHE)
             build_stubs(stubs)
             print(f"{len(stubs)} launcher stubs")
-    if options.archive is not None and not options.unpack:
-        print(pack(options.archive))
+        if options.archive is not None:
+            print(pack(options.archive))
+        return 0 if passed else 1
     return 0
 
 
