@@ -26,7 +26,7 @@ INTERPRETED = [preset for preset in PRESETS if preset.precision == "ieee" or pre
 SHAPES = pick(
     on_gpu=[(rows, columns) for rows in (700, 3001) for columns in (64, 130, 256, 512, 2048)],
     in_ci=[(700, 130), (700, 256), (700, 2048)],
-    interpreted=[(36, 40)],
+    interpreted=[(44, 40)],
 )
 IN_CI = [PRESETS[0], PRESETS[2], PRESETS[5], PRESETS[6]]
 PRESETS_HERE = pick(PRESETS, IN_CI, INTERPRETED[1:])
