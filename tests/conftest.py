@@ -12,3 +12,10 @@ if not torch.cuda.is_available():
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+try:
+    from faster_interpreter import patch_once_a_launch
+except ImportError:  # no Triton here, or one whose interpreter works otherwise: its tests take longer
+    pass
+else:
+    patch_once_a_launch()

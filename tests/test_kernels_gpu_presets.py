@@ -21,7 +21,7 @@ from maskreid_kernels.batch_hard import triton as batch_hard_triton
 from maskreid_kernels.logsumexp import triton as logsumexp_triton
 from maskreid_kernels.ranking import triton_backward, triton_forward
 
-MODULES = (triton_tiles, batch_hard_triton, logsumexp_triton, triton_forward)
+MODULES = (batch_hard_triton, logsumexp_triton, triton_forward)
 INTERPRETED = [preset for preset in PRESETS if preset.precision == "ieee" or preset.rows == torch.float64]
 SHAPES = pick(
     on_gpu=[(rows, columns) for rows in (700, 3001) for columns in (64, 130, 256, 512, 2048)],
@@ -46,21 +46,18 @@ by_loss = pytest.mark.parametrize("name", LOSSES)
 def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the interpreter: some forty rows are three tiles."""
     for module in MODULES if not GPU else ():
-        if hasattr(module, "tile_shape"):
-            monkeypatch.setattr(module, "tile_shape", lambda columns, rows, **_: TINY)
+        monkeypatch.setattr(module, "tile_shape", lambda columns, rows, **_: TINY)
 
 
 def walk(monkeypatch: pytest.MonkeyPatch, rows: int, chunks: str) -> None:
     """Programs walk all tiles of a row block ("one chunk"), or about half of them ("few chunks")."""
     few = -(-rows // 250) if GPU else 1
     set_processors(monkeypatch, 0 if chunks == "one chunk" else few)
-    monkeypatch.setattr(batch_hard_triton, "SIDE_BY_SIDE", 1)  # else at least so many chunks
+    monkeypatch.setattr(triton_tiles, "SIDE_BY_SIDE", 1)  # else at least so many chunks
 
 
 def set_processors(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    for module in MODULES:
-        if hasattr(module, "processors"):
-            monkeypatch.setattr(module, "processors", lambda device: number)
+    monkeypatch.setattr(triton_tiles, "processors", lambda device: number)
 
 
 def rows_as(preset: Preset, rows: int, columns: int, crowd: int = 0) -> tuple[Tensor, Tensor]:
@@ -80,13 +77,13 @@ def triton_step(name: str, x: Tensor, y: Tensor, preset: Preset) -> Step:
     return step(name, x, y, backend="triton", precision=preset.precision)
 
 
-def check(name: str, x: Tensor, y: Tensor, preset: Preset) -> None:
-    """Equal bits twice, close to float64, and a gradient on at least half of the rows."""
+def check(name: str, x: Tensor, y: Tensor, preset: Preset, share: float = 0.5) -> None:
+    """Equal bits twice, close to float64, and a gradient on at least that share of the rows."""
     own = kernel_checks.same_bits(lambda: triton_step(name, x, y, preset))
 
     def expected() -> Step:
         exact = step(name, x.double(), y, backend="reference")
-        kernel_checks.active(exact[1])
+        kernel_checks.active(exact[1], share)
         return exact
 
     tolerance = preset.tolerance(name)
@@ -112,8 +109,8 @@ def test_against_float64(
 
 def always_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ranking loss's backward by bands, of which there are several, for all anchors."""
-    monkeypatch.setattr(triton_backward, "FEW_MARKS", -1)
-    monkeypatch.setattr(triton_backward, "SPARSE_UP_TO", -1.0)
+    monkeypatch.setattr(triton_forward, "FEW_MARKS", -1)
+    monkeypatch.setattr(triton_forward, "SPARSE_UP_TO", -1.0)
     monkeypatch.setattr(triton_backward, "BAND_BYTES", 1 << 18)
 
 
@@ -131,14 +128,15 @@ def test_as_shipped(name: str, preset: Preset) -> None:
 def test_one_identity_of_many_rows(name: str, preset: Preset) -> None:
     """Sums over an identity take several steps of 16 rows."""
     rows, crowd = (500, 200) if GPU else (36, 20)
-    check(name, *rows_as(preset, rows, COLUMNS, crowd), preset)
+    # The crowd itself violates no sparse margin: the rows that do are those of the others.
+    check(name, *rows_as(preset, rows, COLUMNS, crowd), preset, share=0.4)
 
 
 @pytest.mark.skipif(not GPU or not kernel_checks.VALUES, reason="a race shows on a GPU only")
 @pytest.mark.parametrize("preset", PRESETS, ids=str)
 @pytest.mark.parametrize("name", ["ranking_sparse", "ranking_dense"])
 def test_one_identity_of_many_rows_300_times(name: str, preset: Preset) -> None:
-    """At D = 64 a row's gradient is read by other threads than those that wrote it."""
+    """Sums of many steps, in one program: whatever order its threads run in."""
     x, y = rows_as(preset, 500, 64, 200)
     kernel_checks.same_bits(lambda: triton_step(name, x, y, preset), repeats=300)
 

@@ -92,10 +92,14 @@ def sort_by_identity(labels_N: Tensor, layout: RankLayout) -> SortedRows:
     return SortedRows(order_N, start_N, stop_N, anchor_M, layout.own)
 
 
-def tile_shape(columns: int, rows: torch.dtype, *, amd: bool = torch.version.hip is not None) -> TileShape:
+def tile_shape(
+    columns: int, rows: torch.dtype, *, amd: bool = torch.version.hip is not None, wide: bool = False
+) -> TileShape:
     """The tile for rows of `columns` columns stored in `rows`; small ones where programs are interpreted.
 
-    AMD's compute units have 64 KB of shared memory, too little for whole rows of 256 columns.
+    `wide`: for a program that has registers to spare on the device: twice the columns where rows come in several slabs,
+    so that a byte from the L2 cache feeds a third more products. AMD's compute units have 64 KB of shared memory, too
+    little for that, and for whole rows of 256 columns.
     """
     depth = max(triton.next_power_of_2(columns), 16)
     if INTERPRETED:
@@ -103,7 +107,10 @@ def tile_shape(columns: int, rows: torch.dtype, *, amd: bool = torch.version.hip
     if rows == torch.bfloat16:
         whole = 64 if amd else 256
         depth = depth if columns <= whole else 64
-        return TileShape(128, 128, depth, 8, 2 if amd else 3, one_slab=columns <= depth)
+        one_slab = columns <= depth
+        return TileShape(
+            128, 256 if wide and not (amd or one_slab) else 128, depth, 8, 2 if amd else 3, one_slab
+        )
     depth = min(depth, 32)
     return TileShape(64, 128, depth, 8, 2 if amd else 3, one_slab=columns <= depth)
 
@@ -173,6 +180,15 @@ def column_chunks(
         wanted = max(wanted, min(SIDE_BY_SIDE, programs))
     tiles_per_chunk = max(triton.cdiv(tiles, max(wanted, 1)), 1)
     return tiles_per_chunk, triton.cdiv(tiles, tiles_per_chunk)
+
+
+def has_wide_tiles(device: torch.device) -> bool:
+    """Whether a tile of 128 x 256 fits the registers: from Hopper on, whose products read shared memory."""
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= (9, 0)
+    )
 
 
 def processors(device: torch.device) -> int:

@@ -21,15 +21,16 @@ import triton
 from torch import Tensor
 
 from ..first_order import first_order_only
+from ..fused_rows import fused_unit_rows, row_norms
 from ..inputs import compute_dtype
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
-from ..row_programs import fused_unit_rows, row_norms
 from ..triton_tiles import (
     SortedRows,
     Variant,
     accumulator,
     column_chunks,
+    has_wide_tiles,
     sort_by_identity,
     split_float,
     tile_options,
@@ -82,7 +83,13 @@ class _BatchHardLoss(torch.autograd.Function):
     @first_order_only
     def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         x_ND, numbers_N6, sums_6 = ctx.saved_tensors
-        return pairs_gradient(x_ND, numbers_N6, sums_6, of_loss, ctx.layout, ctx.cosine), None, None, None, None
+        return (
+            pairs_gradient(x_ND, numbers_N6, sums_6, of_loss, ctx.layout, ctx.cosine),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def nearest_negatives(
@@ -99,7 +106,7 @@ def nearest_negatives(
     square_N: |b|^2 by row, in the compute dtype. `packed` is for float32 accumulators.
     """
     (places, columns), anchors = x_ND.shape, len(rows.anchor_M)
-    tile, (_, acc) = tile_shape(columns, x_ND.dtype), accumulator(x_ND.dtype)
+    tile, acc = tile_shape(columns, x_ND.dtype, wide=has_wide_tiles(x_ND.device)), accumulator(x_ND.dtype)[1]
     tiles_per_chunk, chunks = column_chunks(anchors, places, tile, x_ND.device)
     place_CM = rows.anchor_M.new_empty((chunks, anchors))
     best_CM = torch.empty_like(place_CM) if packed else square_N.new_empty((chunks, anchors))
@@ -148,11 +155,11 @@ def pairs_gradient(
     return gradient_BD
 
 
-def variants(columns: int, precision_name: str, *, amd: bool = False) -> list[Variant]:
-    """What a batch of `columns` columns compiles under a preset."""
+def variants(columns: int, precision_name: str, *, amd: bool = False, wide: bool = False) -> list[Variant]:
+    """What a batch of `columns` columns compiles under a preset; wide: see `tile_shape`."""
     precision = PRECISIONS[precision_name]
     rows, acc = precision.rows, accumulator(precision.rows)[1]
-    tiles = tile_options(tile_shape(columns, rows, amd=amd), columns, precision, acc)
+    tiles = tile_options(tile_shape(columns, rows, amd=amd, wide=wide), columns, precision, acc)
     packed = rows == torch.bfloat16
     best = {"best_ptr": "*i32" if packed else "*fp32", "best_place_ptr": "*i32"}
     picks = _picks_options(columns, BatchHardTerms(0.3, "euclidean", False)) | {"ACC": acc}

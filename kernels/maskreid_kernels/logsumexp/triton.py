@@ -21,10 +21,10 @@ from torch import Tensor
 
 from ..blocks import WORKSPACE_BYTES
 from ..first_order import first_order_only
+from ..fused_rows import fused_unit_rows
 from ..inputs import compute_dtype, without_autocast
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
-from ..row_programs import fused_unit_rows
 from ..triton_tiles import (
     INTERPRETED,
     SortedRows,
@@ -32,6 +32,7 @@ from ..triton_tiles import (
     accumulator,
     add_product_,
     column_chunks,
+    has_wide_tiles,
     sort_by_identity,
     split_float,
     tile_options,
@@ -151,7 +152,7 @@ def negative_partials(
 ) -> tuple[Tensor, Tensor]:
     """top, sum [C, M]: the one pass over the tiles; sum over a chunk's negatives of 2^(f log2(e) - top)."""
     (N, D), M = x_ND.shape, len(rows.anchor_M)
-    tile, (dtype, acc) = tile_shape(D, x_ND.dtype), accumulator(x_ND.dtype)
+    tile, (dtype, acc) = tile_shape(D, x_ND.dtype, wide=has_wide_tiles(x_ND.device)), accumulator(x_ND.dtype)
     tiles_per_chunk, chunks = column_chunks(M, N, tile, x_ND.device)
     top_CM, sum_CM = (x_ND.new_empty((chunks, M), dtype=dtype) for _ in range(2))
     if M:
@@ -225,11 +226,14 @@ def _merge_options(rows: torch.dtype) -> dict[str, Any]:
     return {"BLOCK_M": MERGE_ROWS, "ACC": accumulator(rows)[1], "num_warps": 4}
 
 
-def variants(columns: int, precision_name: str, *, amd: bool = False) -> list[Variant]:
-    """What a batch of `columns` columns compiles under a preset: linear exponents, then circle's."""
+def variants(columns: int, precision_name: str, *, amd: bool = False, wide: bool = False) -> list[Variant]:
+    """What a batch of `columns` columns compiles under a preset: linear exponents, then circle's; wide: see `tile_shape`."""
     precision = PRECISIONS[precision_name]
     rows, acc = precision.rows, accumulator(precision.rows)[1]
-    tiles = tile_options(tile_shape(columns, rows, amd=amd), columns, precision, acc)
+    tiles, wide_tiles = (
+        tile_options(tile_shape(columns, rows, amd=amd, wide=is_wide), columns, precision, acc)
+        for is_wide in (False, wide)
+    )
     identity = identity_options(columns, torch.float32)
     types = {"row_ptr": "*i64", "G_ptr": "*bf16" if rows == torch.bfloat16 else "*fp32"}
     compiled = [
@@ -239,6 +243,6 @@ def variants(columns: int, precision_name: str, *, amd: bool = False) -> list[Va
         Variant.of(pulls_program, torch.float32, identity),
     ]
     for circle in (False, True):
-        compiled.append(Variant.of(negatives_program, rows, {"CIRCLE": circle, **tiles}))
+        compiled.append(Variant.of(negatives_program, rows, {"CIRCLE": circle, **wide_tiles}))
         compiled.append(Variant.of(pairs_program, rows, {"CIRCLE": circle, **tiles}, **types))
     return compiled

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ..first_order import first_order_only
+from ..fused_rows import row_norms
 from ..inputs import compute_dtype, without_autocast
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
-from ..row_programs import row_norms
 from ..triton_tiles import Variant, accumulator, sort_by_identity, tile_options
 from .gradient_programs import dense_weights_program, gradient_program
 from .programs import anchors_program, forward_program, positives_program
@@ -83,8 +83,11 @@ class _RankingLoss(torch.autograd.Function):
             return gradient(x_ND, x_dot_ND, ctx.saved, of_loss, ctx.precision), None, None, None, None
 
 
-def variants(columns: int, precision_name: str, *, amd: bool = False) -> list[Variant]:
-    """What a batch of `columns` columns compiles under a preset, its rows given in the preset's dtype."""
+def variants(columns: int, precision_name: str, *, amd: bool = False, wide: bool = False) -> list[Variant]:
+    """What a batch of `columns` columns compiles under a preset, its rows given in the preset's dtype.
+
+    `wide` changes nothing here: both roles of a pair leave no registers for a wider tile.
+    """
     precision = PRECISIONS[precision_name]
     rows, acc = precision.rows, accumulator(precision.rows)[1]
     tiles = tile_options(ranking_tile(columns, rows, amd=amd), columns, precision, acc)
