@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint types kernels-report gpu clean
+.PHONY: help install demo test lint types golden kernels-report gpu clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
+	@echo "make golden  compare the bits of this tree with those of a commit: training, losses, conversion (BASE=COMMIT)"
 	@echo "make kernels-report  compile every Triton program ahead of time: limits, predicted times (OUTPUT=FILE.md)"
 	@echo "make gpu     on a CUDA machine: the kernels' tests, tiles and benchmarks"
 	@echo "make clean   remove the virtual environment and the runs"
@@ -34,6 +35,10 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+golden: $(INSTALLED)
+	@test -n "$(BASE)" || { echo "error: name the commit to compare with: make golden BASE=HEAD~1" >&2; exit 2; }
+	PYTHONPATH=tests $(BIN)/python -m golden $(BASE)
 
 kernels-report: $(INSTALLED)
 	$(BIN)/python kernels/bench/ahead_of_time.py $(if $(OUTPUT),--output $(OUTPUT))
