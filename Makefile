@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint types golden kernels-report gpu clean
+.PHONY: help install demo test lint types golden kernels-report gpu wheels clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
@@ -14,13 +14,14 @@ help:
 	@echo "make golden  compare the bits of this tree with those of a commit: training, losses, conversion (BASE=COMMIT)"
 	@echo "make kernels-report  compile every Triton program ahead of time: limits, predicted times (OUTPUT=FILE.md)"
 	@echo "make gpu     on a CUDA machine: the kernels' tests, tiles and benchmarks"
+	@echo "make wheels  build the three distributions into dist/ and check them"
 	@echo "make clean   remove the virtual environment and the runs"
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml kernels/pyproject.toml shards/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ./kernels -e ./shards -e '.[dev]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -46,5 +47,10 @@ kernels-report: $(INSTALLED)
 gpu: $(INSTALLED)
 	$(BIN)/python kernels/bench/gpu.py
 
+wheels: $(INSTALLED)
+	rm -rf dist
+	for folder in kernels shards .; do $(BIN)/python -m build --no-isolation --outdir dist $$folder || exit; done
+	$(BIN)/twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs dist

@@ -30,7 +30,7 @@ class FsspecStore(RemoteStore):
                 import fsspec
             except ImportError:
                 raise ShardError(
-                    f"{where}: needs fsspec; install maskreid-dist[remote], or fsspec and the store's package"
+                    f"{where}: needs fsspec; install maskreid-shards[remote], or fsspec and the store's package"
                 ) from None
             try:
                 self._files, self._root = fsspec.core.url_to_fs(self.url(""))
