@@ -24,7 +24,7 @@ from .layouts.viper import scan_viper
 from .mask_options import MaskKind, MaskOptions, place_masks
 from .mask_quality import JudgedMask, MaskQuality, QualityReport, judge_masks
 from .masks import MaskReport, OnBadMask
-from .order import Draws, FewImages, Plan, PlanSummary, augmentation_key
+from .plan import Draws, FewImages, Plan, PlanSummary, augmentation_key
 from .problems import KINDS, Problem
 from .reading import RawPair, ShardSet, Split, open_shards
 from .samples import Layout, Source
