@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from faulty_server import FaultyServer, serving
-from maskreid_shards import RawPair, RemoteError, ShardError, Split, convert_market1501, open_shards, remote
+from maskreid_shards import RawPair, RemoteError, ShardError, Split, convert_market1501, open_shards
+from maskreid_shards.stores import remote
 from test_shards_market1501 import write_market
 
 

@@ -27,7 +27,8 @@ from maskreid_dist.data.batches import (
     training_loader,
 )
 from maskreid_dist.errors import SampleError
-from maskreid_shards import open_shards, remote
+from maskreid_shards import open_shards
+from maskreid_shards.stores import remote
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
 SMALL = {"height": 36, "width": 14, "resize_height": 40, "resize_width": 16, "workers": 0}

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from .errors import RemoteError, ShardError
+from ..errors import RemoteError, ShardError
 from .remote import Interrupted, RemoteStore, without_secrets
 
 PIECE = 8 << 20
