@@ -25,10 +25,10 @@ from .mask_quality import JudgedMask, MaskQuality, QualityReport, judge_masks
 from .masks.options import MaskKind, MaskOptions, place_masks
 from .masks.policy import MaskReport, OnBadMask
 from .plan import Draws, FewImages, Plan, PlanSummary, augmentation_key
-from .problems import KINDS, Problem
 from .reading import RawPair, ShardSet, Split, open_shards
 from .samples import Layout, Source
-from .verify import verify
+from .verification.folder import verify
+from .verification.problems import KINDS, Problem
 
 __all__ = [
     "KINDS",
