@@ -5,25 +5,27 @@ BIN := $(VENV)/bin
 TRITON_TESTS := $(addprefix tests/test_kernels_,triton_batch_hard.py triton_ranking.py triton_logsumexp.py gpu_presets.py)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint types kernels-report kernels-gpu-path launch-counts gpu-cache gpu clean
+.PHONY: help install demo test lint types golden kernels-report kernels-gpu-path launch-counts gpu-cache gpu wheels clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
+	@echo "make golden  compare the bits of this tree with those of a commit: training, losses, conversion (BASE=COMMIT)"
 	@echo "make kernels-report  compile every Triton program ahead of time: limits, predicted times (OUTPUT=FILE.md)"
 	@echo "make kernels-gpu-path  the Triton tests on a GPU's path without one: every launch compiles, none runs"
 	@echo "make launch-counts  launches of each loss, forward and backward, counted without a GPU"
 	@echo "make gpu-cache PYTHON=...  compile what the Triton tests run on a GPU, by that Python's triton, into dist/gpu-cache.tar.xz"
 	@echo "make gpu     on a CUDA machine: the kernels' tests, tiles and benchmarks"
+	@echo "make wheels  build the three distributions into dist/ and check them"
 	@echo "make clean   remove the virtual environment and the runs"
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml kernels/pyproject.toml shards/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ./kernels -e ./shards -e '.[dev]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -38,6 +40,10 @@ lint: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+golden: $(INSTALLED)
+	@test -n "$(BASE)" || { echo "error: name the commit to compare with: make golden BASE=HEAD~1" >&2; exit 2; }
+	PYTHONPATH=tests $(BIN)/python -m golden $(BASE)
 
 kernels-report: $(INSTALLED)
 	$(BIN)/python kernels/bench/ahead_of_time.py $(if $(OUTPUT),--output $(OUTPUT))
@@ -58,5 +64,10 @@ gpu-cache:
 gpu: $(INSTALLED)
 	$(BIN)/python kernels/bench/gpu.py
 
+wheels: $(INSTALLED)
+	rm -rf dist
+	for folder in kernels shards .; do $(BIN)/python -m build --no-isolation --outdir dist $$folder || exit; done
+	$(BIN)/twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs dist

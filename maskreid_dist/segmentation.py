@@ -19,7 +19,7 @@ from maskreid_dist.files import check_writable, write_atomically
 from maskreid_dist.segmenters import INPUT_HEIGHT, SegmentationModel, Segmenter, find_weights, load_segmenter
 from maskreid_shards import Layout, Source
 from maskreid_shards.decode import IMAGE_FORMATS, decode
-from maskreid_shards.mask_options import mirrored
+from maskreid_shards.masks.options import mirrored
 from maskreid_shards.writing import read_image
 
 SETTINGS = "segmentation.json"

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning.losses import CircleLoss, NTXentLoss, SupConLoss
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -154,15 +153,16 @@ def test_values_by_hand(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_against_pytorch_metric_learning(backend: str) -> None:
+    peers = pytest.importorskip("pytorch_metric_learning.losses")
     generator = torch.Generator().manual_seed(2)
     labels = (
         torch.arange(48)[torch.randperm(48, generator=generator)] // 4
     )  # equal identities: one mean over all
     x = torch.randn(48, 16, generator=generator, dtype=torch.float64)
     pairs = [
-        (NTXentLoss(temperature=0.2), lambda rows: n_pair_loss(rows, labels, scale=5.0, backend=backend)),
-        (SupConLoss(temperature=0.2), lambda rows: supervised_contrastive_loss(rows, labels, temperature=0.2, backend=backend)),
-        (CircleLoss(m=0.3, gamma=20), lambda rows: circle_loss(rows, labels, margin=0.3, gamma=20.0, backend=backend)),
+        (peers.NTXentLoss(temperature=0.2), lambda rows: n_pair_loss(rows, labels, scale=5.0, backend=backend)),
+        (peers.SupConLoss(temperature=0.2), lambda rows: supervised_contrastive_loss(rows, labels, temperature=0.2, backend=backend)),
+        (peers.CircleLoss(m=0.3, gamma=20), lambda rows: circle_loss(rows, labels, margin=0.3, gamma=20.0, backend=backend)),
     ]  # fmt: skip
     for peer, own in pairs:
         ours, theirs = (x.clone().requires_grad_() for _ in range(2))

@@ -20,7 +20,7 @@ from maskreid_shards import (
     place_masks,
     scan_market1501,
 )
-from maskreid_shards.masks import full_mask, read_mask
+from maskreid_shards.masks.policy import full_mask, read_mask
 from test_cli import run
 from test_shards_convert import tree
 from test_shards_market1501 import write_market

@@ -21,8 +21,8 @@ from maskreid_shards import (
     decode_pair,
     open_shards,
     reading,
-    stores,
 )
+from maskreid_shards.stores import local
 from test_shards_market1501 import jpeg, png, write_market
 
 SPLITS = ("train", "query", "gallery")
@@ -99,7 +99,7 @@ def test_read_many_keeps_order_and_repetitions(converted: Path, monkeypatch: pyt
     with pytest.raises(IndexError):
         split.read(len(split))
     monkeypatch.setattr(reading, "MAX_READ", 3000)
-    monkeypatch.setattr(stores, "MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr(local, "MAX_OPEN_SHARDS", 1)
     assert split.read_many(range(len(split))) == single
 
 

@@ -12,16 +12,8 @@ import numpy as np
 import pytest
 
 from faulty_server import FaultyServer, serving
-from maskreid_shards import (
-    RawPair,
-    RemoteError,
-    ShardError,
-    Split,
-    convert_market1501,
-    http_store,
-    open_shards,
-    remote,
-)
+from maskreid_shards import RawPair, RemoteError, ShardError, Split, convert_market1501, open_shards
+from maskreid_shards.stores import http_store, remote
 from test_shards_market1501 import write_market
 
 

@@ -32,7 +32,8 @@ from maskreid_dist.data.batches import (
 )
 from maskreid_dist.data.transforms import TrainTransform
 from maskreid_dist.errors import SampleError
-from maskreid_shards import http_store, open_shards, remote
+from maskreid_shards import open_shards
+from maskreid_shards.stores import http_store, remote
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
 SMALL = {"height": 36, "width": 14, "resize_height": 40, "resize_width": 16, "workers": 0}

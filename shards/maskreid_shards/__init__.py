@@ -21,14 +21,14 @@ from .layouts.msmt17 import scan_msmt17
 from .layouts.prid import scan_prid
 from .layouts.table import scan_csv
 from .layouts.viper import scan_viper
-from .mask_options import MaskKind, MaskOptions, place_masks
 from .mask_quality import JudgedMask, MaskQuality, QualityReport, judge_masks
-from .masks import MaskReport, OnBadMask
-from .order import Draws, FewImages, Plan, PlanSummary, augmentation_key
-from .problems import KINDS, Problem
+from .masks.options import MaskKind, MaskOptions, place_masks
+from .masks.policy import MaskReport, OnBadMask
+from .plan import Draws, FewImages, Plan, PlanSummary, augmentation_key
 from .reading import RawPair, ShardSet, Split, open_shards
 from .samples import Layout, Source
-from .verify import verify
+from .verification.folder import verify
+from .verification.problems import KINDS, Problem
 
 __all__ = [
     "KINDS",

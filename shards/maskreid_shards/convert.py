@@ -14,8 +14,8 @@ from .errors import ShardError
 from .keyed import keyed_bits
 from .layouts.market1501 import scan_market1501
 from .manifest import Manifest, SplitEntry, index_bytes, index_name, shard_name, write_manifest, write_synced
-from .mask_options import MaskOptions, place_masks
-from .masks import DEFAULT_MASKS, MaskReport, OnBadMask, check_policy
+from .masks.options import MaskOptions, place_masks
+from .masks.policy import DEFAULT_MASKS, MaskReport, OnBadMask, check_policy
 from .parallel import await_workers, write_shards
 from .resume import RECORDS, ShardTask
 from .samples import DISTRACTOR_PID, JUNK_PID, Layout, Source

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ShardError
-from .masks import MaskReport
+from .masks.policy import MaskReport
 
 FORMAT = "maskreid-shards"
 VERSION = 1

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .decode import decode_pair
-from .masks import PERSON_LEVEL
+from .masks.policy import PERSON_LEVEL
 from .reading import ShardSet, Split
 from .samples import DISTRACTOR_PID
 

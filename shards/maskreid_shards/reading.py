@@ -12,10 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache import CachedStore
 from .errors import RemoteError, ShardError
-from .fsspec_store import FsspecStore
-from .http_store import HttpStore
 from .identities import IdentityTable
 from .manifest import (
     INDEX_DTYPE,
@@ -27,8 +24,11 @@ from .manifest import (
     parse_manifest,
     read_manifest,
 )
-from .remote import RemoteStore
-from .stores import LocalStore, Store
+from .stores.cache import CachedStore
+from .stores.fsspec_store import FsspecStore
+from .stores.http_store import HttpStore
+from .stores.local import LocalStore, Store
+from .stores.remote import RemoteStore
 
 # Two samples with less than this between them are fetched by one read; a json member and three headers lie
 # between neighbours. One read grows no further than MAX_READ.

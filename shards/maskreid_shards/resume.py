@@ -13,8 +13,8 @@ import PIL
 
 from .atomic import sync_folder
 from .manifest import INDEX_DTYPE, VERSION, ShardEntry, write_synced
-from .mask_options import MaskOptions
-from .masks import MaskProblem, OnBadMask
+from .masks.options import MaskOptions
+from .masks.policy import MaskProblem, OnBadMask
 from .samples import Source
 from .writing import WrittenShard, write_shard
 

@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 
 from .errors import ShardError
-from .order import FewImages, Plan
+from .plan import FewImages, Plan
 from .reading import Split
 
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}

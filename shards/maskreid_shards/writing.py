@@ -19,8 +19,8 @@ from .errors import ShardError
 from .layouts.cuhk03 import read_array
 from .layouts.matlab import open_hdf5
 from .manifest import INDEX_DTYPE, ShardEntry
-from .mask_options import MaskOptions
-from .masks import ALL_KINDS, DEFAULT_MASKS, MaskProblem, OnBadMask, full_mask, png_bytes, read_mask
+from .masks.options import MaskOptions
+from .masks.policy import ALL_KINDS, DEFAULT_MASKS, MaskProblem, OnBadMask, full_mask, png_bytes, read_mask
 from .samples import Source
 
 BLOCK = tarfile.BLOCKSIZE

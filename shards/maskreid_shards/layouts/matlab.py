@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import ShardError
 from .images import need_file
 
-INSTALL = "install it with `pip install 'maskreid-dist[mat]'`"
+INSTALL = "install it with `pip install 'maskreid-shards[mat]'`"
 
 
 @contextmanager

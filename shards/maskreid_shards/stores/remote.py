@@ -5,8 +5,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
-from .errors import RemoteError
-from .manifest import ShardEntry
+from ..errors import RemoteError
+from ..manifest import ShardEntry
 
 ATTEMPTS = 5  # requests for one read, in all
 BACKOFF_S = 0.2  # before the second attempt; doubles with each: 3 s in all

@@ -7,8 +7,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
-from .errors import ShardError
-from .manifest import ShardEntry
+from ..errors import ShardError
+from ..manifest import ShardEntry
 
 MAX_OPEN_SHARDS = 128
 

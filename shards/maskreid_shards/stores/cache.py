@@ -8,11 +8,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .atomic import sync_folder
-from .errors import RemoteError, ShardError
-from .manifest import ShardEntry
+from ..atomic import sync_folder
+from ..errors import RemoteError, ShardError
+from ..manifest import ShardEntry
+from .local import OpenShard, OpenShards
 from .remote import RemoteStore
-from .stores import OpenShard, OpenShards
 
 DOWNLOADS = 2  # of a shard whose sha256 does not fit, in all
 _log = logging.getLogger(__name__)

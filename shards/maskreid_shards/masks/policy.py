@@ -9,9 +9,9 @@ from typing import Literal, get_args
 
 from PIL import Image
 
-from .decode import MASK_FORMATS, MAX_PIXELS, decode
-from .errors import ShardError
-from .mask_options import LABEL_MODES, PNG_BIT_DEPTH, MaskOptions, person_mask
+from ..decode import MASK_FORMATS, MAX_PIXELS, decode
+from ..errors import ShardError
+from .options import LABEL_MODES, PNG_BIT_DEPTH, MaskOptions, person_mask
 
 OnBadMask = Literal["fail", "full", "skip"]
 BadKind = Literal["missing", "unreadable", "mode", "empty"]

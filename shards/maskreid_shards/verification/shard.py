@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .decode import MASK_FORMATS, TooManyPixels, decode
-from .errors import ShardError
-from .manifest import ShardEntry
+from ..decode import MASK_FORMATS, TooManyPixels, decode
+from ..errors import ShardError
+from ..manifest import ShardEntry
+from ..samples import DISTRACTOR_PID, JUNK_PID
+from ..tar_members import BLOCK, Member, tar_members
+from ..writing import FORMAT_OF_SUFFIX
 from .problems import Problem
-from .samples import DISTRACTOR_PID, JUNK_PID
-from .tar_members import BLOCK, Member, tar_members
-from .writing import FORMAT_OF_SUFFIX
 
 PARTS = ("image", "mask", "json")
 MAX_JSON = 64 * 1024

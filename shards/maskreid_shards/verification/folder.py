@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ShardError
-from .manifest import MANIFEST, Manifest, ShardEntry, SplitEntry, index_name, read_manifest, shard_name
+from ..errors import ShardError
+from ..manifest import MANIFEST, Manifest, ShardEntry, SplitEntry, index_name, read_manifest, shard_name
+from .index import read_index, verify_records
 from .problems import Problem
-from .verify_index import read_index, verify_records
-from .verify_shard import verify_shard
+from .shard import verify_shard
 
 # What people put beside the shards: documents, which no reader looks at.
 DOCUMENT = re.compile(r"(README|LICENSE|NOTICE)[A-Za-z0-9._-]*|identities\.csv", re.ASCII)

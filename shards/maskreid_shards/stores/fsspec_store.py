@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from .errors import RemoteError, ShardError
+from ..errors import RemoteError, ShardError
 from .remote import Interrupted, RemoteStore, without_secrets
 
 PIECE = 8 << 20
@@ -30,7 +30,7 @@ class FsspecStore(RemoteStore):
                 import fsspec
             except ImportError:
                 raise ShardError(
-                    f"{where}: needs fsspec; install maskreid-dist[remote], or fsspec and the store's package"
+                    f"{where}: needs fsspec; install maskreid-shards[remote], or fsspec and the store's package"
                 ) from None
             try:
                 self._files, self._root = fsspec.core.url_to_fs(self.url(""))

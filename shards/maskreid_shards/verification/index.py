@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .manifest import INDEX_DTYPE, SplitEntry, odd_keys
+from ..manifest import INDEX_DTYPE, SplitEntry, odd_keys
+from ..samples import DISTRACTOR_PID, JUNK_PID
 from .problems import Problem
-from .samples import DISTRACTOR_PID, JUNK_PID
-from .verify_shard import PARTS, pid_of_key
+from .shard import PARTS, pid_of_key
 
 _RECORD = INDEX_DTYPE.itemsize
 

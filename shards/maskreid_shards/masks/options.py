@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from .errors import ShardError
-from .samples import Layout, Source
+from ..errors import ShardError
+from ..samples import Layout, Source
 
 MaskKind = Literal["soft", "label", "parsing"]
 LABEL_MODES = ("L", "P", "1", "I;16", "I")

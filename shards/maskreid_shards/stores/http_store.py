@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from .errors import RemoteError, ShardError
+from ..errors import RemoteError, ShardError
 from .remote import Interrupted, RemoteStore, without_secrets
 
 TIMEOUT_S = 30.0  # for the connection, and for each read from it

@@ -1,0 +1,1 @@
+"""Every byte of a shard folder checked, and every problem named."""

@@ -1,0 +1,50 @@
+"""The three distributions belong together, and their READMEs work as package pages."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import maskreid_dist
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("kernels", "shards", ".")
+
+
+def project(folder: str) -> dict[str, Any]:
+    return tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+
+
+def test_one_version_one_python_one_licence():
+    kernels, shards, trainer = (project(folder) for folder in FOLDERS)
+    assert kernels["version"] == shards["version"] == maskreid_dist.__version__
+    for key in ("requires-python", "license"):
+        assert kernels[key] == shards[key] == trainer[key]
+    for folder in ("kernels", "shards"):  # each archive carries the licence, which is one
+        assert (ROOT / folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+def test_the_kernels_need_torch_and_triton_alone():
+    names = [re.split(r"[^\w-]", requirement)[0] for requirement in project("kernels")["dependencies"]]
+    assert names == ["torch", "triton"]
+    assert {"maskreid-kernels", "maskreid-shards"} <= {
+        re.split(r"[^\w-]", requirement)[0] for requirement in project(".")["dependencies"]
+    }
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_links_of_a_package_page_are_absolute(folder: str):
+    text = (ROOT / folder / project(folder)["readme"]).read_text()
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
+
+
+def test_the_first_lines_of_the_kernels_run():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "kernels" / "README.md").read_text(), re.DOTALL)[:1]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["embeddings"].grad.abs().sum() > 0
