@@ -36,7 +36,7 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 kernels-report: $(INSTALLED)
-	$(BIN)/python kernels/bench/ahead_of_time.py $(if $(OUTPUT),--output $(OUTPUT))
+	env -u TRITON_INTERPRET $(BIN)/python -m maskreid_kernels.bench ahead-of-time $(if $(OUTPUT),--output $(OUTPUT))
 
 gpu: $(INSTALLED)
 	$(BIN)/python kernels/bench/gpu.py

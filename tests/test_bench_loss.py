@@ -10,13 +10,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from maskreid_dist.bench import loss as bench_loss
-from maskreid_dist.bench import measure, providers, targets
-from maskreid_dist.bench.cases import Case, make_case
-from maskreid_dist.bench.loss import Budget, Job, run_job
-from maskreid_dist.bench.over_ranks import measure_exactness, time_over_ranks
-from maskreid_dist.bench.providers import partners
 from maskreid_dist.cli import app
+from maskreid_kernels.bench import measure, providers, records, targets
+from maskreid_kernels.bench.cases import Case, make_case
+from maskreid_kernels.bench.exactness import measure_exactness
+from maskreid_kernels.bench.over_ranks import time_over_ranks
+from maskreid_kernels.bench.providers import partners
+from maskreid_kernels.bench.records import Budget, Job, run_job
 
 CPU = torch.device("cpu")
 SHARE = {"ranking": 0.01}
@@ -35,7 +35,7 @@ def test_share_of_violators_is_reached(share: float) -> None:
     assert torch.equal(torch.bincount(data.y_N), torch.full((150,), 4))
 
 
-@pytest.mark.parametrize("kernel", bench_loss.KERNELS)
+@pytest.mark.parametrize("kernel", records.KERNELS)
 def test_every_provider_computes_the_same(kernel: str) -> None:
     case = Case(kernel, 96, 24, 4, SHARE.get(kernel))
     data = make_case(case, CPU)
@@ -51,22 +51,22 @@ def test_a_wrong_provider_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> No
     def wrong(x, y, *, margin):
         return (x * x).sum()
 
-    monkeypatch.setattr("maskreid_dist.bench.eager.ranking", wrong)
+    monkeypatch.setattr("maskreid_kernels.bench.eager.ranking", wrong)
     job = Job(Case("ranking", 32, 8, 4, 0.1), memory=False)
-    records = run_job(
+    found = run_job(
         job, device="cpu", budget=Budget(1 << 30, 0.1, 1e12), compiled=False, say=lambda text: None
     )
-    of_wrong = [r for r in records if r.provider == "eager"]
+    of_wrong = [r for r in found if r.provider == "eager"]
     assert [r.y50 for r in of_wrong] == [None] and "its gradient is off" in of_wrong[0].status
-    assert any(r.provider == "maskreid auto" and r.metric == "time" and r.y50 for r in records)
+    assert any(r.provider == "maskreid auto" and r.metric == "time" and r.y50 for r in found)
 
 
 def test_what_cannot_fit_is_a_record() -> None:
     job = Job(Case("batch_hard", 256, 8), memory=False)
-    records = run_job(
+    found = run_job(
         job, device="cpu", budget=Budget(1 << 18, 0.1, 1e12), compiled=False, say=lambda text: None
     )
-    status = {r.provider: r.status for r in records if r.y50 is None}
+    status = {r.provider: r.status for r in found if r.y50 is None}
     assert status["eager"].startswith("out of memory") and "maskreid auto" not in status
 
 
@@ -88,11 +88,11 @@ def test_peak_memory_of_a_loss() -> None:
 
 
 def test_promises() -> None:
-    records = run_job(
+    found = run_job(
         Job(Case("n_pair", 64, 256), memory=False),
         device="cpu", budget=Budget(1 << 30, 0.1, 1e12), compiled=False, say=lambda text: None,
     )  # fmt: skip
-    (promise,) = [p for p in targets.cpu_promises(records) if p.value is not None]
+    (promise,) = [p for p in targets.cpu_promises(found) if p.value is not None]
     assert promise.text.startswith("n_pair N = 64") and promise.line().startswith(("PASS", "MISS"))
     assert not replace(promise, value=0.5).kept and replace(promise, value=1.5).kept
     assert not replace(promise, value=None).kept

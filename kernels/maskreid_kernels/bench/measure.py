@@ -3,31 +3,16 @@
 import multiprocessing
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from maskreid_dist.bench.cases import Case, make_case
-from maskreid_dist.bench.providers import FLOOR, Loss, Provider, providers
+from .cases import Case, make_case
+from .figures import Quantiles
+from .providers import FLOOR, Loss, Provider, providers
 
 MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Quantiles:
-    """Median, 20th and 80th percentile."""
-
-    y50: float
-    y20: float
-    y80: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> "Quantiles":
-        y20, y50, y80 = np.percentile(values, [20, 50, 80])
-        return cls(float(y50), float(y20), float(y80))
 
 
 def time_interleaved(

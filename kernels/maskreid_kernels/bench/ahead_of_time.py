@@ -1,6 +1,4 @@
-"""`make kernels-report`: what the compiler says of every Triton program, and a predicted time on an H200.
-
-    python kernels/bench/ahead_of_time.py [--output FILE.md] [--target sm_90 ...] [--processes 2]
+"""`bench ahead-of-time`, `make kernels-report`: what the compiler says of every Triton program, and a predicted time.
 
 Prints a table per target and exits with status 1 when a limit is broken (shared memory, the matrix instruction, an
 atomic on floats). The times are a PREDICTION from instruction counts and the roofline: nothing has run on a GPU.
@@ -12,14 +10,16 @@ import argparse
 import datetime
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-os.environ.pop("TRITON_INTERPRET", None)  # read when the programs are imported
 
 import torch
 import triton
 
-from maskreid_kernels.aot import TARGETS, Compiled, compile_all, jobs
+from ..triton_tiles import INTERPRETED
+from .aot import TARGETS, Compiled, compile_all, jobs
+from .command_line import OneLineParser
+from .figures import BenchError
 
 # An H200: processors, the bf16 rate and copy bandwidth that large products and copies were seen to reach, and what a
 # processor issues per clock: warp instructions, and lanes of each unit (Hopper tuning guide, CUDA C++ guide 16.3).
@@ -118,19 +118,22 @@ def predictions(programs: list[Compiled]) -> list[str]:
     return [*lines, ""]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(arguments: Sequence[str], program: str) -> int:
+    """Exit status 1 when a limit is broken. Raises BenchError where programs are interpreted."""
+    parser = OneLineParser(
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, help="write the report here as Markdown")
     parser.add_argument("--target", action="append", choices=TARGETS, help="only this one; may be repeated")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if INTERPRETED:
+        raise BenchError("TRITON_INTERPRET is set: programs are interpreted, not compiled; unset it")
     chosen = options.target or list(TARGETS)
     work = list(jobs(chosen))
     compiled = []
-    for number, program in enumerate(compile_all(work, options.processes), 1):
-        compiled.append(program)
+    for number, found in enumerate(compile_all(work, options.processes), 1):
+        compiled.append(found)
         print(f"\r{number} of {len(work)} compiled", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     versions = f"torch {torch.__version__}, triton {triton.__version__}"
@@ -141,10 +144,10 @@ def main() -> int:
         "",
     ]
     for name in chosen:
-        text += table(name, [program for program in compiled if program.job.target == name])
-    text += predictions([program for program in compiled if program.job.target == "sm_90"])
-    problems = [problem for program in compiled for problem in program.problems]
-    spilling = sum(program.spills > 0 for program in compiled)
+        text += table(name, [one for one in compiled if one.job.target == name])
+    text += predictions([one for one in compiled if one.job.target == "sm_90"])
+    problems = [problem for one in compiled for problem in one.problems]
+    spilling = sum(one.spills > 0 for one in compiled)
     text += [f"{len(compiled)} programs, {spilling} of them spill, {len(problems)} break a limit."]
     text += [f"- {problem}" for problem in problems]
     report = "\n".join(text) + "\n"
@@ -153,7 +156,3 @@ def main() -> int:
         options.output.write_text(report)
     print(report)
     return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

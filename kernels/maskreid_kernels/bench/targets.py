@@ -2,10 +2,10 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from maskreid_dist.bench.cases import Case
-from maskreid_dist.bench.loss import KERNELS, Record
+from .cases import Case
+from .figures import Promise
+from .records import KERNELS, Record
 
 SMALL_ROWS = (64, 128, 256, 512)
 ALL_ROWS = (512, 2048, 8192, 32768, 65536, 131072)
@@ -37,27 +37,6 @@ def grid(
         for kernel, n, d, k in itertools.product(kernels, rows, columns, images)
         for share in (VIOLATORS if kernel == "ranking" else (None,))
     ]
-
-
-@dataclass(frozen=True)
-class Promise:
-    """A figure beside its bar. `at_least`: whether more is better."""
-
-    text: str
-    value: float | None
-    bar: float
-    at_least: bool
-
-    @property
-    def kept(self) -> bool:
-        if self.value is None:
-            return False
-        return self.value >= self.bar if self.at_least else self.value <= self.bar
-
-    def line(self) -> str:
-        value = "no figure" if self.value is None else f"{self.value:.2f}"
-        sign = ">=" if self.at_least else "<="
-        return f"{'PASS' if self.kept else 'MISS'}  {self.text}: {value} (promised {sign} {self.bar:.3g})"
 
 
 def cpu_promises(records: Sequence[Record]) -> list[Promise]:

@@ -1,4 +1,4 @@
-"""`maskreid bench loss`: time, memory and error of every provider on every case, as tidy records."""
+"""Time, memory and error of every provider on every case, as tidy records."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -6,16 +6,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from maskreid_dist.bench.cases import Case, CaseData, make_case
-from maskreid_dist.bench.measure import (
-    Quantiles,
-    gradient,
-    peak_memory,
-    relative_error,
-    time_interleaved,
-)
-from maskreid_dist.bench.over_ranks import time_over_ranks
-from maskreid_dist.bench.providers import FLOOR, Provider, providers
+from .cases import Case, CaseData, make_case
+from .figures import Quantiles
+from .measure import gradient, peak_memory, relative_error, time_interleaved
+from .over_ranks import time_over_ranks
+from .providers import FLOOR, Provider, providers
 
 KERNELS = ("ranking", "batch_hard", "n_pair", "all_pairs", "circle", "supcon")
 CHECK_ROWS = 192

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 import maskreid_kernels as ours
-from maskreid_dist.bench import eager
-from maskreid_dist.bench.cases import Case, CaseData
+
+from . import eager
+from .cases import Case, CaseData
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 OURS: dict[str, Callable[..., Tensor]] = {

@@ -2,7 +2,7 @@
 
 No driver is needed. From each binary: registers, spills, shared memory, the matrix instruction, atomics on floats,
 and for sm_90 the instructions of the loop over tiles. Must run in a process without TRITON_INTERPRET.
-`kernels/bench/ahead_of_time.py` prints it all (`make kernels-report`). Nothing here has run on a GPU.
+`ahead_of_time.py` prints it all (`make kernels-report`). Nothing here has run on a GPU.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .precision import PRECISIONS
-from .triton_tiles import INTERPRETED, Variant
+from ..precision import PRECISIONS
+from ..triton_tiles import INTERPRETED, Variant
 
 LOSSES = ("batch_hard", "ranking", "logsumexp")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
