@@ -16,7 +16,7 @@ COMMANDS = {
     "loss": ("loss", "time, memory and gradient error of the losses, beside their peers"),
     "exactness": ("exactness", "gradients over gloo ranks, against one process on the whole batch"),
     "ahead-of-time": ("ahead_of_time", "every Triton program compiled without a GPU; predicted times"),
-    "gpu": ("gpu", "tests and figures on a machine with a GPU, within a budget of seconds"),
+    "gpu": ("gpu.program", "tests and figures on a machine with a GPU, within a budget of seconds"),
 }
 
 

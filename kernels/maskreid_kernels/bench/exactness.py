@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .cases import Case, make_case
+from .cases import Case, constants, make_case
 from .command_line import OneLineParser
 from .figures import BenchError, Promise, aligned, write_rows
 from .measure import relative_error
 from .over_ranks import own_layout, run_ranks
-from .providers import OURS, constants
+from .providers import OURS
 
 COLUMNS = ("loss", "provider", "ranks", "error, float32", "error, float64", "logged / true")
 
@@ -82,7 +82,7 @@ def _exactness(rows: int, columns: int) -> list[Exactness]:
     for kernel, loss in OURS.items():
         case = Case(kernel, rows, columns, 4, 0.1 if kernel == "ranking" else None)
         data = make_case(case, torch.device("cpu"))
-        keywords = constants(case, data)
+        keywords = constants(case, data.margin)
         one_process = partial(loss, **keywords)
         _, single = _through_layer(data.x_ND, data.y_N, one_process)
         in_double = partial(loss, backend="reference", **keywords)

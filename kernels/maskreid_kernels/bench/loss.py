@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from . import report, targets
+from .activity import ACTIVE_FROM
 from .command_line import OneLineParser
 from .figures import BenchError, Machine, aligned, write_whole
 from .records import KERNELS, Budget, Job, Record, run_job
@@ -26,6 +27,7 @@ class Wanted:
     dtype: str
     ranks: int
     compiled: bool
+    max_autotune: bool
     memory: bool
     seconds: float
     threads: int | None
@@ -60,6 +62,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the rows")
     add("--ranks", type=_from(1), default=1, help="N rows over this many gloo ranks of one thread")
     add("--compiled", action=flag, default=False, help="measure torch.compile of the eager form too")
+    add("--max-autotune", action="store_true", help="let torch.compile search for minutes a case")
     add("--memory", action=flag, default=True, help="measure peak memory, each in a process of its own")
     add("--seconds", type=float, default=10.0, help="time for the rounds of one case")
     add("--threads", type=_from(1), help="torch's threads (all cores)")
@@ -87,7 +90,10 @@ def bench_loss(wanted: Wanted, output: Path | None) -> bool:
     records: list[Record] = []
     for job in _jobs(wanted):
         budget = Budget.of(wanted.device, wanted.seconds)
-        records += run_job(job, device=wanted.device, budget=budget, compiled=wanted.compiled, say=_say)
+        records += run_job(
+            job, device=wanted.device, budget=budget, compiled=wanted.compiled, say=_say,
+            max_autotune=wanted.max_autotune,
+        )  # fmt: skip
         if output:  # after every case: a stopped run keeps what it measured
             report.write_csv(output / f"{_stem(wanted, machine)}.csv", records, machine)
     _print(records)
@@ -124,8 +130,10 @@ def _say(line: str) -> None:
 
 def _jobs(wanted: Wanted) -> list[Job]:
     if wanted.preset == "promises":
-        timed = [Job(case, memory=False) for case in [*targets.small_cases(), *targets.large_cases()]]
-        return timed + [Job(case, timed=False, only=("maskreid auto",)) for case in targets.memory_cases()]
+        cases = [*targets.small_cases(), *targets.large_cases()]
+        jobs = [Job(case, memory=False) for case in cases]
+        jobs += [Job(case, timed=False, only=("maskreid auto",)) for case in targets.memory_cases()]
+        return [replace(job, active_from=ACTIVE_FROM) for job in jobs]
     cases = targets.grid(
         wanted.kernels or ("ranking", "batch_hard"),
         wanted.rows or targets.ALL_ROWS,
@@ -145,7 +153,7 @@ def _stem(wanted: Wanted, machine: Machine) -> str:
 def _print(records: list[Record]) -> None:
     """A small table for each case."""
     by_case: dict[str, list[list[str]]] = {}
-    for case, _, *cells in report.table(records):
-        by_case.setdefault(case, []).append(cells)
+    for case, active, _, *cells in report.table(records):
+        by_case.setdefault(f"{case}, {active} of the anchors active", []).append(cells)
     for case, rows in by_case.items():
-        print(f"\n{case}\n{aligned([report.COLUMNS[2:], *rows])}")
+        print(f"\n{case}\n{aligned([report.COLUMNS[3:], *rows])}")

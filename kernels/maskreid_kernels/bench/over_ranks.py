@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..ranks import RankLayout, gather_rows, gather_rows_with_gradient
 from . import eager
-from .cases import Case, make_case
+from .cases import Case, constants, make_case
 from .figures import Quantiles
-from .providers import OURS, constants
+from .providers import OURS
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -62,7 +62,7 @@ def _times(case: Case, seconds: float) -> dict[str, list[float]]:
     """All ranks take part in every round."""
     data = make_case(case, torch.device("cpu"))
     layout, own = own_layout(case.rows)
-    keywords = constants(case, data)
+    keywords = constants(case, data.margin)
     plain = getattr(eager, case.kernel)
 
     def ours(x_MD: Tensor, y_M: Tensor) -> Tensor:

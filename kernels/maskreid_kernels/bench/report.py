@@ -77,7 +77,7 @@ def table(records: Sequence[Record]) -> list[list[str]]:
     lines = []
     by_case: dict[tuple[object, ...], list[Record]] = {}
     for r in records:
-        by_case.setdefault((r.kernel, r.N, r.D, r.K, r.violators, r.dtype), []).append(r)
+        by_case.setdefault((r.kernel, r.N, r.D, r.K, r.violators, r.active, r.dtype), []).append(r)
     for case, of_case in by_case.items():
         ours = _value(of_case, "maskreid auto", "both", "time")
         for provider in dict.fromkeys(r.provider for r in of_case):
@@ -85,11 +85,12 @@ def table(records: Sequence[Record]) -> list[list[str]]:
             both = _value(mine, provider, "forward" if provider == FLOOR else "both", "time")
             memory, error = (_value(mine, provider, "both", metric) for metric in ("memory", "error"))
             status = next((r.status for r in mine if r.status != "ok"), "")
-            kernel, n, d, k, share, dtype = case
+            kernel, n, d, k, share, active, dtype = case
             lines.append(
                 [
                     f"{kernel}, N {n}, D {d}, K {k}"
                     + (f", {100 * float(str(share)):g} %" if share is not None else ""),
+                    f"{100 * float(str(active)):.0f} %",
                     str(dtype),
                     provider,
                     _text(_value(mine, provider, "forward", "time")),
@@ -106,6 +107,7 @@ def table(records: Sequence[Record]) -> list[list[str]]:
 
 COLUMNS = (
     "case",
+    "active",
     "dtype",
     "provider",
     "forward ms",
@@ -126,7 +128,7 @@ def markdown(
     lines += [
         "- times are medians of interleaved rounds; memory is beyond rows and gradient; error is that of the gradient "
     ]
-    lines[-1] += "against chunked float64, relative"
+    lines[-1] += "against chunked float64, relative; active: anchors that push a negative away"
     lines += ["", *notes, ""]
     lines += markdown_table(COLUMNS, table(records))
     lines += ["", *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
