@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint types kernels-report gpu clean
+.PHONY: help install demo test lint types kernels-report kernels-predictions gpu clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
@@ -12,7 +12,8 @@ help:
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
 	@echo "make kernels-report  compile every Triton program ahead of time: limits, predicted times (OUTPUT=FILE.md)"
-	@echo "make gpu     on a CUDA machine: the kernels' tests, tiles and benchmarks"
+	@echo "make kernels-predictions  what a GPU is predicted to measure, for the Triton of PYTHON"
+	@echo "make gpu     on a CUDA machine: the kernels' tests and figures (kernels/bench/GPU.md)"
 	@echo "make clean   remove the virtual environment and the runs"
 
 install: $(INSTALLED)
@@ -38,8 +39,12 @@ types: $(INSTALLED)
 kernels-report: $(INSTALLED)
 	env -u TRITON_INTERPRET $(BIN)/python -m maskreid_kernels.bench ahead-of-time $(if $(OUTPUT),--output $(OUTPUT))
 
-gpu: $(INSTALLED)
-	$(BIN)/python kernels/bench/gpu.py
+kernels-predictions:
+	env -u TRITON_INTERPRET PYTHONPATH=kernels $(PYTHON) -m maskreid_kernels.bench ahead-of-time --predictions
+
+# Needs no environment of its own: torch, Triton, NumPy and pytest of the machine's Python.
+gpu:
+	$(PYTHON) kernels/bench/gpu.py
 
 clean:
 	rm -rf $(VENV) runs

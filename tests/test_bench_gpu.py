@@ -18,6 +18,9 @@ from maskreid_kernels.bench.command_line import main
 from maskreid_kernels.bench.gpu import program
 from maskreid_kernels.bench.gpu.results import Figure
 from maskreid_kernels.bench.gpu.setting import Setting, changed
+from maskreid_kernels.bench.predict import CARDS
+from maskreid_kernels.bench.predicted_figures import predicted_figures
+from test_bench_predictions import all_programs
 
 ROOT = Path(__file__).parent.parent
 # What a GPU machine is known to have, and what these need.
@@ -61,9 +64,16 @@ def test_a_dry_run_walks_every_step_with_what_a_gpu_machine_has(tmp_path: Path) 
     assert steps == list(program.SECONDS) and steps[0] == "tests"
     assert [line["failure"] for line in found[1:] if line["failure"]] == []
     table = (tmp_path / "out" / "table.md").read_text()
-    assert table.count("\n| ") == len(found) + 1 - table.count("\n| ---") and "figures mean nothing" in table
+    assert (
+        table.count("\n| ") == len(found) + 1 and "figures mean nothing" in table
+    )  # two lines head the table
     promised = [line["figure"]["key"] for line in found[1:] if line["figure"]["bar"] is not None]
     assert len(promised) == len(set(promised)) >= 25
+    predicted = set(predicted_figures(all_programs(), CARDS["H100"]))
+    measured = [
+        line["figure"]["key"] for line in found[1:] if line["step"] not in ("tests", "repeats", "tiles")
+    ]
+    assert [key for key in measured if key not in predicted and not key.endswith("gradient error")] == []
 
 
 def test_the_block_blocks(tmp_path: Path) -> None:

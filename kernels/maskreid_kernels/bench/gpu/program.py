@@ -33,12 +33,12 @@ SECONDS = {
     "repeats": 10,
     "errors": 20,
     "ceilings": 15,
-    "passes": 40,
+    "passes": 30,
     "losses": 70,
     "family": 30,
-    "crossover": 40,
+    "crossover": 50,
     "marks": 25,
-    "million": 30,
+    "million": 40,
     "tiles": 40,
 }
 FIGURES = tuple(name for name in SECONDS if name != "tests")

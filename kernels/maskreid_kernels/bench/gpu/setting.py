@@ -85,14 +85,14 @@ class Batch:
         plain = form or getattr(eager, self.kernel)
         return lambda x, y: plain(x, y, **self.constants)
 
-    def ms(self, setting: Setting, loss: Loss, seconds: float = 1.0) -> Quantiles:
+    def ms(self, setting: Setting, loss: Loss, seconds: float = 1.0, *, warm: bool = False) -> Quantiles:
         """Forward and backward."""
 
         def step() -> None:
             self.x_ND.grad = None
             loss(self.x_ND, self.y_N).backward()
 
-        return timed(setting, step, seconds)
+        return timed(setting, step, seconds, warm=warm)
 
     def product_ms(self, setting: Setting) -> Quantiles:
         """X X^T alone, by cuBLAS, in bands that are thrown away."""
@@ -102,18 +102,27 @@ class Batch:
         return timed(setting, lambda: [torch.mm(band, x_ND.t(), out=out[: len(band)]) for band in bands])
 
 
-def timed(setting: Setting, work: Callable[[], object], seconds: float = 1.0) -> Quantiles:
-    """ms of one call, after two that warm up: between events on the GPU's queue, which the host fills as in training."""
+def timed(
+    setting: Setting, work: Callable[[], object], seconds: float = 1.0, *, warm: bool = False
+) -> Quantiles:
+    """ms of one call: between events on the GPU's queue, which the host fills as in training.
+
+    After one call that warms up (unless it is `warm`) and one that says how many there is time for; that one alone counts
+    where it takes longer than `seconds`.
+    """
     if setting.dry:
         begin = time.perf_counter()
         work()
         return Quantiles.of([(time.perf_counter() - begin) * 1e3])
-    work()
+    if not warm:
+        work()
     torch.cuda.synchronize()
     begin = time.perf_counter()
     work()
     torch.cuda.synchronize()
     once = max(time.perf_counter() - begin, 1e-5)
+    if once > seconds:
+        return Quantiles.of([1e3 * once])
     times = min(max(int(seconds / once), 3), 100)
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]
     marks[0].record()
