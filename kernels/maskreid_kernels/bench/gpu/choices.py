@@ -29,7 +29,7 @@ def crossover(setting: Setting) -> Iterator[Figure]:
     for kernel in OURS:
         compiled = setting.compiled(getattr(eager, kernel), dynamic=True) if kernel in COMPILED else None
         worst, active = float("inf"), 1.0
-        for rows in CROSSOVER_ROWS[:: 5 if setting.dry else 1]:
+        for rows in CROSSOVER_ROWS[:: 6 if setting.dry else 1]:
             # 5 % violators: of a few hundred negatives, 1 % would leave many anchors without one.
             batch = Batch.of(setting, kernel, rows, 256, 0.05)
             forms = {name: batch.ours(name) for name in ("dense", "triton", "auto")}
@@ -49,7 +49,7 @@ def marks(setting: Setting) -> Iterator[Figure]:
     """The ranking loss by marks alone and by bands alone, 16384 rows: from which share on the bands win."""
     forward: Any = importlib.import_module("maskreid_kernels.ranking.triton_forward")
     backward: Any = importlib.import_module("maskreid_kernels.ranking.triton_backward")
-    for columns in (2048, 256):
+    for columns in setting.widths:
         for share in SHARES[:: 4 if setting.dry else 1]:
             batch = Batch.of(setting, "ranking", 16384, columns, share)
             what = f"ranking 16384, D = {columns}, {100 * share:g} % violators"
@@ -68,7 +68,7 @@ def tiles(setting: Setting) -> Iterator[Figure]:
     """The passes of batch-hard and N-pair under other tiles, 32768 rows; beside the one that is shipped."""
     for kernel, folder in (("batch_hard", "batch_hard"), ("n_pair", "logsumexp")):
         module: Any = importlib.import_module(f"maskreid_kernels.{folder}.triton")
-        for columns in (2048, 256):
+        for columns in setting.widths:
             batch = Batch.of(setting, kernel, 32768, columns)
             key = f"{kernel} forward pass 32768, D = {columns}, tile"
             yield Figure.of(f"{key} as shipped", timed(setting, forward_pass(batch), 0.3))

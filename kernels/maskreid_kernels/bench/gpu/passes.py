@@ -24,7 +24,7 @@ EXPONENTS = {"n_pair": Exponent(10.0), "circle": Exponent(128.0, 0.25)}
 
 def passes(setting: Setting) -> Iterator[Figure]:
     """Of all losses at both widths, the ranking loss's with few and with many pairs to mark."""
-    for columns in (2048, 256):
+    for columns in setting.widths:
         for kernel, share in (
             ("batch_hard", None),
             ("ranking", 0.001),

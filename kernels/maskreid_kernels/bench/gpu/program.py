@@ -64,7 +64,7 @@ def main(arguments: Sequence[str], program: str) -> int:
         "steps", nargs="*", metavar="STEP", help=f"{', '.join(SECONDS)}; figures: all but tests; default: all"
     )
     parser.add_argument("--dry-run", action="store_true", help="toy sizes in the interpreter, without a GPU")
-    parser.add_argument("--budget", type=float, default=500.0, help="seconds for all steps (500)")
+    parser.add_argument("--budget", type=float, help="seconds for all steps (500; dry: 3600)")
     parser.add_argument("--output", type=Path, help="folder (gpu-results; $OUT where it is set)")
     options = parser.parse_args(arguments)
     names = [
@@ -72,14 +72,15 @@ def main(arguments: Sequence[str], program: str) -> int:
     ]
     if unknown := [name for name in names if name not in SECONDS]:
         raise BenchError(f"{unknown[0]}: use {', '.join(SECONDS)} or figures")
-    if not options.budget > 0:
-        raise BenchError(f"--budget {options.budget:g}: use a number of seconds above 0")
+    budget: float = options.budget if options.budget is not None else 3600.0 if options.dry_run else 500.0
+    if not budget > 0:
+        raise BenchError(f"--budget {budget:g}: use a number of seconds above 0")
     if options.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported, and for the tests too
     elif not torch.cuda.is_available():
         raise BenchError("torch finds no GPU here; --dry-run walks the steps without one")
     output = options.output or Path(os.environ.get("OUT", "gpu-results"))
-    return 0 if run(steps(names), Setting(options.dry_run, output), options.budget) else 1
+    return 0 if run(steps(names), Setting(options.dry_run, output), budget) else 1
 
 
 def steps(names: Sequence[str]) -> list[Step]:

@@ -19,7 +19,7 @@ from ..figures import Quantiles
 from ..providers import OURS, Loss
 
 IMAGES = 4
-TOY_ROWS, TOY_COLUMNS = 12, 16
+TOY_ROWS, TOY_COLUMNS = 8, 16
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Setting:
 
     def columns(self, wanted: int) -> int:
         return min(wanted, TOY_COLUMNS) if self.dry else wanted
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The columns that a step measures at; one is enough where all are cut to toy size."""
+        return (2048,) if self.dry else (2048, 256)
 
     def times(self, wanted: int) -> int:
         """How often something is repeated."""
