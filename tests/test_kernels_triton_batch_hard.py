@@ -124,13 +124,11 @@ def test_packed_minimum_finds_a_nearest_negative() -> None:
     x[40:80] = x[:40]  # duplicates, some of another identity: distances of 0
     x, labels = x.float().to(DEVICE), labels.to(DEVICE)
     rows = sort_by_identity(labels, RankLayout(None, 0, (len(x),)))
-    best_CM, place_CM = nearest_negatives(
-        x, row_squares(x)[rows.order_N], rows, PRECISIONS["ieee"], packed=True
-    )
+    best_CM, place_CM = nearest_negatives(x, row_squares(x), rows, PRECISIONS["ieee"], packed=True)
     assert best_CM.dtype == torch.int32
     chunk_M = best_CM.argmin(0, keepdim=True)
     pick_M = rows.order_N[place_CM.gather(0, chunk_M).squeeze(0).long()]
-    anchor_M = rows.anchor_row_M
+    anchor_M = rows.own_row()
     square_NN = torch.cdist(x.double(), x.double()).square()
     negative_NN = labels[:, None] != labels
     assert negative_NN[anchor_M, pick_M].all()

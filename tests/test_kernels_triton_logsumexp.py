@@ -14,7 +14,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gloo import run_ranks
-from maskreid_kernels import all_pairs_loss, circle_loss, n_pair_loss, supervised_contrastive_loss
+from maskreid_kernels import (
+    all_pairs_loss,
+    circle_loss,
+    n_pair_loss,
+    supervised_contrastive_loss,
+    triton_tiles,
+)
 from maskreid_kernels.logsumexp import triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -121,7 +127,7 @@ def test_gradcheck(name: str) -> None:
 def test_bands_panels_and_chunks_cover_every_pair(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "PANEL_COLUMNS", 50)
     monkeypatch.setattr(triton, "WORKSPACE_BYTES", 60_000)  # bands of some forty anchors
-    monkeypatch.setattr(triton, "processors", lambda device: 7)
+    monkeypatch.setattr(triton_tiles, "processors", lambda device: 7)
     check(name, *batch(130, 13, 30), 1e-11)
 
 

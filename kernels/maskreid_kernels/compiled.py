@@ -5,6 +5,10 @@ torch.compile cannot trace collectives, Triton launches and choices by shape, an
 training always wants it; the backward scales it. Every public loss calls `compiled_loss` while it is being compiled.
 Autograd does not see into an operator, so only backends with a backward of their own run in it; the reference is plain
 torch, and traced as such.
+
+There are two of the operator: a loss that reads something on the host (any with a group, ranking to choose its backward,
+the log-sum-exp family the largest identity) cannot be captured in a CUDA graph, and its operator is tagged so: the
+compiler captures what lies before and after it. Batch-hard and softmax without a group are captured whole.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from torch.distributed.distributed_c10d import _resolve_process_group  # type: i
 from .inputs import compute_dtype
 
 STATISTICS = {"ranking_loss_with_statistics": 3}
+CAPTURABLE = {"batch_hard_loss": ("auto", "dense", "triton"), "softmax_loss": ("auto", "chunked")}
 
 
 def compiled_loss(
@@ -30,7 +35,9 @@ def compiled_loss(
     """
     words = {key: value for key, value in options.items() if isinstance(value, str)}
     numbers = {key: float(value) for key, value in options.items() if not isinstance(value, str)}
-    loss, statistics, _ = loss_with_gradient(
+    capturable = group is None and options["backend"] in CAPTURABLE.get(name, ())
+    operator = capturable_loss_with_gradient if capturable else loss_with_gradient
+    loss, statistics, _ = operator(
         rows_BD,
         labels_B,
         name,
@@ -43,8 +50,7 @@ def compiled_loss(
     return loss, statistics
 
 
-@torch.library.custom_op("maskreid_kernels::loss_with_gradient", mutates_args=())
-def loss_with_gradient(
+def _loss_with_gradient(
     rows_BD: Tensor,
     labels_B: Tensor,
     name: str,
@@ -81,8 +87,7 @@ def loss_with_gradient(
     return loss.detach(), torch.stack(values) if values else loss.new_empty(0).double(), gradient
 
 
-@loss_with_gradient.register_fake
-def _(
+def _shapes(
     rows_BD: Tensor,
     labels_B: Tensor,
     name: str,
@@ -107,4 +112,12 @@ def _scale_gradient(ctx: Any, of_loss: Tensor, *others: Tensor) -> tuple[Tensor 
     return ((gradient_BD * of_loss).to(gradient_BD.dtype), *[None] * 7)
 
 
-loss_with_gradient.register_autograd(_scale_gradient, setup_context=_keep_gradient)
+def _operator(name: str, tags: tuple[torch.Tag, ...] = ()) -> torch.library.CustomOpDef:
+    operator = torch.library.custom_op(f"maskreid_kernels::{name}", _loss_with_gradient, mutates_args=(), tags=tags)
+    operator.register_fake(_shapes)
+    operator.register_autograd(_scale_gradient, setup_context=_keep_gradient)
+    return operator
+
+
+loss_with_gradient = _operator("loss_with_gradient", (torch.Tag.cudagraph_unsafe,))
+capturable_loss_with_gradient = _operator("capturable_loss_with_gradient")

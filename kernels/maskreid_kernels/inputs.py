@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -34,6 +35,16 @@ def find_problem(rows_BD: Tensor, labels_B: Tensor, *, rows_name: str, labels_na
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Precision a loss is computed in: float64 stays (gradient checks), everything else is float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@contextmanager
+def on_their_device(rows: Tensor) -> Iterator[None]:
+    """Full precision, on the rows' GPU: autocast is off, and launches go to the stream of the device the rows are on.
+
+    Triton launches on the current device, whatever its arguments are on.
+    """
+    with torch.cuda.device_of(rows), without_autocast(rows.device):
+        yield
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

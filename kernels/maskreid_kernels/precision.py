@@ -32,6 +32,18 @@ PRECISIONS = {
 OF_TORCH = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
 
 
+def matmul_precision() -> str:
+    """What the user asked of float32 matrix products on a GPU, in the words of set_float32_matmul_precision.
+
+    By that function, or by torch's newer `fp32_precision` settings, after which the older getter raises RuntimeError.
+    """
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        newer = torch.backends.cuda.matmul.fp32_precision  # of the product, or inherited from torch.backends
+        return {"tf32": "high", "bf16": "medium"}.get(newer, "highest")
+
+
 def check_precision(precision: str, backend: str) -> None:
     """Raise ValueError for an unknown preset, or one given to a backend that has none."""
     if precision != "auto" and precision not in PRECISIONS:
@@ -50,7 +62,7 @@ def choose_precision(precision: str, dtype: torch.dtype) -> Precision:
         return Precision(torch.float64, "ieee")
     if precision == "auto":
         low = dtype in (torch.bfloat16, torch.float16)
-        precision = "bf16" if low else OF_TORCH[torch.get_float32_matmul_precision()]
+        precision = "bf16" if low else OF_TORCH[matmul_precision()]
         if precision == "tf32x3" and torch.version.hip is not None:
             precision = "ieee"  # AMD's compiler has no tf32x3
     preset = PRECISIONS[precision]

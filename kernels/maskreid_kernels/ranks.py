@@ -55,19 +55,20 @@ def agree_on_layout(rows_BD: Tensor, problem: str | None, group: dist.ProcessGro
     """Exchange row counts over the group; raise on every rank when any rank's input is bad, so none waits
     forever.
 
-    Every rank of the group takes part (one small all-gather, read on the host). `problem` is what this rank
-    found wrong with its own input, None when nothing. Raises ValueError.
+    Every rank of the group takes part (one small all-gather, read on the host: a host sync). A group of one rank is no
+    group: nothing is exchanged. `problem` is what this rank found wrong with its own input, None when nothing. Raises
+    ValueError.
     """
-    if group is None:
+    rank = 0 if group is None else dist.get_rank(group)
+    if rank < 0:
+        raise ValueError("group: this process is not one of the group's ranks")
+    if group is None or dist.get_world_size(group) == 1:
         if problem:
             raise ValueError(problem)
         return RankLayout(None, 0, (rows_BD.shape[0],))
-    rank = dist.get_rank(group)
-    if rank < 0:
-        raise ValueError("group: this process is not one of the group's ranks")
     own = (-1, 0, 0) if problem else (*rows_BD.shape, DTYPE_CODES.index(rows_BD.dtype))
     table = rows_BD.new_empty((dist.get_world_size(group), 3), dtype=torch.int64)
-    dist.all_gather(list(table), table.new_tensor(own), group=group)
+    dist.all_gather_into_tensor(table, table.new_tensor([own]), group=group)
     rows, columns, dtypes = (tuple(column) for column in table.t().tolist())
     if problem:
         raise ValueError(problem)
@@ -96,12 +97,14 @@ def _gathered(own: Tensor, layout: RankLayout) -> Tensor:
     if own.shape[0] < tallest:  # collectives want equal shapes, ranks may hold unequal row counts
         padded = own.new_zeros((tallest, *own.shape[1:]))
         padded[: own.shape[0]] = own
-    gathered = own.new_empty((layout.world_size, tallest, *own.shape[1:]))
+    gathered = own.new_empty((layout.world_size * tallest, *own.shape[1:]))
     if tallest > 0:
-        dist.all_gather(list(gathered), padded.contiguous(), group=layout.group)
+        # Into one tensor: of a list, NCCL would make a flat buffer and copy it.
+        dist.all_gather_into_tensor(gathered, padded.contiguous(), group=layout.group)
     if min(layout.rows_per_rank) == tallest:
-        return gathered.flatten(0, 1)
-    return torch.cat([gathered[rank, :rows] for rank, rows in enumerate(layout.rows_per_rank)])
+        return gathered
+    padded_ranks = gathered.unflatten(0, (layout.world_size, tallest))
+    return torch.cat([padded_ranks[rank, :rows] for rank, rows in enumerate(layout.rows_per_rank)])
 
 
 class _GatherRows(torch.autograd.Function):

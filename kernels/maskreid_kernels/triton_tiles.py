@@ -2,17 +2,24 @@
 
 Candidates are addressed by their place in a stable sort by label, so the positives of an anchor are the
 places start ... stop - 1 and a tile that no anchor's range reaches needs no labels at all. Rows are not
-copied: a tile loads them through the order. Addresses are int64, places int32.
+copied: a tile loads them through the order. What a program reads of a candidate beside its row (a norm, a threshold)
+is stored by row too, so nothing is permuted between launches. Addresses are int64, places int32.
 
-A forward kernel runs on a grid of (row blocks, column chunks); each program walks the column tiles of its
+A forward kernel runs one program per (row block, chunk of columns), chunks side by side: programs that run at the same
+time share few row blocks and all chunks, so both operands stay in the L2 cache. Each walks the column tiles of its
 chunk and writes partial results [chunk, anchor], which are merged over the chunks in fixed order. No atomics:
 results are the same bits from run to run.
+
+Sizes that change from batch to batch are arguments that Triton does not specialise on (`do_not_specialize`): a batch of
+another size compiles nothing. D is specialised: its alignment decides how rows are loaded.
 
 Names: M anchors (this rank's rows in sorted order), N candidates (the rows of all ranks), D columns.
 """
 
 from __future__ import annotations
 
+import ctypes
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +31,11 @@ from torch import Tensor
 from .precision import Precision
 from .ranks import RankLayout
 
-MAX_PLACES = 2**31 - 1
+# Places are int32, and the last tile counts beyond the last place.
+MAX_PLACES = 2**31 - 2**10
+# Chunks that share a row block in the L2 cache, while their partial results stay small.
+SIDE_BY_SIDE = 16
+PARTIAL_BYTES = 64 << 20
 INTERPRETED = triton.knobs.runtime.interpret
 
 
@@ -45,31 +56,40 @@ class SortedRows:
     """Candidates and anchors by place in the sort.
 
     order_N: int64 row of each place. start_N, stop_N: int32 range of places of the place's identity.
-    anchor_M: int32 places of this rank's rows, ascending.
+    anchor_M: int32 places of this rank's rows, ascending. own: this rank's rows among the N.
     """
 
     order_N: Tensor
     start_N: Tensor
     stop_N: Tensor
     anchor_M: Tensor
+    own: slice
 
-    @property
-    def anchor_row_M(self) -> Tensor:
-        """int64 row of each anchor among all ranks' rows."""
-        return self.order_N[self.anchor_M.long()]
+    def row(self, anchors: slice = slice(None)) -> Tensor:
+        """int64 row among all ranks' rows, of a slice of the anchors."""
+        if len(self.anchor_M) == len(self.order_N):  # one rank: the anchors are all places
+            return self.order_N[anchors]
+        return self.order_N[self.anchor_M[anchors].long()]
+
+    def own_row(self, anchors: slice = slice(None)) -> Tensor:
+        """int64 row among this rank's rows, of a slice of the anchors."""
+        row = self.row(anchors)
+        return row - self.own.start if self.own.start else row
 
 
 def sort_by_identity(labels_N: Tensor, layout: RankLayout) -> SortedRows:
-    """Sort the labels once. No host sync. Raises ValueError beyond 2^31 - 1 candidates."""
-    if labels_N.shape[0] > MAX_PLACES:
-        raise ValueError(f"{labels_N.shape[0]} candidates; the Triton backend takes at most {MAX_PLACES}")
+    """Sort the labels once. No host sync. Raises ValueError beyond 2^31 - 2^10 candidates."""
+    places = labels_N.shape[0]
+    if places > MAX_PLACES:
+        raise ValueError(f"{places} candidates; the Triton backend takes at most {MAX_PLACES}")
     sorted_N, order_N = torch.sort(labels_N, stable=True)
     start_N = torch.searchsorted(sorted_N, sorted_N, out_int32=True)
     stop_N = torch.searchsorted(sorted_N, sorted_N, right=True, out_int32=True)
-    place_N = torch.empty_like(order_N)
-    place_N[order_N] = torch.arange(len(order_N), device=order_N.device)
-    anchor_M = place_N[layout.own].sort().values.to(torch.int32)
-    return SortedRows(order_N, start_N, stop_N, anchor_M)
+    anchor_M = torch.arange(places, dtype=torch.int32, device=order_N.device)
+    if layout.rows_per_rank[layout.rank] < places:
+        place_N = torch.empty_like(anchor_M).index_copy_(0, order_N, anchor_M)
+        anchor_M = place_N[layout.own].sort().values
+    return SortedRows(order_N, start_N, stop_N, anchor_M, layout.own)
 
 
 def tile_shape(columns: int, rows: torch.dtype, *, amd: bool = torch.version.hip is not None) -> TileShape:
@@ -125,20 +145,33 @@ class Variant:
         accumulated = "*fp64" if rows == torch.float64 else "*fp32"
         of_rows = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64"}[rows]
         known = dict.fromkeys(("anchor_ptr", "start_ptr", "stop_ptr"), "*i32")
-        known |= {"x_ptr": of_rows, "order_ptr": "*i64"} | types
+        known |= {"x_ptr": of_rows, "order_ptr": "*i64", "numbers_ptr": "*fp64", "sums_ptr": "*fp64"} | types
         arguments = [name for name in program.arg_names if name not in options]
-        default = {name: accumulated if name.endswith("_ptr") else "i32" for name in arguments}
+        default = {name: _default_type(name, accumulated) for name in arguments}
         return cls(program, default | {name: known[name] for name in arguments if name in known}, options)
 
 
-def column_chunks(anchors: int, candidates: int, tile: TileShape, processors: int) -> tuple[int, int]:
-    """(tiles per chunk, chunks): enough programs for about four on each of the `processors`."""
-    row_blocks, tiles = (
-        max(triton.cdiv(anchors, tile.block_m), 1),
-        max(triton.cdiv(candidates, tile.block_n), 1),
-    )
-    wanted = max(triton.cdiv(4 * processors, row_blocks), 1)
-    tiles_per_chunk = max(triton.cdiv(tiles, wanted), 1)
+def _default_type(argument: str, accumulated: str) -> str:
+    if argument.endswith("_ptr"):
+        return accumulated
+    return "fp32" if argument.endswith(("_high", "_low")) else "i32"
+
+
+def column_chunks(
+    anchors: int, candidates: int, tile: TileShape, device: torch.device, bytes_per_anchor: int = 8
+) -> tuple[int, int]:
+    """(tiles per chunk, chunks): enough programs for about four on each processor of the device.
+
+    And as many chunks as share a row block in the L2 cache, while the partial results, of so many bytes per anchor and
+    chunk, stay small.
+    """
+    row_blocks = max(triton.cdiv(anchors, tile.block_m), 1)
+    tiles = max(triton.cdiv(candidates, tile.block_n), 1)
+    programs = processors(device)
+    wanted = triton.cdiv(4 * programs, row_blocks)
+    if SIDE_BY_SIDE * anchors * bytes_per_anchor <= PARTIAL_BYTES:
+        wanted = max(wanted, min(SIDE_BY_SIDE, programs))
+    tiles_per_chunk = max(triton.cdiv(tiles, max(wanted, 1)), 1)
     return tiles_per_chunk, triton.cdiv(tiles, tiles_per_chunk)
 
 
@@ -147,20 +180,43 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
+def split_float(value: float) -> tuple[float, float]:
+    """The value as a sum of two float32 numbers, to about 48 bits: a scalar argument of a program is a float32.
+
+    As arguments constants are not compiled in, so that one that is learned compiles nothing.
+    """
+    high = ctypes.c_float(value).value
+    return high, float(value - high) if math.isfinite(high) else 0.0
+
+
+def add_product_(out_bD: Tensor, weight_bc: Tensor, x_cD: Tensor) -> None:
+    """out += weight @ x, accumulated in out's dtype (float32 or float64) whatever the operands'."""
+    if x_cD.dtype == out_bD.dtype:
+        out_bD.addmm_(weight_bc, x_cD)
+    else:  # CUDA only, where alone rows are of low precision
+        torch.addmm(out_bD, weight_bc, x_cD, out_dtype=out_bD.dtype, out=out_bD)
+
+
 @triton.jit
-def anchor_block(anchor_ptr, order_ptr, start_ptr, stop_ptr, M, D, block, BLOCK_M: tl.constexpr):
-    """A block of anchors: (index m, m < M, place, row offset in elements, start, stop, lowest start, highest stop).
+def anchor_block(anchor_ptr, order_ptr, start_ptr, stop_ptr, M, block, BLOCK_M: tl.constexpr):
+    """A block of anchors: (index m, m < M, place, row int64, start, stop, lowest start, highest stop).
 
     Anchors beyond M have the empty range [0, 0) and take no part in the lowest and highest.
     """
     m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     ok = m < M
     place = tl.load(anchor_ptr + m, mask=ok, other=0)
-    offset = tl.load(order_ptr + place, mask=ok, other=0) * D
+    row = tl.load(order_ptr + place, mask=ok, other=0)
     start = tl.load(start_ptr + place, mask=ok, other=0)
     stop = tl.load(stop_ptr + place, mask=ok, other=0)
     low = tl.min(tl.where(ok, start, 2147483647), 0)
-    return m, ok, place, offset, start, stop, low, tl.max(stop, 0)
+    return m, ok, place, row, start, stop, low, tl.max(stop, 0)
+
+
+@triton.jit
+def joined(high, low, ACC: tl.constexpr):
+    """The constant that `split_float` split, in ACC."""
+    return tl.zeros((), ACC) + high + low
 
 
 @triton.jit

@@ -2,6 +2,9 @@
 
 An anchor (m) is a row of this rank, in sorted order; a place (b) is a candidate. A measure grows with the distance:
 sum (a - b)^2, or -a.b for cosine.
+
+The numbers of an anchor, float64, by row: [row of the positive, row of the negative, value, weight of the positive,
+weight of the negative, 1 if the anchor is valid]. A pair whose weight is 0 has row -1.
 """
 
 from __future__ import annotations
@@ -9,30 +12,33 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_tiles import anchor_block, load_slab, similarity_tile
+from ..triton_tiles import anchor_block, joined, load_slab, similarity_tile
 
 SPAN = tl.constexpr(16)  # pairs of a row that one step of the gradient takes
+NUMBERS = tl.constexpr(6)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N", "tiles_per_chunk", "chunks"])
 def negatives_program(
     x_ptr, square_ptr, order_ptr, anchor_ptr, start_ptr, stop_ptr, best_ptr, best_place_ptr,
     M, N, D, tiles_per_chunk, chunks,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
-    ONE_SLAB: tl.constexpr, PACKED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+    ONE_SLAB: tl.constexpr, COSINE: tl.constexpr, PACKED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Per chunk and anchor: the least |a|^2 + |b|^2 - 2 a.b over negatives, and its place (-1 without one).
 
-    Of equals the lowest place. PACKED: the column within the tile stands in the low bits of the float, which as an
-    integer orders like the distance (it is not below 0, but for rounding): one integer minimum finds both, at the
-    price of log2(BLOCK_N) bits of the mantissa.
+    square: |b|^2 by row; of cosine 1. Of equals the lowest place. PACKED: the column within the tile stands in the low
+    bits of the float, which as an integer orders like the distance (it is not below 0, but for rounding): one integer
+    minimum finds both, at the price of log2(BLOCK_N) bits of the mantissa.
     """
-    # Programs that run side by side share few row blocks and all chunks, so both operands stay in the L2 cache.
     block, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
-    m, ok, place, a_offset, start, stop, low, high = anchor_block(
-        anchor_ptr, order_ptr, start_ptr, stop_ptr, M, D, block, BLOCK_M
+    m, ok, _, a_row, start, stop, low, high = anchor_block(
+        anchor_ptr, order_ptr, start_ptr, stop_ptr, M, block, BLOCK_M
     )
-    a_square = tl.load(square_ptr + place, mask=ok, other=0.0)
+    a_offset = a_row * D
+    a_square = tl.full((BLOCK_M,), 1.0, ACC)
+    if not COSINE:
+        a_square = tl.load(square_ptr + a_row, mask=ok, other=0.0)
     a_slab = load_slab(x_ptr, a_offset, ok, 0, D, BLOCK_D, EVEN_D)
     lane = tl.arange(0, BLOCK_N)
     best_place = tl.full((BLOCK_M,), -1, tl.int32)
@@ -43,10 +49,12 @@ def negatives_program(
     for tile in range(first, tl.minimum(first + tiles_per_chunk, tl.cdiv(N, BLOCK_N))):
         b = tile * BLOCK_N + lane
         b_ok = b < N
-        b_offset = tl.load(order_ptr + b, mask=b_ok, other=0) * D
-        b_square = tl.load(square_ptr + b, mask=b_ok, other=0.0)
+        b_row = tl.load(order_ptr + b, mask=b_ok, other=0)
+        b_square = tl.full((BLOCK_N,), 1.0, ACC)
+        if not COSINE:
+            b_square = tl.load(square_ptr + b_row, mask=b_ok, other=0.0)
         S = similarity_tile(
-            x_ptr, a_slab, a_offset, ok, b_offset, b_ok, D, BLOCK_D, EVEN_D, ONE_SLAB, DOT, ACC
+            x_ptr, a_slab, a_offset, ok, b_row * D, b_ok, D, BLOCK_D, EVEN_D, ONE_SLAB, DOT, ACC
         )
         distance = (a_square[:, None] + b_square[None, :]) - 2 * S
         if (tile * BLOCK_N < high) & ((tile + 1) * BLOCK_N > low) | ((tile + 1) * BLOCK_N > N):
@@ -83,27 +91,40 @@ def measure_of_pairs(
 
 
 @triton.jit
+def distance_of(measure, KIND: tl.constexpr):
+    """The distance of a measure, and w with d distance / d a = w (a - b) (0 at distance 0); of cosine w = 1 before -b."""
+    measure = measure.to(tl.float64)
+    one = tl.full(measure.shape, 1.0, tl.float64)
+    if KIND == "cosine":
+        return 1 + measure, one
+    elif KIND == "squared_euclidean":
+        return measure, 2 * one
+    else:
+        distance = tl.sqrt(measure)
+        return distance, tl.where(distance > 0, 1 / tl.where(distance > 0, distance, 1.0), 0.0)
+
+
+@triton.jit(do_not_specialize=["M", "N", "chunks", "own_start"])
 def picks_program(
-    x_ptr, order_ptr, anchor_ptr, start_ptr, stop_ptr, best_ptr, best_place_ptr,
-    positive_ptr, negative_ptr, positive_measure_ptr, negative_measure_ptr, M, D, chunks,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, COSINE: tl.constexpr, ACC: tl.constexpr,
+    x_ptr, square_ptr, order_ptr, anchor_ptr, start_ptr, stop_ptr, best_ptr, best_place_ptr, numbers_ptr,
+    M, N, D, chunks, own_start, margin_high, margin_low,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Per anchor: rows and measures of its farthest positive (lowest row of equals) and of the nearest negative of
-    the chunks (lowest chunk of equals). The anchor itself stands for one it does not have.
-    """
-    m, ok, place, a_offset, start, stop, _, _ = anchor_block(
-        anchor_ptr, order_ptr, start_ptr, stop_ptr, M, D, tl.program_id(0), BLOCK_M
+    """Merge the chunks, find the farthest positive, and write each anchor's numbers at its row among the rank's own."""
+    m, ok, place, a_row, start, stop, _low, _high = anchor_block(
+        anchor_ptr, order_ptr, start_ptr, stop_ptr, M, tl.program_id(0), BLOCK_M
     )
-    a_row = tl.load(order_ptr + place, mask=ok, other=0)
+    COSINE: tl.constexpr = KIND == "cosine"
+    a_offset = a_row * D
     farthest = tl.full((BLOCK_M,), float("-inf"), ACC)
     positive = a_row
     for step in range(tl.max(stop - start, 0)):
-        b = start + step  # rows ascend within an identity: the first of equals is the lowest
-        b_ok = (b < stop) & (b != place)
-        b_row = tl.load(order_ptr + b, mask=b_ok, other=0)
-        measure = measure_of_pairs(x_ptr, a_offset, b_row * D, b_ok, D, BLOCK_D, COSINE, ACC)
-        farther = b_ok & (measure > farthest)
-        positive = tl.where(farther, b_row, positive)
+        b = start + step
+        inside = ok & (b < stop) & (b != place)
+        row = tl.load(order_ptr + b, mask=inside, other=0)
+        measure = measure_of_pairs(x_ptr, a_offset, row * D, inside, D, BLOCK_D, COSINE, ACC)
+        farther = inside & (measure > farthest)  # the first of equals: the lowest row
+        positive = tl.where(farther, row, positive)
         farthest = tl.where(farther, measure, farthest)
     nearest = tl.load(best_ptr + m, mask=ok, other=0)
     at = tl.load(best_place_ptr + m, mask=ok, other=-1)
@@ -116,35 +137,75 @@ def picks_program(
         nearest = tl.where(other < nearest, other, nearest)
     negative = tl.load(order_ptr + at, mask=ok & (at >= 0), other=0)
     negative = tl.where(at >= 0, negative, a_row)
-    tl.store(positive_ptr + m, positive, mask=ok)
-    tl.store(negative_ptr + m, negative, mask=ok)
-    tl.store(positive_measure_ptr + m, farthest, mask=ok)
     nearest_measure = measure_of_pairs(x_ptr, a_offset, negative * D, ok, D, BLOCK_D, COSINE, ACC)
-    tl.store(negative_measure_ptr + m, nearest_measure, mask=ok)
+
+    count = stop - start
+    valid = (count > 1) & (count < N)
+    far, toward = distance_of(tl.where(valid, farthest, 0.0), KIND)
+    near, away = distance_of(nearest_measure, KIND)
+    gap = far - near
+    if SOFT:  # log(1 + exp(gap)) and its derivative, without overflow
+        e = tl.exp(-tl.abs(gap))
+        value = tl.where(gap > 0, gap, 0.0) + tl.log(1 + e)
+        slope = tl.where(gap > 0, 1 / (1 + e), e / (1 + e))
+    else:
+        gap += joined(margin_high, margin_low, tl.float64)
+        value = tl.where(gap > 0, gap, 0.0)
+        slope = tl.where(gap > 0, 1.0, 0.0).to(tl.float64)
+    slope = tl.where(valid, slope, 0.0)
+    # A minimum over integers hides a row that is not finite: its own anchor's value shows it, valid or not.
+    value = tl.where(valid, value, 0.0) + 0 * tl.load(square_ptr + a_row, mask=ok, other=0.0).to(tl.float64)
+    toward, away = slope * toward, -slope * away
+    out = numbers_ptr + (a_row - own_start) * NUMBERS
+    tl.store(out, tl.where(toward == 0, -1, positive).to(tl.float64), mask=ok)
+    tl.store(out + 1, tl.where(away == 0, -1, negative).to(tl.float64), mask=ok)
+    tl.store(out + 2, value, mask=ok)
+    tl.store(out + 3, toward, mask=ok)
+    tl.store(out + 4, away, mask=ok)
+    tl.store(out + 5, valid.to(tl.float64), mask=ok)
 
 
 @triton.jit
+def step_of_pair(x, other, weight, COSINE: tl.constexpr):
+    """weight times the derivative of a pair's distance with respect to x, [pairs, columns] to be summed over the pairs."""
+    return weight[:, None] * (-other if COSINE else x[None, :] - other)
+
+
+@triton.jit(do_not_specialize=["own_start", "world_size"])
 def pairs_gradient_program(
-    x_ptr, first_ptr, opposite_ptr, weight_ptr, gradient_ptr, own_start, D,
+    x_ptr, numbers_ptr, sums_ptr, of_loss_ptr, first_ptr, pair_ptr, gradient_ptr, own_start, world_size, D,
     BLOCK_D: tl.constexpr, COSINE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_D columns of one own row r: sum of w (x_r - x_opposite) over its pairs; for cosine of -w x_opposite.
+    """BLOCK_D columns of one own row r: its two pairs as an anchor, then those of the anchors that picked it.
 
-    A row that is many anchors' pick (a hub) takes them SPAN by SPAN, in order, in this one program.
+    first, pair: where the pairs that picked an own row lie in the sort by picked row, and which they are: 2 anchor +
+    (0 positive, 1 negative). A row that is many anchors' pick (a hub) takes them SPAN by SPAN, in order, in this one
+    program.
     """
     r = tl.program_id(0)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = column < D
-    x = tl.load(x_ptr + (r + own_start).to(tl.int64) * D + column, mask=inside, other=0.0).to(ACC)
-    first, last = tl.load(first_ptr + r), tl.load(first_ptr + r + 1)
-    total = tl.zeros((BLOCK_D,), ACC)
-    for start in range(first, last, SPAN):
-        pair = start + tl.arange(0, SPAN)
-        ok = pair < last
-        row = tl.load(opposite_ptr + pair, mask=ok, other=0)
-        weight = tl.load(weight_ptr + pair, mask=ok, other=0.0).to(ACC)
+    row = (r + own_start).to(tl.int64)
+    x = tl.load(x_ptr + row * D + column, mask=inside, other=0.0).to(ACC)
+    kind = tl.arange(0, 2)
+    picked = tl.load(numbers_ptr + row * NUMBERS + kind).to(tl.int64)
+    own_weight = tl.load(numbers_ptr + row * NUMBERS + 3 + kind).to(ACC)
+    has_pair = (picked >= 0)[:, None] & inside[None, :]
+    own_other = tl.load(x_ptr + picked[:, None] * D + column[None, :], mask=has_pair, other=0.0).to(ACC)
+    total = tl.sum(tl.where(has_pair, step_of_pair(x, own_other, own_weight, COSINE), 0.0), 0)
+    last = tl.load(first_ptr + r + 1)
+    for start in range(tl.load(first_ptr + r), last, SPAN):
+        at = start + tl.arange(0, SPAN)
+        ok = at < last
+        pair = tl.load(pair_ptr + at, mask=ok, other=0)
+        anchor = pair // 2
+        weight = tl.load(numbers_ptr + anchor * NUMBERS + 3 + pair % 2, mask=ok, other=0.0).to(ACC)
         both = ok[:, None] & inside[None, :]
-        other = tl.load(x_ptr + row[:, None] * D + column[None, :], mask=both, other=0.0).to(ACC)
-        step = -other if COSINE else x[None, :] - other
-        total += tl.sum(weight[:, None] * step, 0)
-    tl.store(gradient_ptr + r.to(tl.int64) * D + column, total, mask=inside)
+        other = tl.load(x_ptr + anchor[:, None] * D + column[None, :], mask=both, other=0.0).to(ACC)
+        total += tl.sum(step_of_pair(x, other, weight, COSINE), 0)
+    # The mean's divisor, times W (see maskreid_kernels.ranks); a loss that is not finite makes every row's gradient so.
+    sums = sums_ptr
+    scale = tl.load(of_loss_ptr).to(tl.float64) * world_size / tl.maximum(tl.load(sums + 5), 1.0)
+    scale += 0 * tl.load(sums + 2)
+    out = gradient_ptr + r.to(tl.int64) * D + column
+    tl.store(out, (total * scale.to(ACC)).to(gradient_ptr.dtype.element_ty), mask=inside)

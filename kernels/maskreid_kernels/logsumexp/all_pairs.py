@@ -74,4 +74,4 @@ class PairSumTerms(LogSumExpTerms):
     def pull(self, S_bP: Tensor, level_bP: Tensor, positives_b1: Tensor) -> Tensor:
         apart_bP = self.mirror - S_bP
         slope_bP = self.exponent.slope(apart_bP)
-        return self.exponent.value_(apart_bP).add_(level_bP).exp_().mul_(slope_bP).neg_()
+        return torch.add(self.exponent.value_(apart_bP), level_bP).exp_().mul_(slope_bP).neg_()

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..backends import ALL_BACKENDS, check_backend, choose_backend
-from ..inputs import compute_dtype, find_problem, without_autocast
+from ..inputs import compute_dtype, find_problem, on_their_device
 from ..precision import check_precision, choose_precision
 from ..ranks import agree_on_layout
 from . import chunked, dense, reference
@@ -32,13 +32,14 @@ def log_sum_exp_loss(
     chosen = choose_backend(
         backend, layout.total_rows, DENSE_UP_TO_ROWS, device=embeddings.device, available=ALL_BACKENDS
     )
-    rows, labels = embeddings.to(compute_dtype(embeddings.dtype)), labels.to(torch.int64)
-    with without_autocast(embeddings.device):  # a large scale multiplies a row's rounding
+    labels = labels.to(torch.int64)
+    with on_their_device(embeddings):  # a large scale multiplies a row's rounding
         if chosen == "triton":
             from . import triton  # Triton is imported, and its programs decorated, only where it is used
 
             preset = choose_precision(precision, embeddings.dtype)
-            return triton.log_sum_exp_loss(rows, labels, terms, layout, preset)
+            return triton.log_sum_exp_loss(embeddings, labels, terms, layout, preset)
+        rows = embeddings.to(compute_dtype(embeddings.dtype))
         compute = {
             "reference": reference.log_sum_exp_loss,
             "dense": dense.log_sum_exp_loss,

@@ -37,7 +37,10 @@ class LogSumExpTerms(ABC):
 
     @abstractmethod
     def pull(self, S_bP: Tensor, level_bP: Tensor, positives_b1: Tensor) -> Tensor:
-        """dL(k)/dS_ki [b, P] of pairs (anchor, positive); positives_b1: how many positives the identity's anchors have."""
+        """dL(k)/dS_ki, of level_bP's shape (which ends in [b, P]), of pairs (anchor, positive).
+
+        positives_b1: how many positives the identity's anchors have.
+        """
 
     def anchor_numbers(self, A_b: Tensor, S_bP: Tensor, positive_bP: Tensor, valid_b: Tensor) -> Tensor:
         """`anchor` as [b, 3] float64; value 0, log weight -inf and level 0 for anchors that are not valid."""

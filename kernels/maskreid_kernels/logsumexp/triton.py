@@ -4,7 +4,7 @@ Forward: one pass over the tiles keeps a running maximum and sum per anchor and 
 Backward: the tiles are computed again, G_ab + G_ba of negatives goes to a bounded workspace, and one matrix product per
 panel of candidates turns it into the gradient. The few pairs inside an identity are walked by programs of their own,
 forward and backward, on the rows as given, in full precision. Nothing is atomic: the same bits from run to run. The
-algebra, the three numbers per anchor and their exchange between the ranks are those of chunked.py.
+algebra, the numbers of an anchor and their exchange between the ranks are those of chunked.py.
 
 Names: places are those of `SortedRows`. B = this rank's rows, M = the same as sorted anchors, N = rows of all ranks,
 D = columns, C = chunks, b = anchors of a band, c = candidates of a panel, P = rows of the largest identity.
@@ -12,7 +12,6 @@ D = columns, C = chunks, b = anchors of a band, c = candidates of a panel, P = r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,36 +21,50 @@ from torch import Tensor
 
 from ..blocks import WORKSPACE_BYTES
 from ..first_order import first_order_only
-from ..inputs import without_autocast
+from ..inputs import compute_dtype, without_autocast
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
+from ..row_programs import fused_unit_rows
 from ..triton_tiles import (
     INTERPRETED,
     SortedRows,
     Variant,
     accumulator,
+    add_product_,
     column_chunks,
-    processors,
     sort_by_identity,
+    split_float,
     tile_options,
     tile_shape,
 )
-from ..unit_rows import unit_rows
 from .exponent import Exponent
-from .programs import negatives_program, pairs_program, positives_program, pulls_program
+from .programs import (
+    NUMBERS,
+    merge_program,
+    negatives_program,
+    numbers_program,
+    pairs_program,
+    positives_program,
+    pulls_program,
+)
 from .terms import LogSumExpTerms
 
-LOG2_E = math.log2(math.e)
 PANEL_COLUMNS = 8192
 IDENTITY_ROWS = 128 if INTERPRETED else 32  # anchors per program of the two that walk identities
+MERGE_ROWS = 128
 
 
 def log_sum_exp_loss(
     rows_BD: Tensor, labels_B: Tensor, terms: LogSumExpTerms, layout: RankLayout, precision: Precision
 ) -> Tensor:
-    """Collectives in the forward, none in the backward: rows, labels, and three numbers per anchor."""
+    """Collectives in the forward, none in the backward: rows, labels, and four numbers per anchor.
+
+    One host sync in the forward: how many rows the largest identity has.
+    """
     if terms.normalize:
-        rows_BD = unit_rows(rows_BD)
+        rows_BD = fused_unit_rows(rows_BD)
+    else:
+        rows_BD = rows_BD.to(compute_dtype(rows_BD.dtype))
     loss: Tensor = _LogSumExpLoss.apply(rows_BD, labels_B, terms, layout, precision)
     return loss
 
@@ -68,49 +81,40 @@ class _LogSumExpLoss(torch.autograd.Function):
     ) -> Tensor:
         x_ND = gather_rows(rows_BD, layout).contiguous()
         rows = sort_by_identity(gather_rows(labels_B, layout), layout)
-        count_N = (rows.stop_N - rows.start_N).long()
-        widest = int(count_N.max()) if len(count_N) else 0  # host sync
-        valid_N = (count_N > 1) & (count_N < len(count_N))
+        widest = int((rows.stop_N - rows.start_N).max()) if len(x_ND) else 0  # host sync
         x_dot_ND = x_ND.to(precision.rows)
         A_M = _negatives(x_dot_ND, rows, terms.exponent, precision)
-        own_B3 = x_ND.new_empty((rows_BD.shape[0], 3), dtype=torch.float64)
+        own_B4 = x_ND.new_empty((rows_BD.shape[0], NUMBERS.value), dtype=torch.float64)
         for band in _bands(rows, 40 * widest):
-            place_b = rows.anchor_M[band].long()
             S_bP, _, positive_bP = _positives(x_ND, rows, band, widest)
-            numbers_b3 = terms.anchor_numbers(A_M[band], S_bP, positive_bP, valid_N[place_b])
-            own_B3[rows.order_N[place_b] - layout.own.start] = numbers_b3
-        value_N, log_weight_N, level_N = gather_rows(own_B3, layout).unbind(1)
-        valid_anchors = valid_N.sum()
-
-        dtype = rows_BD.dtype
-        ctx.rows, ctx.terms, ctx.layout, ctx.precision, ctx.widest = rows, terms, layout, precision, widest
-        by_place = (log_weight_N[rows.order_N].to(dtype), level_N[rows.order_N].to(dtype), valid_N)
-        ctx.save_for_backward(x_ND, x_dot_ND, valid_anchors, *by_place)
+            _write_numbers_(own_B4, rows, band, *terms.anchor(A_M[band], S_bP, positive_bP))
+        numbers_N4 = gather_rows(own_B4, layout)
         # The same sum over the same gathered numbers on every rank, so the value is equal to the last bit.
-        return (value_N.sum() / valid_anchors.clamp(min=1)).to(dtype)
+        sums_2 = numbers_N4[:, :2].sum(0)
+        valid_anchors = sums_2[1].clamp(min=1)
+        ctx.rows, ctx.terms, ctx.layout, ctx.precision, ctx.widest = rows, terms, layout, precision, widest
+        ctx.save_for_backward(x_ND, x_dot_ND, numbers_N4, valid_anchors)
+        return (sums_2[0] / valid_anchors).to(rows_BD.dtype)
 
     @staticmethod
     @first_order_only
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        x_ND, x_dot_ND, valid_anchors, log_weight_N, level_N, valid_N = ctx.saved_tensors
+    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
+        x_ND, x_dot_ND, numbers_N4, valid_anchors = ctx.saved_tensors
         layout: RankLayout = ctx.layout
         rows: SortedRows = ctx.rows
         terms: LogSumExpTerms = ctx.terms
-        scale = gradients[0] * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
-        count_N = (rows.stop_N - rows.start_N).long()
+        scale = (of_loss * layout.world_size) / valid_anchors  # W: see maskreid_kernels.ranks
+        level_N = numbers_N4[:, 3].to(x_ND.dtype)
         gradient_BD = x_ND.new_empty((layout.rows_per_rank[layout.rank], x_ND.shape[1]))
         panel_bytes = min(PANEL_COLUMNS, len(x_ND)) * x_dot_ND.element_size()
         with without_autocast(x_ND.device):
-            for band in _bands(rows, panel_bytes + 40 * ctx.widest):
-                place_b = rows.anchor_M[band].long()
-                S_bP, place_bP, positive_bP = _positives(x_ND, rows, band, ctx.widest)
-                count_b1 = count_N[place_b, None] - 1
-                pull_bP = terms.pull(S_bP, level_N[place_b, None], count_b1)
-                pull_bP += terms.pull(S_bP, level_N[place_bP], count_b1)
-                pull_bP = torch.where(positive_bP & valid_N[place_b, None], pull_bP, 0)
+            for band in _bands(rows, panel_bytes + 56 * ctx.widest):
+                S_bP, row_bP, positive_bP = _positives(x_ND, rows, band, ctx.widest)
+                level_2bP = torch.stack([level_N[rows.row(band), None].expand_as(S_bP), level_N[row_bP]])
+                pull_bP = terms.pull(S_bP, level_2bP, positive_bP.sum(1, keepdim=True)).sum(0)  # both roles
                 band_bD = _sum_of_pulls(x_ND, rows, band, pull_bP)
-                _add_negatives_(band_bD, x_dot_ND, rows, band, log_weight_N, terms.exponent, ctx.precision)
-                gradient_BD[rows.order_N[place_b] - layout.own.start] = band_bD
+                _add_negatives_(band_bD, x_dot_ND, rows, band, numbers_N4, terms.exponent, ctx.precision)
+                gradient_BD.index_copy_(0, rows.own_row(band), band_bD)
         return gradient_BD.mul_(scale), None, None, None, None
 
 
@@ -122,33 +126,53 @@ def _bands(rows: SortedRows, bytes_per_row: int) -> Iterator[slice]:
 
 
 def _negatives(x_ND: Tensor, rows: SortedRows, exponent: Exponent, precision: Precision) -> Tensor:
-    """A [M], very low where an anchor has no negative."""
+    """A [M], -inf where an anchor has no negative."""
+    top_CM, sum_CM = negative_partials(x_ND, rows, exponent, precision)
+    chunks, M = top_CM.shape
+    A_M = top_CM.new_empty(M)
+    if M:
+        options = _merge_options(x_ND.dtype)
+        merge_program[(triton.cdiv(M, MERGE_ROWS),)](top_CM, sum_CM, A_M, M, chunks, **options)
+    return A_M
+
+
+def _write_numbers_(
+    own_B4: Tensor, rows: SortedRows, band: slice, value_b: Tensor, log_weight_b: Tensor, level_b: Tensor
+) -> None:
+    anchor_b = rows.anchor_M[band]
+    numbers_program[(triton.cdiv(len(anchor_b), MERGE_ROWS),)](
+        value_b, log_weight_b, level_b, anchor_b, rows.order_N, rows.start_N, rows.stop_N, own_B4, len(anchor_b),
+        len(rows.order_N), rows.own.start, BLOCK_M=MERGE_ROWS, num_warps=4,
+    )  # fmt: skip
+
+
+def negative_partials(
+    x_ND: Tensor, rows: SortedRows, exponent: Exponent, precision: Precision
+) -> tuple[Tensor, Tensor]:
+    """top, sum [C, M]: the one pass over the tiles; sum over a chunk's negatives of 2^(f log2(e) - top)."""
     (N, D), M = x_ND.shape, len(rows.anchor_M)
     tile, (dtype, acc) = tile_shape(D, x_ND.dtype), accumulator(x_ND.dtype)
-    tiles_per_chunk, chunks = column_chunks(M, N, tile, processors(x_ND.device))
+    tiles_per_chunk, chunks = column_chunks(M, N, tile, x_ND.device)
     top_CM, sum_CM = (x_ND.new_empty((chunks, M), dtype=dtype) for _ in range(2))
     if M:
-        negatives_program[(triton.cdiv(M, tile.block_m), chunks)](
+        negatives_program[(triton.cdiv(M, tile.block_m) * chunks,)](
             x_ND, rows.anchor_M, rows.order_N, rows.start_N, rows.stop_N, top_CM, sum_CM, M, N, D,
-            tiles_per_chunk, **exponent_options(exponent), **tile_options(tile, D, precision, acc),
+            tiles_per_chunk, chunks, *_constants(exponent), CIRCLE=exponent.margin is not None,
+            **tile_options(tile, D, precision, acc),
         )  # fmt: skip
-    top_M = top_CM.amax(0)
-    sum_M = (sum_CM * torch.exp2(top_CM - top_M)).sum(0)
-    return (top_M + sum_M.log2()) / LOG2_E
+    return top_CM, sum_CM
 
 
 def _positives(x_ND: Tensor, rows: SortedRows, band: slice, widest: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(S_bP, place_bP int64, positive_bP bool): an anchor's identity by place, itself and filled-up places not positive."""
+    """(S_bP, row_bP int64, positive_bP bool): an anchor's identity by row, itself and filled-up columns not positive."""
     anchor_b, D = rows.anchor_M[band], x_ND.shape[1]
     S_bP = x_ND.new_empty((len(anchor_b), widest))
+    row_bP = rows.order_N.new_empty((len(anchor_b), widest))
     positives_program[(triton.cdiv(len(anchor_b), IDENTITY_ROWS),)](
-        x_ND, anchor_b, rows.order_N, rows.start_N, rows.stop_N, S_bP, len(anchor_b), D, widest,
+        x_ND, anchor_b, rows.order_N, rows.start_N, rows.stop_N, S_bP, row_bP, len(anchor_b), D, widest,
         **identity_options(D, x_ND.dtype),
     )  # fmt: skip
-    anchor_b1 = anchor_b.long()[:, None]
-    place_bP = rows.start_N[anchor_b1] + torch.arange(widest, device=x_ND.device)
-    positive_bP = (place_bP < rows.stop_N[anchor_b1]) & (place_bP != anchor_b1)
-    return S_bP, torch.where(positive_bP, place_bP, anchor_b1), positive_bP
+    return S_bP, row_bP, row_bP != rows.row(band)[:, None]
 
 
 def _sum_of_pulls(x_ND: Tensor, rows: SortedRows, band: slice, pull_bP: Tensor) -> Tensor:
@@ -157,8 +181,8 @@ def _sum_of_pulls(x_ND: Tensor, rows: SortedRows, band: slice, pull_bP: Tensor) 
     sum_bD = x_ND.new_empty((len(anchor_b), D))
     options = identity_options(D, x_ND.dtype)
     pulls_program[(triton.cdiv(len(anchor_b), IDENTITY_ROWS), triton.cdiv(D, options["BLOCK_D"]))](
-        x_ND, anchor_b, rows.order_N, rows.start_N, rows.stop_N, pull_bP, sum_bD, len(anchor_b), D,
-        pull_bP.shape[1], **options,
+        x_ND, anchor_b, rows.order_N, rows.start_N, rows.stop_N, pull_bP, sum_bD, len(anchor_b),
+        len(x_ND), D, pull_bP.shape[1], **options,
     )  # fmt: skip
     return sum_bD
 
@@ -168,31 +192,27 @@ def _add_negatives_(
     x_ND: Tensor,
     rows: SortedRows,
     band: slice,
-    log_weight_N: Tensor,
+    numbers_N4: Tensor,
     exponent: Exponent,
     precision: Precision,
 ) -> None:
     """Add sum_b (G_ab + G_ba) x_b over the negatives b of the band's anchors a, panel by panel of candidates."""
     anchor_b, (N, D) = rows.anchor_M[band], x_ND.shape
     tile, acc = tile_shape(D, x_ND.dtype), accumulator(x_ND.dtype)[1]
-    weight_N = log_weight_N * LOG2_E
     for start in range(0, N, PANEL_COLUMNS):
         stop = min(start + PANEL_COLUMNS, N)
         G_bc = x_ND.new_empty((len(anchor_b), stop - start))
-        pairs_program[(triton.cdiv(len(anchor_b), tile.block_m), triton.cdiv(stop - start, tile.block_n))](
-            x_ND, anchor_b, rows.order_N, rows.start_N, rows.stop_N, weight_N, G_bc, len(anchor_b), start, stop,
-            D, SLOPE=exponent.scale, **exponent_options(exponent), **tile_options(tile, D, precision, acc),
+        tiles = triton.cdiv(len(anchor_b), tile.block_m) * triton.cdiv(stop - start, tile.block_n)
+        pairs_program[(tiles,)](
+            x_ND, anchor_b, rows.order_N, rows.start_N, rows.stop_N, numbers_N4, G_bc, len(anchor_b), start, stop,
+            D, *_constants(exponent), CIRCLE=exponent.margin is not None, **tile_options(tile, D, precision, acc),
         )  # fmt: skip
-        x_cD = x_ND.index_select(0, rows.order_N[start:stop])
-        if x_ND.dtype == band_bD.dtype:
-            band_bD.addmm_(G_bc, x_cD)
-        else:
-            band_bD += torch.mm(G_bc, x_cD, out_dtype=band_bD.dtype)
+        add_product_(band_bD, G_bc, x_ND.index_select(0, rows.order_N[start:stop]))
 
 
-def exponent_options(exponent: Exponent) -> dict[str, float | None]:
-    """The constants of f to the base 2."""
-    return {"SCALE": exponent.scale * LOG2_E, "MARGIN": exponent.margin}
+def _constants(exponent: Exponent) -> tuple[float, ...]:
+    """The exponent's scale and margin, each in two halves."""
+    return *split_float(exponent.scale), *split_float(exponent.margin or 0.0)
 
 
 def identity_options(columns: int, rows: torch.dtype) -> dict[str, Any]:
@@ -201,18 +221,24 @@ def identity_options(columns: int, rows: torch.dtype) -> dict[str, Any]:
     return {"BLOCK_M": IDENTITY_ROWS, "BLOCK_D": depth, "ACC": accumulator(rows)[1], "num_warps": 4}
 
 
+def _merge_options(rows: torch.dtype) -> dict[str, Any]:
+    return {"BLOCK_M": MERGE_ROWS, "ACC": accumulator(rows)[1], "num_warps": 4}
+
+
 def variants(columns: int, precision_name: str, *, amd: bool = False) -> list[Variant]:
     """What a batch of `columns` columns compiles under a preset: linear exponents, then circle's."""
     precision = PRECISIONS[precision_name]
     rows, acc = precision.rows, accumulator(precision.rows)[1]
     tiles = tile_options(tile_shape(columns, rows, amd=amd), columns, precision, acc)
     identity = identity_options(columns, torch.float32)
-    own = {"G_ptr": "*bf16" if rows == torch.bfloat16 else "*fp32"}
+    types = {"row_ptr": "*i64", "G_ptr": "*bf16" if rows == torch.bfloat16 else "*fp32"}
     compiled = [
-        Variant.of(program, torch.float32, identity) for program in (positives_program, pulls_program)
+        Variant.of(merge_program, torch.float32, _merge_options(torch.float32)),
+        Variant.of(numbers_program, torch.float32, {"BLOCK_M": MERGE_ROWS, "num_warps": 4}),
+        Variant.of(positives_program, torch.float32, identity, **types),
+        Variant.of(pulls_program, torch.float32, identity),
     ]
-    for exponent in (Exponent(10.0), Exponent(128.0, 0.25)):
-        constants = {**exponent_options(exponent), **tiles}
-        compiled.append(Variant.of(negatives_program, rows, constants))
-        compiled.append(Variant.of(pairs_program, rows, {"SLOPE": exponent.scale, **constants}, **own))
+    for circle in (False, True):
+        compiled.append(Variant.of(negatives_program, rows, {"CIRCLE": circle, **tiles}))
+        compiled.append(Variant.of(pairs_program, rows, {"CIRCLE": circle, **tiles}, **types))
     return compiled

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..backends import ALL_BACKENDS, check_backend, choose_backend
 from ..compiled import compiled_loss
-from ..inputs import compute_dtype, find_problem, without_autocast
+from ..inputs import compute_dtype, find_problem, on_their_device
 from ..precision import check_precision, choose_precision
 from ..ranks import agree_on_layout
 from . import chunked, dense, reference
@@ -125,7 +125,7 @@ def _compute(
         backend, layout.total_rows, DENSE_UP_TO_ROWS, device=embeddings.device, available=ALL_BACKENDS
     )
     labels = labels.to(torch.int64)
-    with without_autocast(embeddings.device):  # low precision would move the mined positive
+    with on_their_device(embeddings):  # low precision would move the mined positive
         if chosen == "triton":
             from . import triton  # Triton is imported, and its programs decorated, only where it is used
 

@@ -6,90 +6,98 @@ Names: b = anchors of a band, D = columns; listed = which of this rank's anchors
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import triton
 from torch import Tensor
 
 from ..precision import Precision
-from ..triton_tiles import accumulator, tile_options
-from .gradient_programs import dense_weights_program, marks_gradient_program, positives_gradient_program
-from .triton_forward import FEW_MARKS, SPARSE_UP_TO, Saved, ranking_tile, row_options
+from ..ranks import RankLayout
+from ..triton_tiles import SortedRows, accumulator, add_product_, split_float, tile_options
+from .gradient_programs import dense_weights_program, gradient_program
+from .terms import RankingTerms
+from .triton_forward import Marks, ranking_tile, row_options
 
-GRADIENT_BYTES = 48 << 20  # a band of gradient rows; gathered rows of a band
-BAND_BYTES = 96 << 20  # a band of weights
+GRADIENT_BYTES = 48 << 20  # a band of gradient rows; gathered rows of a panel
+BAND_BYTES = 48 << 20  # a band of weights
+BAND_ROWS = 8192
 
 
-def gradient_bands(
-    x_ND: Tensor, x_dot_ND: Tensor, saved: Saved, precision: Precision
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(row among the N [b], gradient with respect to the unit row [b, D]) until every anchor had its turn.
+@dataclass(frozen=True)
+class Saved:
+    """What the forward leaves to the backward beside the rows; tensors by row of all ranks unless named otherwise."""
 
-    Not yet divided by the number of valid anchors. One host sync, to choose each anchor's way.
+    sorted_rows: SortedRows
+    inverse_N: Tensor | None  # inverse norms, None where rows are not normalised
+    t_N: Tensor
+    numbers_N9: Tensor
+    sums_9: Tensor
+    marks: Marks
+    terms: RankingTerms
+    layout: RankLayout
+
+
+def gradient(
+    x_ND: Tensor, x_dot_ND: Tensor, saved: Saved, of_loss: Tensor, precision: Precision
+) -> Tensor:
+    """[B, D] gradient of this rank's rows, in their dtype. of_loss: the 0-d gradient flowing into the loss.
+
+    One host sync, to choose each anchor's way: where all take the marks, one launch does everything.
     """
-    bytes_per_row = x_ND.shape[1] * saved.t_N.element_size()
-    few, many = choose(saved)
-    for listed, dense in ((few, False), (many, True)):
-        for band in listed.split(max(GRADIENT_BYTES // bytes_per_row, 1)):
-            if not len(band):
-                continue
-            anchor_b = saved.sorted_rows.anchor_M[band]
-            gradient_bD = x_ND.new_zeros((len(band), x_ND.shape[1]), dtype=saved.t_N.dtype)
-            _add_positives(gradient_bD, x_ND, saved, anchor_b)
-            if dense:
-                _add_dense(gradient_bD, x_dot_ND, saved, anchor_b, precision)
-            else:
-                _add_marked(gradient_bD, x_ND, saved, band)
-            yield saved.sorted_rows.order_N[anchor_b.long()], gradient_bD
+    rows = saved.sorted_rows
+    anchors = len(rows.anchor_M)
+    gradient_BD = x_ND.new_empty((anchors, x_ND.shape[1]))
+    if not anchors:
+        return gradient_BD
+    many = int(saved.marks.many_M.sum())
+    if many == 0:
+        _finish_(gradient_BD, x_ND, saved, of_loss, None, None)
+        return gradient_BD
+    listed_M = torch.argsort(saved.marks.many_M, stable=True)
+    if many < anchors:
+        _finish_(gradient_BD, x_ND, saved, of_loss, listed_M[: anchors - many], None)
+    height = min(BAND_ROWS, max(GRADIENT_BYTES // (x_ND.shape[1] * saved.t_N.element_size()), 1))
+    for listed_b in listed_M[anchors - many :].split(height):
+        pushed_bD = _pushed(x_dot_ND, saved, rows.anchor_M[listed_b], precision)
+        _finish_(gradient_BD, x_ND, saved, of_loss, listed_b, pushed_bD)
+    return gradient_BD
 
 
-def choose(saved: Saved) -> tuple[Tensor, Tensor]:
-    """Anchors whose marks all fitted and are few, and the other anchors; int64, ascending. A host sync."""
-    count_MC, cap = saved.marks.count_MC, saved.marks.entry.shape[2]
-    most = max(int(SPARSE_UP_TO * len(saved.t_N)), FEW_MARKS)
-    many_M = (count_MC > cap).any(1) | (count_MC.sum(1) > most)
-    listed_M = torch.argsort(many_M.to(torch.uint8), stable=True)
-    few = len(listed_M) - int(many_M.sum())
-    return listed_M[:few], listed_M[few:]
-
-
-def _add_positives(gradient_bD: Tensor, x_ND: Tensor, saved: Saved, anchor_b: Tensor) -> None:
-    rows, columns = saved.sorted_rows, x_ND.shape[1]
-    positives_gradient_program[(len(anchor_b),)](
-        x_ND, saved.inverse_N, rows.order_N, anchor_b, rows.start_N, rows.stop_N, saved.pull_N,
-        saved.least_row_N, saved.pushed_N, gradient_bD, columns, **row_options(columns, x_ND.dtype),
-    )  # fmt: skip
-
-
-def _add_marked(gradient_bD: Tensor, x_ND: Tensor, saved: Saved, listed_b: Tensor) -> None:
-    rows, columns = saved.sorted_rows, x_ND.shape[1]
-    _, chunks, cap = saved.marks.entry.shape
-    marks_gradient_program[(len(listed_b),)](
-        x_ND, saved.inverse_N, rows.order_N, rows.anchor_M, listed_b, saved.t_N, saved.log_z_N,
-        saved.marks.entry, saved.marks.count_MC, gradient_bD, columns, chunks, cap,
-        **row_options(columns, x_ND.dtype),
-    )  # fmt: skip
-
-
-def _add_dense(
-    gradient_bD: Tensor, x_ND: Tensor, saved: Saved, anchor_b: Tensor, precision: Precision
+def _finish_(
+    gradient_BD: Tensor,
+    x_ND: Tensor,
+    saved: Saved,
+    of_loss: Tensor,
+    listed_b: Tensor | None,
+    pushed_bD: Tensor | None,
 ) -> None:
-    """Bands of weights and a matrix product each; the weights stand in the rows' own dtype."""
+    """Write the listed anchors' rows (None: all): positives, then marks or what was pushed, norm and scale."""
+    rows, (places, columns), marks = saved.sorted_rows, x_ND.shape, saved.marks
+    anchors, chunks, cap = marks.entry.shape
+    count = anchors if listed_b is None else len(listed_b)
+    gradient_program[(count,)](
+        x_ND, saved.inverse_N, rows.order_N, rows.anchor_M, listed_b, rows.start_N, rows.stop_N, saved.t_N,
+        saved.numbers_N9, saved.sums_9, of_loss.contiguous(), marks.entry, marks.count_CM, pushed_bD, gradient_BD,
+        anchors, places, columns, chunks, cap, rows.own.start, saved.layout.world_size,
+        *split_float(saved.terms.pull), **row_options(columns, x_ND.dtype),
+    )  # fmt: skip
+
+
+def _pushed(x_ND: Tensor, saved: Saved, anchor_b: Tensor, precision: Precision) -> Tensor:
+    """[b, D] what negatives add to the anchors' unit rows: bands of weights, in the rows' dtype, and a product each."""
     rows, (places, columns) = saved.sorted_rows, x_ND.shape
-    tile, acc = ranking_tile(columns, x_ND.dtype), accumulator(x_ND.dtype)[1]
+    tile, (dtype, acc) = ranking_tile(columns, x_ND.dtype), accumulator(x_ND.dtype)
+    pushed_bD = x_ND.new_zeros((len(anchor_b), columns), dtype=dtype)
     fits = min(BAND_BYTES // len(anchor_b), GRADIENT_BYTES // columns) // x_ND.element_size()
     width = max(min(places, fits), tile.block_n)
     for first in range(0, places, width):
         stop = min(first + width, places)
         G_bc = x_ND.new_empty((len(anchor_b), stop - first))
-        grid = (triton.cdiv(len(anchor_b), tile.block_m), triton.cdiv(stop - first, tile.block_n))
-        dense_weights_program[grid](
-            x_ND, saved.inverse_N, rows.order_N, anchor_b, rows.start_N, rows.stop_N, saved.t_N, saved.log_z_N,
+        tiles = triton.cdiv(len(anchor_b), tile.block_m) * triton.cdiv(stop - first, tile.block_n)
+        dense_weights_program[(tiles,)](
+            x_ND, saved.inverse_N, rows.order_N, anchor_b, rows.start_N, rows.stop_N, saved.t_N, saved.numbers_N9,
             G_bc, len(anchor_b), first, stop - first, columns, **tile_options(tile, columns, precision, acc),
         )  # fmt: skip
-        x_cD = x_ND[rows.order_N[first:stop]]
-        if x_ND.dtype == gradient_bD.dtype:
-            gradient_bD.addmm_(G_bc, x_cD)
-        else:
-            gradient_bD += torch.mm(G_bc, x_cD, out_dtype=gradient_bD.dtype)
+        add_product_(pushed_bD, G_bc, x_ND[rows.order_N[first:stop]])
+    return pushed_bD

@@ -19,44 +19,48 @@ from ..triton_tiles import (
     TileShape,
     accumulator,
     column_chunks,
-    processors,
+    split_float,
     tile_options,
     tile_shape,
 )
-from .programs import GROUP, forward_program, positives_program
+from .programs import GROUP, NUMBERS, anchors_program, forward_program, positives_program
 from .terms import RankingTerms
 
 MARK_BYTES = 160 << 20  # bound of the recorded pairs, 8 bytes per mark
 # From this share of the places on, gathering rows pair by pair is slower than two matrix products (an estimate).
 SPARSE_UP_TO = 1 / 64
 FEW_MARKS = 16  # per anchor: always few
-SLAB_BYTES = 512  # of a row, in registers at a time
+PARTIAL_BYTES_PER_ANCHOR = 16  # sum, shift, active, count
+ROWS_BYTES = 64 << 10  # of whole rows, in a program's registers at a time
+MOST_ROWS = 16
+ANCHORS = 128  # per program of the one that merges the chunks
 
 
 @dataclass(frozen=True)
 class Marks:
-    """The pairs inside the margin, see programs.py: entry [M, C, cap] int64, count [M, C] int32 (may exceed the cap)."""
+    """The pairs inside the margin, see programs.py: entry [M, C, cap] int64, count [C, M] int32 (may exceed the cap).
+
+    many_M: int32, 1 where an anchor's marks are many, or did not fit.
+    """
 
     entry: Tensor
-    count_MC: Tensor
+    count_CM: Tensor
+    many_M: Tensor
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What the forward leaves to the backward beside the rows; [N] by place unless named otherwise."""
+class Partials:
+    """What one pass over S leaves of each anchor and chunk."""
 
-    sorted_rows: SortedRows
-    inverse_N: Tensor | None  # inverse norms, None where rows are not normalised
-    t_N: Tensor
-    log_z_N: Tensor
-    pushed_N: Tensor
-    least_row_N: Tensor
-    pull_N: Tensor
-    marks: Marks
+    sum_CM: Tensor
+    shift_CM: Tensor
+    active_CM: Tensor
+    count_CM: Tensor
+    entry: Tensor
 
 
 def ranking_tile(columns: int, rows: torch.dtype, *, amd: bool = torch.version.hip is not None) -> TileShape:
-    """Half the columns of the shared tile: both roles of a pair per element leave no registers for 128."""
+    """Half the columns of the shared tile: both roles of a pair per element leave no registers for more."""
     tile = tile_shape(columns, rows, amd=amd)
     if INTERPRETED:
         return tile
@@ -64,24 +68,27 @@ def ranking_tile(columns: int, rows: torch.dtype, *, amd: bool = torch.version.h
 
 
 def row_options(columns: int, rows: torch.dtype) -> dict[str, Any]:
-    """Constants and launch options of the programs that own one anchor each."""
-    slab = min(max(int(triton.next_power_of_2(columns)), 16), SLAB_BYTES // rows.itemsize)
-    return {"BLOCK_D": slab, "ACC": accumulator(rows)[1], "num_warps": 4}
+    """Constants and launch options of the programs that own one anchor each and hold whole rows."""
+    acc = accumulator(rows)
+    block = max(int(triton.next_power_of_2(columns)), 16)
+    span = min(max(ROWS_BYTES // (block * acc[0].itemsize), 1), MOST_ROWS)
+    warps = 4 if block <= 512 else 8 if block <= 4096 else 16
+    return {"BLOCK_D": block, "SPAN": span, "ACC": acc[1], "num_warps": warps}
 
 
 def least_positives(
-    x_ND: Tensor, inverse_N: Tensor | None, rows: SortedRows
+    x_ND: Tensor, inverse_N: Tensor | None, rows: SortedRows, terms: RankingTerms
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per anchor: least similarity to a positive (+inf without one), its row (-1), sum of (S - 1)^2."""
-    anchors, columns = len(rows.anchor_M), x_ND.shape[1]
-    least_M, squares_M = (x_ND.new_empty(anchors, dtype=accumulator(x_ND.dtype)[0]) for _ in range(2))
+    """Per anchor the row of its least similar positive [M] (-1 without one), the sum of (S - 1)^2 [M]; by own row t [B]."""
+    (places, columns), anchors = x_ND.shape, len(rows.anchor_M)
+    t_B, squares_M = (x_ND.new_empty(anchors, dtype=accumulator(x_ND.dtype)[0]) for _ in range(2))
     least_row_M = rows.order_N.new_empty(anchors)
     if anchors:
         positives_program[(anchors,)](
-            x_ND, inverse_N, rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, least_M, least_row_M,
-            squares_M, columns, **row_options(columns, x_ND.dtype),
+            x_ND, inverse_N, rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, least_row_M, squares_M, t_B,
+            places, columns, rows.own.start, *split_float(terms.margin), **row_options(columns, x_ND.dtype),
         )  # fmt: skip
-    return least_M, least_row_M, squares_M
+    return least_row_M, squares_M, t_B
 
 
 def push_away(
@@ -91,25 +98,40 @@ def push_away(
     t_N: Tensor,
     terms: RankingTerms,
     precision: Precision,
-) -> tuple[Tensor, Tensor, Tensor, Marks]:
-    """Per anchor: the sum over violating negatives and its shift, their number; and the marks of both roles."""
+) -> Partials:
+    """Per anchor and chunk: the sum over violating negatives and its shift, their number; the marks of both roles."""
     (places, columns), anchors = x_ND.shape, len(rows.anchor_M)
     tile, (dtype, acc) = ranking_tile(columns, x_ND.dtype), accumulator(x_ND.dtype)
-    tiles_per_chunk, chunks = column_chunks(anchors, places, tile, processors(x_ND.device))
+    tiles_per_chunk, chunks = column_chunks(anchors, places, tile, x_ND.device, PARTIAL_BYTES_PER_ANCHOR)
     cap = mark_cap(anchors, chunks, tiles_per_chunk * tile.block_n)
     sum_CM, shift_CM = (x_ND.new_empty((chunks, anchors), dtype=dtype) for _ in range(2))
-    active_CM, count_MC = (rows.anchor_M.new_empty(shape) for shape in ((chunks, anchors), (anchors, chunks)))
+    active_CM, count_CM = (rows.anchor_M.new_empty((chunks, anchors)) for _ in range(2))
     entry = rows.order_N.new_empty((anchors, chunks, cap))
     if anchors:
-        forward_program[(triton.cdiv(anchors, tile.block_m), chunks)](
+        forward_program[(triton.cdiv(anchors, tile.block_m) * chunks,)](
             x_ND, inverse_N, rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, t_N, sum_CM, shift_CM,
-            active_CM, entry, count_MC, anchors, places, columns, tiles_per_chunk, cap,
+            active_CM, entry, count_CM, anchors, places, columns, tiles_per_chunk, chunks, cap,
             BOUNDED=terms.bounded, **tile_options(tile, columns, precision, acc),
         )  # fmt: skip
-    # torch's sum over a leading dimension is a fixed order of additions per column: the same bits on every run.
-    shift_M = shift_CM.amax(0)
-    push_M = (sum_CM * torch.exp(shift_CM - shift_M)).sum(0)
-    return push_M, shift_M, active_CM.sum(0), Marks(entry, count_MC)
+    return Partials(sum_CM, shift_CM, active_CM, count_CM, entry)
+
+
+def anchor_numbers(
+    rows: SortedRows, partials: Partials, least_row_M: Tensor, squares_M: Tensor, terms: RankingTerms
+) -> tuple[Tensor, Marks]:
+    """[B, 9] float64: the numbers of this rank's anchors, by row, see programs.py; and the marks."""
+    (chunks, anchors), places = partials.sum_CM.shape, len(rows.order_N)
+    cap = partials.entry.shape[2]
+    numbers_B9 = squares_M.new_empty((anchors, NUMBERS.value), dtype=torch.float64)
+    many_M = torch.empty_like(rows.anchor_M)
+    if anchors:
+        anchors_program[(triton.cdiv(anchors, ANCHORS),)](
+            rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, least_row_M, squares_M, partials.sum_CM,
+            partials.shift_CM, partials.active_CM, partials.count_CM, numbers_B9, many_M, anchors, places, chunks,
+            cap, max(int(SPARSE_UP_TO * places), FEW_MARKS), rows.own.start, *split_float(terms.pull),
+            BLOCK_M=ANCHORS, ALL=terms.negatives == "all", ACC=accumulator(squares_M.dtype)[1], num_warps=4,
+        )  # fmt: skip
+    return numbers_B9, Marks(partials.entry, partials.count_CM, many_M)
 
 
 def mark_cap(anchors: int, chunks: int, chunk_places: int) -> int:

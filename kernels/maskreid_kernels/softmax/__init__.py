@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backends import check_backend, choose_backend
 from ..compiled import compiled_loss
-from ..inputs import compute_dtype, find_problem, without_autocast
+from ..inputs import compute_dtype, find_problem, on_their_device
 from ..ranks import agree_on_layout
 from . import chunked, reference
 
@@ -51,7 +51,7 @@ def softmax_loss(
     compute = {"reference": reference.softmax_loss, "chunked": chunked.softmax_loss}[
         choose_backend(backend, layout.total_rows, REFERENCE_UP_TO_ROWS, device=logits.device)
     ]
-    with without_autocast(logits.device):
+    with on_their_device(logits):
         return compute(logits, targets.to(torch.int64), layout)
 
 
