@@ -165,7 +165,9 @@ def test_batch_hard_reads_nothing_on_the_host() -> None:
         from triton.runtime.interpreter import GridExecutor
 
         with pytest.MonkeyPatch.context() as patch, Watch():
-            patch.setattr(GridExecutor, "__call__", lambda self, *arguments, **options: None)  # not the interpreter's
+            patch.setattr(
+                GridExecutor, "__call__", lambda self, *arguments, **options: None
+            )  # not the interpreter's
             kernels.batch_hard_loss(rows, y, backend=backend).backward()
 
 

@@ -113,7 +113,9 @@ def _scale_gradient(ctx: Any, of_loss: Tensor, *others: Tensor) -> tuple[Tensor 
 
 
 def _operator(name: str, tags: tuple[torch.Tag, ...] = ()) -> torch.library.CustomOpDef:
-    operator = torch.library.custom_op(f"maskreid_kernels::{name}", _loss_with_gradient, mutates_args=(), tags=tags)
+    operator = torch.library.custom_op(
+        f"maskreid_kernels::{name}", _loss_with_gradient, mutates_args=(), tags=tags
+    )
     operator.register_fake(_shapes)
     operator.register_autograd(_scale_gradient, setup_context=_keep_gradient)
     return operator

@@ -82,7 +82,13 @@ class _BatchHardLoss(torch.autograd.Function):
     @first_order_only
     def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         x_ND, numbers_N6, sums_6 = ctx.saved_tensors
-        return pairs_gradient(x_ND, numbers_N6, sums_6, of_loss, ctx.layout, ctx.cosine), None, None, None, None
+        return (
+            pairs_gradient(x_ND, numbers_N6, sums_6, of_loss, ctx.layout, ctx.cosine),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def nearest_negatives(

@@ -162,7 +162,9 @@ def pairs_program(
     f = exponent_tile(S, scale * LOG2_E, margin, CIRCLE)
     a_weight = tl.load(numbers_ptr + a_row * NUMBERS + 2, mask=ok, other=0.0).to(ACC) * LOG2_E
     b_weight = tl.load(numbers_ptr + b_row * NUMBERS + 2, mask=n_ok, other=0.0).to(ACC) * LOG2_E
-    G = (tl.exp2(f + a_weight[:, None]) + tl.exp2(f + b_weight[None, :])) * slope_tile(S, scale, margin, CIRCLE)
+    G = (tl.exp2(f + a_weight[:, None]) + tl.exp2(f + b_weight[None, :])) * slope_tile(
+        S, scale, margin, CIRCLE
+    )
     if (n0 < high) & (n0 + BLOCK_N > low):
         G = tl.where((n[None, :] >= start[:, None]) & (n[None, :] < stop[:, None]), 0.0, G)
     out = m.to(tl.int64)[:, None] * (panel_stop - panel_start) + (n - panel_start)[None, :]

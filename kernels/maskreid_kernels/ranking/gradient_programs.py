@@ -111,7 +111,21 @@ def gradient_program(
     a = load_row(x_ptr, a_row, D, BLOCK_D, ACC)
     pull = joined(pull_high, pull_low, ACC)
     total = sum_over_positives(
-        a, x_ptr, inverse_ptr, order_ptr, numbers_ptr, place, a_row, start, stop, pull, N, D, BLOCK_D, SPAN, ACC
+        a,
+        x_ptr,
+        inverse_ptr,
+        order_ptr,
+        numbers_ptr,
+        place,
+        a_row,
+        start,
+        stop,
+        pull,
+        N,
+        D,
+        BLOCK_D,
+        SPAN,
+        ACC,
     )
     column = tl.arange(0, BLOCK_D)
     if pushed_ptr is not None:

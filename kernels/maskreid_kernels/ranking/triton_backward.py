@@ -38,9 +38,7 @@ class Saved:
     layout: RankLayout
 
 
-def gradient(
-    x_ND: Tensor, x_dot_ND: Tensor, saved: Saved, of_loss: Tensor, precision: Precision
-) -> Tensor:
+def gradient(x_ND: Tensor, x_dot_ND: Tensor, saved: Saved, of_loss: Tensor, precision: Precision) -> Tensor:
     """[B, D] gradient of this rank's rows, in their dtype. of_loss: the 0-d gradient flowing into the loss.
 
     One host sync, to choose each anchor's way: where all take the marks, one launch does everything.

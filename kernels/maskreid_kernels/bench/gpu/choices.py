@@ -48,17 +48,13 @@ def crossover(setting: Setting) -> Iterator[Figure]:
 def marks(setting: Setting) -> Iterator[Figure]:
     """The ranking loss by marks alone and by bands alone, 16384 rows: from which share on the bands win."""
     forward: Any = importlib.import_module("maskreid_kernels.ranking.triton_forward")
-    backward: Any = importlib.import_module("maskreid_kernels.ranking.triton_backward")
     for columns in setting.widths:
         for share in SHARES[:: 4 if setting.dry else 1]:
             batch = Batch.of(setting, "ranking", 16384, columns, share)
             what = f"ranking 16384, D = {columns}, {100 * share:g} % violators"
-            with (
-                changed(forward, SPARSE_UP_TO=1.0, MARK_BYTES=ALL),
-                changed(backward, SPARSE_UP_TO=1.0, FEW_MARKS=ALL),
-            ):
+            with changed(forward, SPARSE_UP_TO=1.0, MARK_BYTES=ALL):
                 by_marks = batch.ms(setting, batch.ours(), 0.5)
-            with changed(backward, SPARSE_UP_TO=-1.0, FEW_MARKS=-1):
+            with changed(forward, SPARSE_UP_TO=-1.0, FEW_MARKS=-1):  # no anchor's marks are few enough
                 by_bands = batch.ms(setting, batch.ours(), 0.5)
             yield Figure.of(f"{what}, by marks", by_marks, active=batch.active)
             yield Figure.of(f"{what}, by bands", by_bands, active=batch.active)

@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ...batch_hard.terms import row_squares
 from ...batch_hard.triton import nearest_negatives
 from ...logsumexp.exponent import Exponent
-from ...logsumexp.triton import _negatives
+from ...logsumexp.triton import negative_partials
 from ...precision import choose_precision
 from ...ranking.terms import RankingTerms
 from ...ranking.triton_forward import least_positives, push_away
 from ...ranks import RankLayout
-from ...triton_tiles import SortedRows, sort_by_identity
-from ...unit_rows import inverse_norms
+from ...row_programs import row_norms
+from ...triton_tiles import sort_by_identity
 from .results import Figure
 from .setting import Batch, Setting, timed
 
@@ -46,18 +45,12 @@ def forward_pass(batch: Batch) -> Callable[[], object]:
     precision = choose_precision("auto", x_ND.dtype)
     x_dot_ND = x_ND.to(precision.rows)
     if batch.kernel == "batch_hard":
-        square_N = row_squares(x_dot_ND)[rows.order_N]
+        square_N = row_norms(x_dot_ND, inverse=False)
         packed = precision.rows == torch.bfloat16
         return lambda: nearest_negatives(x_dot_ND, square_N, rows, precision, packed=packed)
     if batch.kernel == "ranking":
         terms = RankingTerms(batch.constants["margin"], 2.0, "all", True)
-        inverse_N = inverse_norms(x_ND, torch.float32).squeeze(1)[rows.order_N]
-        least_N, _, _ = least_positives(x_ND, inverse_N, rows)
-        t_N = torch.where(_valid(rows), terms.margin - least_N, -torch.inf)
+        inverse_N = row_norms(x_ND, inverse=True)
+        _, _, t_N = least_positives(x_ND, inverse_N, rows, terms)
         return lambda: push_away(x_dot_ND, inverse_N, rows, t_N, terms, precision)
-    return lambda: _negatives(x_dot_ND, rows, EXPONENTS[batch.kernel], precision)
-
-
-def _valid(rows: SortedRows) -> torch.Tensor:
-    count_N = rows.stop_N - rows.start_N
-    return (count_N > 1) & (count_N < len(count_N))
+    return lambda: negative_partials(x_dot_ND, rows, EXPONENTS[batch.kernel], precision)
