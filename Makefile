@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TRITON_TESTS := $(addprefix tests/test_kernels_,triton_batch_hard.py triton_ranking.py triton_logsumexp.py gpu_presets.py)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint types kernels-report kernels-predictions gpu clean
+.PHONY: help install demo test lint types kernels-report kernels-predictions kernels-gpu-path launch-counts gpu-cache gpu clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
@@ -13,6 +14,9 @@ help:
 	@echo "make types   mypy"
 	@echo "make kernels-report  compile every Triton program ahead of time: limits, predicted times (OUTPUT=FILE.md)"
 	@echo "make kernels-predictions  what a GPU is predicted to measure, for the Triton of PYTHON"
+	@echo "make kernels-gpu-path  the Triton tests on a GPU's path without one: every launch compiles, none runs"
+	@echo "make launch-counts  launches of each loss, forward and backward, counted without a GPU"
+	@echo "make gpu-cache PYTHON=...  compile what the Triton tests run on a GPU, by that Python's triton, into dist/gpu-cache.tar.xz"
 	@echo "make gpu     on a CUDA machine: the kernels' tests and figures (kernels/bench/GPU.md)"
 	@echo "make clean   remove the virtual environment and the runs"
 
@@ -41,6 +45,19 @@ kernels-report: $(INSTALLED)
 
 kernels-predictions:
 	env -u TRITON_INTERPRET PYTHONPATH=kernels $(PYTHON) -m maskreid_kernels.bench ahead-of-time --predictions
+
+# Two processes; tests/gpu_path.py says what each keeps.
+kernels-gpu-path: $(INSTALLED)
+	for part in 1/2 2/2; do \
+	  GPU_PATH_PART=$$part PYTHONPATH=tests $(BIN)/python -m pytest -q -p gpu_path -p no:cacheprovider $(TRITON_TESTS) & pids="$$pids $$!"; \
+	done; for pid in $$pids; do wait $$pid || failed=1; done; test -z "$$failed"
+
+launch-counts: $(INSTALLED)
+	$(BIN)/python tests/launch_counts.py
+
+# With the triton of the GPU's machine: PYTHON is its Python's like, not the virtual environment's.
+gpu-cache:
+	$(PYTHON) tests/pack_compile_cache.py $(or $(OUTPUT),dist/gpu-cache.tar.xz)
 
 # Needs no environment of its own: torch, Triton, NumPy and pytest of the machine's Python.
 gpu:

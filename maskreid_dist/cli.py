@@ -89,13 +89,14 @@ def evaluate(
     cache: Annotated[Path | None, typer.Option(help="Keep the shards of a URL in this folder.")] = None,
 ) -> None:
     """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
-    for path in (report, output):  # what cannot be written is said before the long work
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
     from maskreid_dist.evaluation import evaluate_checkpoint, percentages, print_table, write_json
+    from maskreid_dist.files import check_writable
     from maskreid_dist.run_report import write_run_report
     from maskreid_shards import open_shards
 
+    for path in (report, output):
+        if path:
+            check_writable(path)
     console = Console()
     shard_set = open_shards(shards, cache=cache)
     found, ranked = evaluate_checkpoint(checkpoint, shard_set, console, ap)

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from maskreid_dist.errors import UserError
+from maskreid_dist.files import check_writable
 from maskreid_shards import ConversionReport, Layout, MaskOptions, OnBadMask, convert
 from maskreid_shards.convert import check_fresh
 
@@ -35,6 +36,7 @@ def run_conversion(
     if expect_published:
         _check_published(layout)
     check_fresh(out)  # before masks are made: that may take hours
+    check_writable(out, folder=True)
     for line in make_masks(layout):
         print(line)
     columns = (TextColumn("converting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

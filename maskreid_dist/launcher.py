@@ -32,27 +32,26 @@ def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Pat
     for override in overrides:
         command += ["--set", override]
     stop = run / "stop"
-    run.mkdir(parents=True, exist_ok=True)
     stop.unlink(missing_ok=True)
     environment = dict(os.environ)
     if not torch.cuda.is_available():
         # Or DeepSpeed warns in every process that it found no GPU.
         environment.setdefault("DS_ACCELERATOR", "cpu")
-    # In a session of its own: a Ctrl-C at the terminal reaches this process alone.
-    process = subprocess.Popen(command, start_new_session=True, env=environment)
+    process: subprocess.Popen[bytes] | None = None
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        if stop.exists():
+        if stop.exists() and process is not None:
             os.killpg(process.pid, signal.SIGKILL)
-        else:
-            stop.touch()
-            print(
-                "stopping: the step is finished and saved first (again to kill)", file=sys.stderr, flush=True
-            )
+            return
+        run.mkdir(parents=True, exist_ok=True)  # the training makes it once it has checked its input
+        stop.touch()
+        print("stopping: the step is finished and saved first (again to kill)", file=sys.stderr, flush=True)
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, ask_to_stop) for number in signals}
     try:
+        # In a session of its own: a Ctrl-C at the terminal reaches this process alone.
+        process = subprocess.Popen(command, start_new_session=True, env=environment)
         return process.wait()
     finally:
         for number, handler in before.items():

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from maskreid_dist.errors import UserError
-from maskreid_dist.files import write_atomically
+from maskreid_dist.files import check_writable, write_atomically
 from maskreid_dist.segmenters import INPUT_HEIGHT, SegmentationModel, Segmenter, find_weights, load_segmenter
 from maskreid_shards import Layout, Source
 from maskreid_shards.decode import IMAGE_FORMATS, decode
@@ -73,13 +73,18 @@ def segment(
     with file.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     settings = SegmentationSettings(model, sha256, input_height)
-    claim_folder(folder, settings)
+    sources = [source for part in layout.splits.values() for source in part]
+    # All that can be refused is, before the folder is there.
+    new = is_new_folder(folder, settings)
+    mask_files(sources, folder)
     segmenter = load_segmenter(model, file, where, input_height=input_height)
+    if new:
+        write_atomically(folder / SETTINGS, (json.dumps(asdict(settings), indent=1) + "\n").encode())
     columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("segmenting", total=None)
         return write_masks(
-            [source for sources in layout.splits.values() for source in sources],
+            sources,
             folder,
             segmenter,
             batch_size=batch_size,
@@ -87,11 +92,12 @@ def segment(
         )
 
 
-def claim_folder(folder: Path, settings: SegmentationSettings) -> None:
-    """Note the settings in a new or empty folder, or check that they are those the folder was begun with.
+def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:
+    """Whether the folder is missing or empty; where it is neither, it was begun with these settings.
 
-    Raises UserError: other settings, or a folder that holds something else.
+    Raises UserError: other settings, a folder that holds something else, or one that cannot be written.
     """
+    check_writable(folder, folder=True)
     note = folder / SETTINGS
     wanted = asdict(settings)
     if note.is_file():
@@ -108,12 +114,22 @@ def claim_folder(folder: Path, settings: SegmentationSettings) -> None:
             raise UserError(
                 f"{folder}: holds masks made with another {' and '.join(other)}; choose another folder or remove it"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        return False
+    if folder.exists() and any(folder.iterdir()):
         raise UserError(
             f"{folder}: holds no {SETTINGS}, so its files are not ours; choose a new folder for the masks"
         )
-    else:
-        write_atomically(note, (json.dumps(wanted, indent=1) + "\n").encode())
+    return True
+
+
+def mask_files(sources: Sequence[Source], folder: Path) -> dict[Path, Source]:
+    """Where each image's mask lies. Raises UserError: two images whose mask would be the same file."""
+    files: dict[Path, Source] = {}
+    for source in sources:
+        path = folder / mirrored(source.name)
+        if files.setdefault(path, source).name != source.name:
+            raise UserError(f"{files[path].name} and {source.name}: both have the mask {path}; rename one")
+    return files
 
 
 def write_masks(
@@ -130,13 +146,9 @@ def write_masks(
     one by one, so after a power cut some may be of 0 bytes; these are made again. A batch on a GPU, or of
     another size, may round a pixel by one level differently.
 
-    Raises UserError: two images whose mask would be the same file. ShardError: an unreadable image.
+    Raises UserError: see `mask_files`. ShardError: an unreadable image.
     """
-    files: dict[Path, Source] = {}
-    for source in sources:
-        path = folder / mirrored(source.name)
-        if files.setdefault(path, source).name != source.name:
-            raise UserError(f"{files[path].name} and {source.name}: both have the mask {path}; rename one")
+    files = mask_files(sources, folder)
     waiting = [(path, source) for path, source in files.items() if not _is_there(path)]
     for parent in {path.parent for path, _ in waiting}:
         parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """`maskreid bench loader`: every source gives the same batches, figures and exit status follow what was measured."""
 
 import csv
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from market import market
+from maskreid_dist.bench import loader as loader_bench
 from maskreid_dist.bench.loader import LoaderBench, Run, WorkerMemory, all_runs, worker_memory
 from maskreid_dist.bench.loader_data import LoaderData, comes_from_disk, empty_cache, repeated_pairs
 from maskreid_dist.bench.loader_report import Found, promises, table, write_csv
@@ -102,14 +104,32 @@ def test_table_and_csv_say_what_was_measured(tmp_path: Path) -> None:
     assert [row["y50"] for row in rows if row["metric"] == "worker_second_mb"] == ["51.0"]
 
 
-def test_memory_is_that_of_the_worker(data: LoaderData) -> None:
+def test_private_memory() -> None:
+    before = loader_bench._private_bytes(os.getpid())
+    with mmap.mmap(-1, 256_000_000, flags=mmap.MAP_PRIVATE) as block:
+        block.write(bytes(len(block)))
+        found = loader_bench._private_bytes(os.getpid()) - before
+    assert 200_000_000 < found < 300_000_000
+
+
+def test_memory_is_that_of_the_worker(data: LoaderData, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def private_bytes(pid: int) -> int:
+        assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == str(os.getpid())
+        asked.append(pid)
+        return len(asked) * 1_000_000
+
+    monkeypatch.setattr(loader_bench, "_private_bytes", private_bytes)
     found = worker_memory(LoaderBench(data, 1, False))
-    assert found.batches >= 2 and 10 < found.first_mb < 1000 and 10 < found.second_mb < 1000
+    assert found.batches >= 2 and len(asked) == 2 * found.batches and len(set(asked)) == 1
+    assert (found.first_mb, found.second_mb) == (found.batches, 2 * found.batches)
 
 
 def test_an_emptied_cache_reads_from_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * 1_000_000)
+    comes_from_disk(path)  # what it runs is in memory too then
     assert not comes_from_disk(path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())

@@ -123,3 +123,51 @@ def test_evaluate_without_shards(tmp_path):
     assert status == 2
     assert "shards" in output
     assert output.count("\n") == 1
+
+
+def everything(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+def test_refused_input_leaves_nothing_behind(tmp_path):
+    """No command makes the folders of its output before its input is accepted."""
+    new, walkers = tmp_path / "new" / "folder", ROOT / "shards" / "walkers"
+    (tmp_path / "empty").mkdir()
+    before = everything(tmp_path)
+    for command in (
+        ("evaluate", tmp_path / "none", walkers, "--report", new / "r.html", "--output", new / "f.json"),
+        ("evaluate", tmp_path / "empty", tmp_path / "none", "--report", new / "r.html"),
+        ("masks", tmp_path / "none", "--output", new),
+        ("stats", tmp_path / "none", "--output", new / "s.png"),
+        ("stats", walkers, "--split", "none", "--output", new / "s.png"),
+        ("segment", "market1501", tmp_path / "none", new),
+        ("convert", "market1501", tmp_path / "none", new),
+        ("bench", "convert", "--source", tmp_path / "none", "--output", new / "c.csv"),
+        ("bench", "loader", "--shards", tmp_path / "none", "--output", new),
+        ("bench", "loss", "--kernel", "none", "--output", new),
+        ("train", RECIPE, "--runs", new, "--set", "data.shards=none"),
+        ("demo", "--recipe", RECIPE, "--runs", new, "--set", "data.shards=none"),
+    ):
+        status, output = run(*command)
+        assert status == 2 and output.count("\n") == 1, (command, output)
+        assert everything(tmp_path) == before, command
+
+
+def test_output_that_cannot_be_written_is_said_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "below"
+    walkers = ROOT / "shards" / "walkers"
+    src = market(tmp_path / "src")
+    before = everything(tmp_path)
+    for command in (
+        ("evaluate", tmp_path, walkers, "--report", below / "r.html"),
+        ("masks", walkers, "--output", below),
+        ("stats", walkers, "--output", below / "s.png"),
+        ("stats", walkers, "--output", tmp_path),
+        ("convert", "market1501", src, below, "--segment", "fcn_resnet50", "--masks", tmp_path / "masks"),
+        ("segment", "market1501", src, below, "--weights", tmp_path / "file"),
+    ):
+        status, output = run(*command)
+        assert status == 2 and output.count("\n") == 1, (command, output)
+        assert str(command[-1] if command[0] not in ("convert", "segment") else below) in output
+        assert everything(tmp_path) == before, command

@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+from held_training import HELD, STEP
 from maskreid_dist.checkpoint import find_checkpoint
 
 ROOT = Path(__file__).parent.parent
+STEPS = 12
 SMALL = {
     "data.height": 36,
     "data.width": 14,
@@ -19,14 +20,14 @@ SMALL = {
     "model.width": 0.125,
     "batch.identities": 4,
     "batch.images": 2,
-    "optimizer.steps": 40,
+    "optimizer.steps": STEPS,
     "run.log_every": 1,
     "name": "small",
 }
 
 
-def start(runs: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "maskreid_dist", "demo", "--runs", str(runs)]
+def start(program: list[str], runs: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, *program, "demo", "--runs", str(runs)]
     for key, value in SMALL.items():
         command += ["--set", f"{key}={value}"]
     environment = os.environ | {
@@ -37,28 +38,51 @@ def start(runs: Path) -> subprocess.Popen[str]:
     )
 
 
+def read_until(words: str, demo: "subprocess.Popen[str]") -> str:
+    """What it says up to the line with these words, or to its end."""
+    said = ""
+    assert demo.stdout
+    for line in demo.stdout:
+        said += line
+        if words in line:
+            break
+    return said
+
+
+def stopped_demo(runs: Path) -> str:
+    """What a demo says that gets a Ctrl-C after step 3; the training goes on when that has been noted."""
+    os.mkfifo(runs / "release")
+    release = os.open(runs / "release", os.O_RDWR)  # also for reading: opening it waits for nobody
+    demo = start([str(ROOT / "tests" / "held_demo.py")], runs)
+    try:
+        said = read_until(HELD, demo)
+        assert HELD in said, said
+        demo.send_signal(signal.SIGINT)
+        said += read_until("stopping", demo)
+    finally:
+        os.write(release, b"x")
+        said += demo.communicate()[0]
+        os.close(release)
+    assert demo.returncode == 75, said
+    return said
+
+
 def test_demo_stops_on_ctrl_c_continues_and_reports(tmp_path):
     run = tmp_path / "small"
-    demo = start(tmp_path)
-    metrics = run / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
-        assert demo.poll() is None, demo.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    demo.send_signal(signal.SIGINT)
-    output = demo.communicate(timeout=120)[0]
-    assert demo.returncode == 75, output
+    output = stopped_demo(tmp_path)
     assert "stopped and saved; the same command continues" in output
     assert "Traceback" not in output
     stopped_at = find_checkpoint(run)[0].step
-    assert 3 <= stopped_at < 40
+    assert stopped_at == STEP + 1  # seen when the next step begins, which is finished
 
-    demo = start(tmp_path)
-    output = demo.communicate(timeout=240)[0]
+    demo = start(["-m", "maskreid_dist"], tmp_path)
+    output = demo.communicate()[0]
     assert demo.returncode == 0, output
     assert f"continuing from {run / 'checkpoints'}/step_{stopped_at:08d}" in output.replace("\n", "")
-    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 41))
+    metrics = run / "metrics.jsonl"
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(
+        range(1, STEPS + 1)
+    )
     figures = json.loads((run / "metrics.json").read_text())
     assert figures.pop("unit") == "percent"
     assert set(figures) == {"untrained", "histogram", "trained"}

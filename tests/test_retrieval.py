@@ -1,5 +1,6 @@
 """Retrieval evaluation against a slow loop written from the protocol's definition, and its properties."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from gloo import run_ranks
 from maskreid_dist.retrieval import RetrievalError, evaluate_retrieval, rank_list
+from maskreid_dist.retrieval.inputs import image_set
 
 
 def slow(distance, q_pids, q_cams, g_pids, g_cams, max_rank=50):
@@ -186,3 +188,32 @@ def test_ranked_lists_are_the_order_that_is_evaluated():
         assert found.gallery_index.tolist() == listed[:12]
         assert found.distance == pytest.approx(distance[row, listed[:12]])
         assert found.correct.tolist() == [bool(gp[i] == qp[row]) for i in listed[:12]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_read_only_gallery_in_a_file_is_read_where_it_lies(tmp_path, dtype, order):
+    rng = np.random.default_rng(0)
+    query, gallery = (rng.normal(size=(count, 8)).astype(dtype) for count in (6, 40))
+    pids, camids = np.arange(46) % 4, np.arange(46) % 3
+    labels = {"query_pids": pids[:6], "query_camids": camids[:6]}
+    labels |= {"gallery_pids": pids[6:], "gallery_camids": camids[6:]}
+    expected = evaluate_retrieval(query, gallery=gallery, **labels)
+    path = tmp_path / "gallery.npy"
+    np.save(path, np.asarray(gallery, order=order))
+    before = path.read_bytes()
+    mapped = np.load(path, mmap_mode="r")
+    torch.set_warn_always(True)  # else torch says it once a process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = evaluate_retrieval(query, gallery=mapped, **labels)
+            rank_list(query, gallery=mapped, **labels, queries=[0])
+            images = image_set("gallery", mapped, pids[6:], camids[6:], metric="cosine")
+    finally:
+        torch.set_warn_always(False)
+    assert images.features.data_ptr() == mapped.ctypes.data and path.read_bytes() == before
+    for name, value in vars(expected).items():
+        np.testing.assert_array_equal(getattr(found, name), value)
+    backwards = evaluate_retrieval(query[:, ::-1], gallery=mapped[:, ::-1], **labels)
+    np.testing.assert_allclose(backwards.mAP, expected.mAP)

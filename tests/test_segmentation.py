@@ -189,6 +189,19 @@ def test_two_images_with_one_mask(weights, layout, tmp_path):
             Layout("x", {"train": (first, twin)}), tmp_path / "masks", model="fcn_resnet50",
             weights=weights["fcn_resnet50"], device="cpu",
         )  # fmt: skip
+    assert not (tmp_path / "masks").exists()
+
+
+def test_weights_that_do_not_fit_leave_no_folder(weights, layout, tmp_path):
+    with pytest.raises(UserError, match=r"classifier\.4\.weight is missing"):
+        segment(
+            layout,
+            tmp_path / "masks",
+            model="fcn_resnet50",
+            weights=weights["maskrcnn_resnet50"],
+            device="cpu",
+        )
+    assert not (tmp_path / "masks").exists()
 
 
 class Attack:

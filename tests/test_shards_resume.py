@@ -5,23 +5,16 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from killed_conversion import SHARD_BYTES
 from maskreid_shards import ShardError, convert_market1501, open_shards
 from test_shards_convert import names, tree
 from test_shards_market1501 import write_market
 
-SHARD_BYTES = 12_000
-COMMAND = (
-    "import sys; from pathlib import Path; from maskreid_shards import convert_market1501\n"
-    "if __name__ == '__main__':\n"
-    "    print('ready', flush=True)\n"
-    "    report = convert_market1501(Path(sys.argv[1]), Path(sys.argv[2]), shard_bytes=12_000, workers=int(sys.argv[3]))\n"
-    "    print('; '.join(report.notes))"
-)
+KILLED = Path(__file__).parent / "killed_conversion.py"
 
 
 @pytest.fixture
@@ -29,9 +22,10 @@ def src(tmp_path: Path) -> Path:
     return write_market(tmp_path / "market", identities=24)
 
 
-def start(src: Path, out: Path, workers: int) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, str(src), str(out), str(workers)],
+def killed(src: Path, out: Path, workers: int, step: int) -> "subprocess.CompletedProcess[str]":
+    """The conversion of `killed_conversion.py`, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, KILLED, src, out, str(workers), str(step)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE,
         text=True,
@@ -83,10 +77,10 @@ def test_an_interrupted_conversion_keeps_its_finished_shards(src: Path, tmp_path
     out, partial = tmp_path / "out", tmp_path / ".out.maskreid-partial"
     stop_after(src, out, samples=60, workers=workers)
     assert names(tmp_path) == [".out.maskreid-partial", "market", "whole"]
-    kept = {path.stem.removesuffix(".tar") for path in (partial / "resume").glob("*.json")}
+    kept = sorted(path.stem.replace("-", "/") for path in (partial / "resume").glob("*.json"))
     assert kept
     # A finished shard that was damaged afterwards, a record that is none: written again.
-    damaged = next(iter(sorted((partial / "train").glob("*.tar"))))
+    damaged = partial / kept[0]  # the first shard may be another: a worker that waits has not finished it
     damaged.write_bytes(damaged.read_bytes()[:-1])
     (partial / "train" / "999999.tar").write_bytes(b"foreign")
     report = convert_market1501(src, out, shard_bytes=SHARD_BYTES)
@@ -110,33 +104,23 @@ def test_other_inputs_or_options_start_afresh(src: Path, tmp_path: Path) -> None
             folder.rename(tmp_path / f"{folder.name}-{change}")
 
 
-def test_kill_9_at_20_random_moments(src: Path, tmp_path: Path) -> None:
-    old, out = tmp_path / "old", tmp_path / "out"
+def test_kill_9_at_20_moments(src: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
     convert_market1501(src, old, shard_bytes=SHARD_BYTES)
     whole = tree(old)
-    clock = time.monotonic()
-    process = start(src, tmp_path / "timed", 2)
-    assert process.stdout and process.stdout.readline() == "ready\n"
-    ready = time.monotonic()
-    process.communicate()
-    duration_s = time.monotonic() - ready
-    assert process.returncode == 0 and ready > clock
+    steps = int(killed(src, tmp_path / "undisturbed", workers=1, step=0).stdout)
+    assert tree(tmp_path / "undisturbed") == whole
     draw = random.Random(0)
     resumed = 0
-    for kill in range(20):
-        if out.exists():  # the kill came too late, the conversion was complete: begin again
-            assert tree(out) == whole
-            out.rename(tmp_path / f"complete-{kill}")
-        process = start(src, out, 1 + kill % 3)
-        assert process.stdout and process.stdout.readline() == "ready\n"
-        time.sleep(draw.uniform(0, duration_s))
-        process.send_signal(signal.SIGKILL)
-        said = process.communicate()[0]
-        resumed += "were kept" in said
-        assert tree(old) == whole and len(open_shards(old).split("train")) == 97
-    if not out.exists():
+    for number in range(10):
+        out, workers = tmp_path / f"out{number}", 1 + number % 3
+        # Half of the work's steps, shared by the workers: one of them comes to that many, however they take turns. What
+        # is left after that is a shard, or the end of the conversion: at least four steps of one process.
+        for step in (draw.randint(1, steps // 2 // workers), draw.randint(1, 4)):
+            assert killed(src, out, workers, step).returncode == -signal.SIGKILL
+            assert not out.exists() and tree(old) == whole and len(open_shards(old).split("train")) == 97
         report = convert_market1501(src, out, shard_bytes=SHARD_BYTES)
         resumed += "were kept" in " ".join(report.notes)
-    assert tree(out) == whole
+        assert tree(out) == whole
+        assert not (tmp_path / f".{out.name}.maskreid-partial").exists()
     assert resumed
-    assert not (tmp_path / ".out.maskreid-partial").exists()

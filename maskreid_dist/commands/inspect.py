@@ -84,10 +84,13 @@ def stats(
     """Count identities, images and cameras, and say what P x K does to identities with few images."""
     from dataclasses import asdict
 
+    from maskreid_dist.files import check_writable
     from maskreid_dist.report.statistics import statistics_figure
     from maskreid_shards import open_shards
     from maskreid_shards.statistics import few_images_effects, split_statistics
 
+    if output:
+        check_writable(output)
     opened = open_shards(shards)
     effects = few_images_effects(opened.split(split), identities=identities, images=images)
     splits = {name: split_statistics(opened.split(name)) for name in opened.splits}

@@ -20,11 +20,12 @@ def masks(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Judge the masks of shards: coverage, empty, full, fragmented and tiny ones, and pictures of the worst."""
-    if output:
-        output.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the long work
+    from maskreid_dist.files import check_writable
     from maskreid_dist.report.masks import quality_lines, with_bar, write_quality
     from maskreid_shards import open_shards
 
+    if output:
+        check_writable(output, folder=True)
     shard_set = open_shards(shards)
     report = with_bar(shard_set)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -61,12 +62,25 @@ def check_widths(query: ImageSet, gallery: ImageSet) -> None:
 
 
 def _features(side: Side, values: Features) -> Tensor:
-    tensor = values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+    tensor = values.detach() if isinstance(values, Tensor) else _shared_tensor(values)
     if tensor.ndim != 2 or tensor.shape[1] == 0:
         raise ValueError(f"{side} features must be (images, dimensions), not {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
         raise ValueError(f"{side} features must be floating point, not {tensor.dtype}")
     return tensor
+
+
+def _shared_tensor(values: NDArray[np.floating]) -> Tensor:
+    """The array as a tensor on the same memory; a copy only of what torch cannot describe.
+
+    That memory may be read-only, such as a file's (`np.load(..., mmap_mode="r")`): nothing here ever writes to it.
+    """
+    array = np.asarray(values)
+    if min(array.strides, default=0) < 0:
+        array = np.ascontiguousarray(array)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(array)
 
 
 def _ids(name: str, values: Ids, count: int) -> NDArray[np.int64]:

@@ -1,11 +1,12 @@
 """Shards written by several processes, which end with the one that started them, however that ends."""
 
+import contextlib
 import fcntl
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from ctypes import c_bool, c_int64
@@ -44,14 +45,25 @@ def write_shards(
     stop: Any = context.Value(c_bool, lock=False)  # typeshed says c_bool, the value is a bool
     setup = (str(lock_folder), done, stop)
     with ProcessPoolExecutor(workers, context, _start_worker, setup) as pool:
-        futures = [pool.submit(_run, task) for task in tasks]
         try:
+            with _interrupts_held():
+                futures = [pool.submit(_run, task) for task in tasks]
             return _collect(futures, done, tick)
         except BrokenProcessPool:
             raise ShardError("a worker process was killed (memory?); try fewer --workers") from None
         finally:
             stop.value = True
             pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the block ends. Processes that start in it never see one: the parent decides for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _collect(
@@ -84,7 +96,6 @@ def await_workers(lock_folder: Path) -> None:
 def _start_worker(lock_folder: str, done: Any, stop: Any) -> None:
     global _done, _stop
     _done, _stop = done, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     fcntl.flock(os.open(lock_folder, os.O_RDONLY), fcntl.LOCK_SH)  # until the process ends
     parent = multiprocessing.parent_process()
     if parent is None or not parent.is_alive():

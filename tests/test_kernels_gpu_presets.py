@@ -1,0 +1,166 @@
+"""Every loss of the Triton backend under every precision preset, in programs that walk many tiles, against float64.
+
+On a GPU a batch of a few hundred rows gives each program one tile, a case of its own to the compiler. So the number of
+processors is patched here: programs walk all tiles in one chunk, or in a few chunks. Without a GPU the same tests run in
+Triton's interpreter at tiny sizes, in float32 (ieee) and float64, to test the tests.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+import kernel_checks
+from kernel_cases import LOSSES, PRESETS, Preset, batch
+from kernel_checks import DEVICE, GPU, Step, pick
+from maskreid_kernels import triton_tiles
+from maskreid_kernels.batch_hard import triton as batch_hard_triton
+from maskreid_kernels.logsumexp import triton as logsumexp_triton
+from maskreid_kernels.ranking import triton_backward, triton_forward
+
+MODULES = (triton_tiles, batch_hard_triton, logsumexp_triton, triton_forward)
+INTERPRETED = [preset for preset in PRESETS if preset.precision == "ieee" or preset.rows == torch.float64]
+SHAPES = pick(
+    on_gpu=[(rows, columns) for rows in (700, 3001) for columns in (64, 130, 256, 512, 2048)],
+    in_ci=[(700, 130), (700, 256), (700, 2048)],
+    interpreted=[(44, 40)],
+)
+IN_CI = [PRESETS[0], PRESETS[2], PRESETS[5], PRESETS[6]]
+PRESETS_HERE = pick(PRESETS, IN_CI, INTERPRETED[1:])
+CHUNKS = ("one chunk", "few chunks")
+WALKS = pick(
+    on_gpu=list(product(PRESETS, CHUNKS)),
+    in_ci=list(product(IN_CI, CHUNKS)),
+    interpreted=list(zip(INTERPRETED, CHUNKS, strict=True)),
+)
+ROWS, COLUMNS = SHAPES[0]
+TINY = triton_tiles.TileShape(16, 16, 32, warps=4, stages=1, one_slab=False)
+by_preset = pytest.mark.parametrize("preset", PRESETS_HERE, ids=str)
+by_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+@pytest.fixture(autouse=True)
+def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter: some forty rows are three tiles."""
+    for module in MODULES if not GPU else ():
+        if hasattr(module, "tile_shape"):
+            monkeypatch.setattr(module, "tile_shape", lambda columns, rows, **_: TINY)
+
+
+def walk(monkeypatch: pytest.MonkeyPatch, rows: int, chunks: str) -> None:
+    """Programs walk all tiles of a row block ("one chunk"), or about half of them ("few chunks")."""
+    few = -(-rows // 250) if GPU else 1
+    set_processors(monkeypatch, 0 if chunks == "one chunk" else few)
+    monkeypatch.setattr(batch_hard_triton, "SIDE_BY_SIDE", 1)  # else at least so many chunks
+
+
+def set_processors(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    for module in MODULES:
+        if hasattr(module, "processors"):
+            monkeypatch.setattr(module, "processors", lambda device: number)
+
+
+def rows_as(preset: Preset, rows: int, columns: int, crowd: int = 0) -> tuple[Tensor, Tensor]:
+    x, y = batch(rows, columns, crowd)
+    return x.to(preset.rows).to(DEVICE), y.to(DEVICE)
+
+
+def step(name: str, x: Tensor, y: Tensor, **options: str) -> Step:
+    rows = x.detach().clone().requires_grad_()
+    loss = LOSSES[name](rows, y, **options)
+    loss.backward()
+    assert rows.grad is not None and rows.grad.dtype == x.dtype and rows.grad.shape == x.shape
+    return loss.detach(), rows.grad
+
+
+def triton_step(name: str, x: Tensor, y: Tensor, preset: Preset) -> Step:
+    return step(name, x, y, backend="triton", precision=preset.precision)
+
+
+def check(name: str, x: Tensor, y: Tensor, preset: Preset) -> None:
+    """Equal bits twice, close to float64, and a gradient on at least half of the rows."""
+    own = kernel_checks.same_bits(lambda: triton_step(name, x, y, preset))
+
+    def expected() -> Step:
+        exact = step(name, x.double(), y, backend="reference")
+        kernel_checks.active(exact[1])
+        return exact
+
+    tolerance = preset.tolerance(name)
+    kernel_checks.near(own, expected, value=tolerance, gradient=tolerance)
+
+
+@pytest.mark.parametrize("preset,chunks", WALKS, ids=str)
+@by_loss
+@pytest.mark.parametrize("rows,columns", SHAPES)
+def test_against_float64(
+    rows: int,
+    columns: int,
+    name: str,
+    preset: Preset,
+    chunks: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    walk(monkeypatch, rows, chunks)
+    if name == "ranking_dense":
+        always_dense(monkeypatch)
+    check(name, *rows_as(preset, rows, columns), preset)
+
+
+def always_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranking loss's backward by bands, of which there are several, for all anchors."""
+    monkeypatch.setattr(triton_backward, "FEW_MARKS", -1)
+    monkeypatch.setattr(triton_backward, "SPARSE_UP_TO", -1.0)
+    monkeypatch.setattr(triton_backward, "BAND_BYTES", 1 << 18)
+
+
+@pytest.mark.skipif(not GPU, reason="the interpreter has one processor: one chunk")
+@by_preset
+@by_loss
+def test_as_shipped(name: str, preset: Preset) -> None:
+    """On as many processors as there are."""
+    rows, columns = SHAPES[-1]
+    check(name, *rows_as(preset, rows, columns), preset)
+
+
+@by_preset
+@by_loss
+def test_one_identity_of_many_rows(name: str, preset: Preset) -> None:
+    """Sums over an identity take several steps of 16 rows."""
+    rows, crowd = (500, 200) if GPU else (36, 20)
+    check(name, *rows_as(preset, rows, COLUMNS, crowd), preset)
+
+
+@pytest.mark.skipif(not GPU or not kernel_checks.VALUES, reason="a race shows on a GPU only")
+@pytest.mark.parametrize("preset", PRESETS, ids=str)
+@pytest.mark.parametrize("name", ["ranking_sparse", "ranking_dense"])
+def test_one_identity_of_many_rows_300_times(name: str, preset: Preset) -> None:
+    """At D = 64 a row's gradient is read by other threads than those that wrote it."""
+    x, y = rows_as(preset, 500, 64, 200)
+    kernel_checks.same_bits(lambda: triton_step(name, x, y, preset), repeats=300)
+
+
+@by_preset
+@by_loss
+def test_odd_views(name: str, preset: Preset) -> None:
+    """Rows of a wider tensor, from its second row and column on: neither contiguous nor aligned."""
+    x, y = rows_as(preset, 400 if GPU else 12, 33)
+    wide = torch.full((len(x) + 1, 35), 3.0, dtype=x.dtype, device=DEVICE)
+    wide[1:, 1:34] = x
+    leaf = wide.requires_grad_()
+    loss = LOSSES[name](leaf[1:, 1:34], y, backend="triton", precision=preset.precision)
+    loss.backward()
+    assert leaf.grad is not None
+    kernel_checks.equal((loss.detach(), leaf.grad[1:, 1:34]), triton_step(name, x, y, preset))
+
+
+@by_preset
+@by_loss
+def test_nothing_to_learn_from(name: str, preset: Preset) -> None:
+    """No rows, one identity, no positives."""
+    x, y = rows_as(preset, 12, 33)
+    for rows, labels in ((x[:0], y[:0]), (x, torch.zeros_like(y)), (x, torch.arange(12, device=DEVICE))):
+        kernel_checks.nothing(triton_step(name, rows, labels, preset))
