@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import triton
-from maskreid_kernels.bench.aot import TARGETS, TOOLS
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.backends.nvidia import driver as nvidia
@@ -25,6 +24,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 import pretend_device
+from maskreid_kernels.bench.aot import TARGETS, TOOLS
 from pretend_device import GpuTensor
 
 SHARED_LIMIT = TARGETS["sm_90"].shared_limit

@@ -17,7 +17,7 @@ import torch
 import triton
 
 from ..triton_tiles import INTERPRETED
-from .aot import TARGETS, Compiled, Job, compile_all, jobs
+from .aot import TARGETS, Compiled, Job, compile_all, jobs, walks_tiles
 from .command_line import OneLineParser
 from .figures import BenchError, markdown_table, write_whole
 from .predict import CARDS, L2_BYTES_PER_SECOND, REFILL_CLOCKS, WARP_INSTRUCTIONS, predict
@@ -142,7 +142,8 @@ def _compile(work: Sequence[Job], processes: int) -> list[Compiled]:
 
 
 def _predict(folder: Path, processes: int) -> int:
-    compiled = _compile(list(jobs(("sm_90",), presets=("bf16",))), processes)
+    work = [job for job in jobs(("sm_90",), presets=("bf16",)) if walks_tiles(job)]
+    compiled = _compile(work, processes)
     figures = {card: predicted_figures(compiled, CARDS[card]) for card in CARDS}
     write_predictions(folder, triton.__version__, figures)
     print(

@@ -136,6 +136,12 @@ def jobs(
                             seen.append(variant)
 
 
+def walks_tiles(job: Job) -> bool:
+    """Whether the job's program multiplies tiles: only of those are times predicted."""
+    amd = TARGETS[job.target].amd
+    return "DOT" in variants(job.loss, job.columns, job.preset, amd=amd)[job.index].options
+
+
 def compile_all(work: Iterable[Job], processes: int) -> Iterator[Compiled]:
     """Compile in parallel, in order. Raises RuntimeError where programs are interpreted instead."""
     if INTERPRETED:
@@ -151,7 +157,7 @@ def compile_job(job: Job) -> Compiled:
     name = f"{job.loss}.{variant.program.fn.__name__.removesuffix('_program')}"
     name += " unbounded" if variant.options.get("BOUNDED") is False else ""
     name += " raw" if "inverse_ptr" in variant.options else ""  # rows that are not normalised
-    name += " circle" if variant.options.get("MARGIN") is not None else ""
+    name += " circle" if variant.options.get("CIRCLE") else ""
     options = dict(variant.options)
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages") if key in options}
     tile = tuple(options.get(key, 1) for key in ("BLOCK_M", "BLOCK_N", "BLOCK_D"))
