@@ -88,7 +88,7 @@ def predictions(programs: Sequence[Compiled]) -> list[str]:
             # One compiled at 256 columns that takes them in steps serves wider rows too.
             serves = one.job.columns == shape[2] or one.tile[2] < one.job.columns == 256
             if one.per_tile and serves:
-                found = predict(one, *shape, card, chunks=chunks_of(one, shape[0], shape[1], card))
+                found = predict(one, *shape, card, chunks=chunks_of(one, shape[0], card))
                 terms = (found.products, found.instructions, found.l2, found.memory, found.rest, found.total)
                 cells = [f"{value:.2f}" for value in (*terms, found.total / found.products)]
                 rows.append((one.program, one.job.preset, *map(str, shape), *cells))

@@ -44,10 +44,13 @@ CONSTANTS = {
 }
 
 
-def chunks_of(program: Compiled, rows: int, places: int, card: Card) -> int:
-    """Chunks of columns whose programs run side by side, as `column_chunks` takes them; of a band, all its tiles."""
+def chunks_of(program: Compiled, rows: int, card: Card) -> int:
+    """Chunks of columns whose programs run side by side, as `column_chunks` takes them.
+
+    A band goes panel by panel, and a panel about fits the L2 cache: it is counted as a pass in such chunks is.
+    """
     if program.program.startswith(BANDS):
-        return -(-places // program.tile[1])
+        return SIDE_BY_SIDE
     per_anchor = PARTIAL_BYTES_PER_ANCHOR if program.program.startswith("ranking") else 8
     chunks = -(-4 * card.processors // -(-rows // program.tile[0]))
     return max(chunks, SIDE_BY_SIDE) if SIDE_BY_SIDE * rows * per_anchor <= PARTIAL_BYTES else chunks
@@ -80,7 +83,7 @@ class Model:
 
     def over_tiles(self, name: str, N: int, D: int, share: float = 0.0) -> Pass:
         program = self.find(name, D)
-        marked, chunks = MARKED_TILES.get(share, 0.0), chunks_of(program, N, N, self.card)
+        marked, chunks = MARKED_TILES.get(share, 0.0), chunks_of(program, N, self.card)
         return predict(program, N, N, D, self.card, marked_tiles=marked, chunks=chunks)
 
     def product(self, N: int, D: int) -> float:
