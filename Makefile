@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 TRITON_TESTS := $(addprefix tests/test_kernels_,triton_batch_hard.py triton_ranking.py triton_logsumexp.py gpu_presets.py)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint types golden kernels-report kernels-gpu-path launch-counts gpu-cache gpu wheels clean
+.PHONY: help install demo test lint types golden kernels-report kernels-predictions kernels-gpu-path launch-counts \
+  gpu-cache gpu wheels clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
@@ -14,10 +15,11 @@ help:
 	@echo "make types   mypy"
 	@echo "make golden  compare the bits of this tree with those of a commit: training, losses, conversion (BASE=COMMIT)"
 	@echo "make kernels-report  compile every Triton program ahead of time: limits, predicted times (OUTPUT=FILE.md)"
+	@echo "make kernels-predictions  what a GPU is predicted to measure, for the Triton of PYTHON"
 	@echo "make kernels-gpu-path  the Triton tests on a GPU's path without one: every launch compiles, none runs"
 	@echo "make launch-counts  launches of each loss, forward and backward, counted without a GPU"
 	@echo "make gpu-cache PYTHON=...  compile what the Triton tests run on a GPU, by that Python's triton, into dist/gpu-cache.tar.xz"
-	@echo "make gpu     on a CUDA machine: the kernels' tests, tiles and benchmarks"
+	@echo "make gpu     on a CUDA machine: the kernels' tests and figures (kernels/bench/GPU.md)"
 	@echo "make wheels  build the three distributions into dist/ and check them"
 	@echo "make clean   remove the virtual environment and the runs"
 
@@ -46,7 +48,10 @@ golden: $(INSTALLED)
 	PYTHONPATH=tests $(BIN)/python -m golden $(BASE)
 
 kernels-report: $(INSTALLED)
-	$(BIN)/python kernels/bench/ahead_of_time.py $(if $(OUTPUT),--output $(OUTPUT))
+	env -u TRITON_INTERPRET $(BIN)/python -m maskreid_kernels.bench ahead-of-time $(if $(OUTPUT),--output $(OUTPUT))
+
+kernels-predictions:
+	env -u TRITON_INTERPRET PYTHONPATH=kernels $(PYTHON) -m maskreid_kernels.bench ahead-of-time --predictions
 
 # Two processes; tests/gpu_path.py says what each keeps.
 kernels-gpu-path: $(INSTALLED)
@@ -61,8 +66,9 @@ launch-counts: $(INSTALLED)
 gpu-cache:
 	$(PYTHON) tests/pack_compile_cache.py $(or $(OUTPUT),dist/gpu-cache.tar.xz)
 
-gpu: $(INSTALLED)
-	$(BIN)/python kernels/bench/gpu.py
+# Needs no environment of its own: torch, Triton, NumPy and pytest of the machine's Python.
+gpu:
+	$(PYTHON) kernels/bench/gpu.py
 
 wheels: $(INSTALLED)
 	rm -rf dist

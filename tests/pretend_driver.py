@@ -24,7 +24,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 import pretend_device
-from maskreid_kernels.aot import TARGETS, TOOLS
+from maskreid_kernels.bench.aot import TARGETS, TOOLS
 from pretend_device import GpuTensor
 
 SHARED_LIMIT = TARGETS["sm_90"].shared_limit

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import json
 from dataclasses import asdict
-from maskreid_kernels.aot import compile_all, jobs
+from maskreid_kernels.bench.aot import compile_all, jobs
 
 if __name__ == "__main__":
     work = [job for job in jobs(columns=(256,), presets=("bf16",)) if job.target != "sm_100"]
@@ -58,7 +58,7 @@ def test_the_loop_over_tiles_is_found(compiled: list[dict]) -> None:
 
 
 def test_float_atomics_are_recognised() -> None:
-    from maskreid_kernels.aot import FLOAT_ATOMIC
+    from maskreid_kernels.bench.aot import FLOAT_ATOMIC
 
     assert FLOAT_ATOMIC.search("red.global.add.f32 [%rd1], %f1;")
     assert FLOAT_ATOMIC.search("atom.global.gpu.relaxed.add.noftz.f16x2 %r1, [%rd1], %r2;")

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SOURCES = [
     *(ROOT / "maskreid_dist").rglob("*.py"),
-    *(ROOT / "kernels" / "maskreid_kernels").rglob("*.py"),
+    *(ROOT / "kernels").rglob("*.py"),
     *(ROOT / "shards").rglob("*.py"),
 ]
 
@@ -17,6 +17,13 @@ def imports(path: Path) -> set[str]:
     return names | {
         n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level
     }
+
+
+def all_imports(path: Path) -> set[str]:
+    """With relative ones."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    relative = {f"{node.module or ''}.{alias.name}" for node in nodes for alias in node.names}
+    return imports(path) | relative
 
 
 def test_source_roots_are_not_packages():
@@ -31,9 +38,21 @@ def test_data_flows_one_way():
         if package != "maskreid_dist":
             assert "maskreid_dist" not in tops, path
         if package == "kernels":
-            assert tops.isdisjoint({"maskreid_shards", "deepspeed"}), path
+            assert tops.isdisjoint({"maskreid_shards", "deepspeed", "rich", "typer", "pydantic"}), path
         if package == "shards":
             assert tops.isdisjoint({"maskreid_kernels", "torch", "deepspeed"}), path
+
+
+def test_the_losses_do_not_know_their_benchmarks():
+    package = ROOT / "kernels" / "maskreid_kernels"
+    for path in package.rglob("*.py"):
+        if "bench" not in path.relative_to(package).parts:
+            assert "bench" not in {part for name in all_imports(path) for part in name.split(".")}, path
+
+
+def test_the_benchmarks_of_the_losses_stand_with_them():
+    assert {path.name for path in (ROOT / "kernels" / "bench").rglob("*.py")} == {"gpu.py"}
+    assert (ROOT / "kernels" / "maskreid_kernels" / "bench" / "__main__.py") in SOURCES
 
 
 def test_no_unsafe_loading():

@@ -22,7 +22,6 @@ from typing import Any, Literal
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maskreid_dist.bench.loader_data import LoaderData, comes_from_disk, empty_cache, fill_cache
-from maskreid_dist.bench.measure import Quantiles
 from maskreid_dist.config import DataConfig
 from maskreid_dist.data.batches import (
     Batch,
@@ -36,6 +35,7 @@ from maskreid_dist.data.batches import (
 from maskreid_dist.data.decoders import decode_with_torchvision
 from maskreid_dist.data.transforms import Pair, TrainTransform
 from maskreid_dist.errors import UserError
+from maskreid_kernels.bench.figures import Quantiles
 from maskreid_shards import Plan, RawPair, decode_pair
 
 Stage = Literal["raw", "decode", "decode, torchvision", "augment"]

@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maskreid_dist.bench.loader import SOURCES, Run, WorkerMemory, ratio
-from maskreid_dist.bench.measure import Quantiles
-from maskreid_dist.bench.report import Machine, write_rows
-from maskreid_dist.bench.targets import Promise
-from maskreid_dist.files import write_atomically
+from maskreid_kernels.bench.figures import (
+    Machine,
+    Promise,
+    Quantiles,
+    markdown_table,
+    write_rows,
+    write_whole,
+)
 
 GROWTH_MB = (
     5.0  # of a worker over an epoch: what an allocator may hold, not what a leak of a batch a step would
@@ -109,7 +113,7 @@ def write_plot(path: Path, found: Found) -> None:
         axes.legend(fontsize=7)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
-    write_atomically(path, picture.getvalue())
+    write_whole(path, picture.getvalue())
 
 
 def markdown(found: Found, machine: Machine, picture: Path) -> str:
@@ -126,9 +130,7 @@ def markdown(found: Found, machine: Machine, picture: Path) -> str:
         "",
         *(f"- {promise.line()}" for promise in promises(found)),
         "",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * len(COLUMNS),
-        *("| " + " | ".join(row) + " |" for row in table(found)),
+        *markdown_table(COLUMNS, table(found)),
         "",
         f"![pairs per second over the workers]({picture.name})",
     ]

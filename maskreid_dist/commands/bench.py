@@ -2,7 +2,7 @@
 
 import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,86 +13,28 @@ from maskreid_dist.commands.failures import one_line_errors
 bench_app = typer.Typer(no_args_is_help=True, help="Measure the loss step, the loader and the converters.")
 
 
-@bench_app.command("loss")
+# These two have their options in maskreid_kernels.bench, --help too.
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@bench_app.command("loss", context_settings=PASSED_ON, add_help_option=False)
 @one_line_errors
-def bench_loss(
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to measure.")] = "cpu",
-    preset: Annotated[
-        Literal["promises", "grid"],
-        typer.Option(
-            help="promises: the figures of kernels/README.md, with PASS or MISS. grid: the options below."
-        ),
-    ] = "grid",
-    kernel: Annotated[
-        list[str] | None, typer.Option(help="Loss; repeatable. Default: ranking, batch_hard.")
-    ] = None,
-    rows: Annotated[list[int] | None, typer.Option(help="N, repeatable. Default: 512 to 131072.")] = None,
-    columns: Annotated[list[int] | None, typer.Option(help="D, repeatable. Default: 256, 512, 2048.")] = None,
-    images: Annotated[list[int] | None, typer.Option(help="K, repeatable. Default: 4, 16.")] = None,
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the rows.")] = "float32",
-    ranks: Annotated[
-        int, typer.Option(min=1, help="Rectangular: N rows over this many gloo ranks of one thread.")
-    ] = 1,
-    compiled: Annotated[bool, typer.Option(help="Measure torch.compile of the eager form too.")] = False,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory, each in a process of its own.")] = True,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time for the rounds of one case.")] = 10.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="torch's threads. Default: all cores.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the CSV, the plots and the report.")] = None,
-) -> None:
+def bench_loss(context: typer.Context) -> None:
     """Time, peak memory and gradient error of the losses, beside eager, lean and library forms of them."""
-    from maskreid_dist.bench import run
-
-    kept = run.bench_loss(
-        run.Wanted(
-            device, preset, tuple(kernel or ()), tuple(rows or ()), tuple(columns or ()), tuple(images or ()),
-            dtype, ranks, compiled, memory, seconds, threads,
-        ),
-        output,
-        Console(),
-    )  # fmt: skip
-    raise typer.Exit(0 if kept else 1)
+    _of_the_kernels("loss", context)
 
 
-@bench_app.command("exactness")
+@bench_app.command("exactness", context_settings=PASSED_ON, add_help_option=False)
 @one_line_errors
-def bench_exactness(
-    ranks: Annotated[
-        list[int] | None, typer.Option(help="World size; repeatable. Default: 1, 2, 3, 4.")
-    ] = None,
-    rows: Annotated[int, typer.Option(min=8, help="Rows of the global batch.")] = 240,
-    columns: Annotated[int, typer.Option(min=1, help="Columns of a row.")] = 128,
-    output: Annotated[Path | None, typer.Option(help="Write the table as CSV here.")] = None,
-) -> None:
+def bench_exactness(context: typer.Context) -> None:
     """Gradients and logged values of every loss over gloo ranks, against one process on the whole batch."""
-    from maskreid_dist.bench.over_ranks import measure_exactness
-    from maskreid_dist.bench.report import write_rows
+    _of_the_kernels("exactness", context)
 
-    console = Console()
-    table = Table(title=f"{rows} x {columns}, float32, beside one process", box=None)
-    for heading in ("loss", "provider", "ranks", "error, float32", "error, float64", "logged / true"):
-        table.add_column(heading, no_wrap=heading == "provider")
-    found = []
-    for world_size in ranks or (1, 2, 3, 4):
-        with console.status(f"{world_size} ranks"):
-            found += measure_exactness(world_size, rows, columns)
-    found.sort(key=lambda e: (e.kernel, e.provider != "maskreid", e.provider, e.ranks))
-    for e in found:
-        style = "bold" if e.provider == "maskreid" else ""
-        table.add_row(
-            e.kernel,
-            e.provider,
-            str(e.ranks),
-            f"{e.gradient_error:.1e}",
-            f"{e.rounding_error:.1e}",
-            f"{e.value_ratio:.6f}",
-            style=style,
-        )
-    console.print(table)
-    if output:
-        write_rows(output, [{"date": datetime.date.today().isoformat(), **vars(e)} for e in found])
-    worst = max(e.gradient_error for e in found if e.provider == "maskreid")
-    console.print(f"worst of ours: {worst:.1e} ({'PASS' if worst <= 1e-6 else 'MISS'}, promised <= 1e-06)")
-    raise typer.Exit(0 if worst <= 1e-6 else 1)
+
+def _of_the_kernels(command: str, context: typer.Context) -> None:
+    from maskreid_kernels.bench.command_line import main
+
+    raise typer.Exit(main([command, *context.args], program="maskreid bench"))
 
 
 @bench_app.command("plan")
@@ -128,7 +70,7 @@ def bench_convert(
 ) -> None:
     """Pairs per second of converting loose files, per core (CPU time) and of wall time."""
     from maskreid_dist.bench.convert import loose_files, measure_conversion
-    from maskreid_dist.bench.report import write_rows
+    from maskreid_kernels.bench.figures import Promise, write_rows
 
     console = Console()
     with loose_files(source, shards) as folder, console.status("converting"):
@@ -144,9 +86,9 @@ def bench_convert(
     console.print(table)
     if output:
         write_rows(output, [{"date": datetime.date.today().isoformat(), **vars(row)} for row in found])
-    speed = found[0].core_pairs_s
-    console.print(f"{speed:,.0f} pairs/s per core ({'PASS' if speed >= 3000 else 'MISS'}, promised >= 3,000)")
-    raise typer.Exit(0 if speed >= 3000 else 1)
+    promise = Promise("pairs/s per core", found[0].core_pairs_s, 3000, True)
+    console.print(promise.line(), highlight=False)
+    raise typer.Exit(0 if promise.kept else 1)
 
 
 @bench_app.command("loader")
@@ -171,8 +113,7 @@ def bench_loader(
 ) -> None:
     """Pairs per second of reading, decoding and augmenting, beside webdataset and loose files; memory of a worker."""
     from maskreid_dist.bench import loader, loader_data, loader_report
-    from maskreid_dist.bench.report import Machine
-    from maskreid_dist.files import write_atomically
+    from maskreid_kernels.bench.figures import Machine, write_whole
 
     console = Console()
     machine = Machine.here("cpu")
@@ -200,6 +141,6 @@ def bench_loader(
         loader_report.write_csv(stem.with_suffix(".csv"), found, machine)
         loader_report.write_plot(stem.with_suffix(".png"), found)
         text = loader_report.markdown(found, machine, stem.with_suffix(".png"))
-        write_atomically(stem.with_suffix(".md"), text.encode())
+        write_whole(stem.with_suffix(".md"), text.encode())
         console.print(f"written: {stem}.csv, .md, .png")
     raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)

@@ -1,81 +1,18 @@
 """The records as one CSV, a plot for each question (time, memory, error over N) and a dated Markdown report."""
 
-import csv
-import datetime
 import io
-import platform
-import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from maskreid_dist.bench.loss import Record, as_row
-from maskreid_dist.bench.providers import FLOOR
-from maskreid_dist.files import write_atomically
+from .figures import Machine, markdown_table, write_rows, write_whole
+from .providers import FLOOR
+from .records import Record, as_row
 
 METRICS = {
     "time": "forward + backward, ms",
     "memory": "extra peak, MiB (drawn from 1)",
     "error": "gradient error, relative",
 }
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a figure needs beside it to mean anything."""
-
-    device: str
-    threads: int
-    python: str
-    torch: str
-    triton: str
-    commit: str
-    date: str
-
-    @classmethod
-    def here(cls, device: str) -> "Machine":
-        import triton
-
-        name = torch.cuda.get_device_name() if device == "cuda" else _processor()
-        return cls(
-            name,
-            torch.get_num_threads(),
-            platform.python_version(),
-            torch.__version__,
-            triton.__version__,
-            _commit(),
-            datetime.date.today().isoformat(),
-        )
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
-
-
-def _commit() -> str:
-    """The checkout's commit, marked where files differ from it; empty outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--match="]
-    try:
-        found = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return ""
-    return found.stdout.strip()
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """A CSV of at least one row; all have the first one's columns."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
 
 
 def write_csv(path: Path, records: Sequence[Record], machine: Machine) -> None:
@@ -130,7 +67,7 @@ def write_plots(folder: Path, stem: str, records: Sequence[Record]) -> list[Path
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=110)
         path = folder / f"{stem}-{metric}.png"
-        write_atomically(path, picture.getvalue())
+        write_whole(path, picture.getvalue())
         written.append(path)
     return written
 
@@ -140,7 +77,7 @@ def table(records: Sequence[Record]) -> list[list[str]]:
     lines = []
     by_case: dict[tuple[object, ...], list[Record]] = {}
     for r in records:
-        by_case.setdefault((r.kernel, r.N, r.D, r.K, r.violators, r.dtype), []).append(r)
+        by_case.setdefault((r.kernel, r.N, r.D, r.K, r.violators, r.active, r.dtype), []).append(r)
     for case, of_case in by_case.items():
         ours = _value(of_case, "maskreid auto", "both", "time")
         for provider in dict.fromkeys(r.provider for r in of_case):
@@ -148,11 +85,12 @@ def table(records: Sequence[Record]) -> list[list[str]]:
             both = _value(mine, provider, "forward" if provider == FLOOR else "both", "time")
             memory, error = (_value(mine, provider, "both", metric) for metric in ("memory", "error"))
             status = next((r.status for r in mine if r.status != "ok"), "")
-            kernel, n, d, k, share, dtype = case
+            kernel, n, d, k, share, active, dtype = case
             lines.append(
                 [
                     f"{kernel}, N {n}, D {d}, K {k}"
                     + (f", {100 * float(str(share)):g} %" if share is not None else ""),
+                    f"{100 * float(str(active)):.0f} %",
                     str(dtype),
                     provider,
                     _text(_value(mine, provider, "forward", "time")),
@@ -169,6 +107,7 @@ def table(records: Sequence[Record]) -> list[list[str]]:
 
 COLUMNS = (
     "case",
+    "active",
     "dtype",
     "provider",
     "forward ms",
@@ -189,10 +128,9 @@ def markdown(
     lines += [
         "- times are medians of interleaved rounds; memory is beyond rows and gradient; error is that of the gradient "
     ]
-    lines[-1] += "against chunked float64, relative"
+    lines[-1] += "against chunked float64, relative; active: anchors that push a negative away"
     lines += ["", *notes, ""]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(row) + " |" for row in table(records)]
+    lines += markdown_table(COLUMNS, table(records))
     lines += ["", *(f"![{picture.stem}]({picture.name})" for picture in pictures)]
     return "\n".join(lines) + "\n"
 

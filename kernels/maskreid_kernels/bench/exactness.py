@@ -1,104 +1,58 @@
-"""The loss step over gloo ranks on this machine: times of a rank's share, and exactness of the gradients."""
+"""`bench exactness`: gradients and logged values over gloo ranks, against one process on the whole batch."""
 
+import argparse
+import datetime
 import importlib.util
-import tempfile
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
-from maskreid_dist.bench import eager
-from maskreid_dist.bench.cases import Case, make_case
-from maskreid_dist.bench.measure import Quantiles, relative_error
-from maskreid_dist.bench.providers import OURS, constants
-from maskreid_dist.distributed import leave_world
-from maskreid_kernels.ranks import RankLayout, gather_rows, gather_rows_with_gradient
+from .cases import Case, constants, make_case
+from .command_line import OneLineParser
+from .figures import BenchError, Promise, aligned, write_rows
+from .measure import relative_error
+from .over_ranks import own_layout, run_ranks
+from .providers import OURS
+
+COLUMNS = ("loss", "provider", "ranks", "error, float32", "error, float64", "logged / true")
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function(*arguments)` returned on rank 0 of `world_size` gloo processes with one thread each."""
-    with tempfile.TemporaryDirectory() as folder:
-        context = mp.get_context("spawn")
-        results = context.SimpleQueue()
-        mp.spawn(  # type: ignore[attr-defined]  # torch does not declare what it exports
-            _run_rank, (world_size, folder, results, function, arguments), nprocs=world_size
-        )
-        return results.get()
+def main(arguments: Sequence[str], program: str) -> int:
+    """Exit status 1 when our gradients are off by more than 1e-6."""
+    parser = OneLineParser(
+        prog=program, description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--ranks", type=int, action="append", help="world size; repeatable (1, 2, 3, 4)")
+    parser.add_argument("--rows", type=int, default=240, help="rows of the global batch, from 8")
+    parser.add_argument("--columns", type=int, default=128, help="columns of a row")
+    parser.add_argument("--output", type=Path, help="write the table as CSV here")
+    options = parser.parse_args(arguments)
+    if options.rows < 8 or options.columns < 1 or min(options.ranks or (1,)) < 1:
+        raise BenchError("use --rows from 8, --columns and --ranks from 1")
+    found = []
+    for world_size in options.ranks or (1, 2, 3, 4):
+        found += measure_exactness(world_size, options.rows, options.columns)
+    found.sort(key=lambda e: (e.kernel, e.provider != "maskreid", e.provider, e.ranks))
+    print(f"{options.rows} x {options.columns}, float32, beside one process")
+    print(aligned([COLUMNS, *(_cells(e) for e in found)], left=2))
+    if options.output:
+        today = datetime.date.today().isoformat()
+        write_rows(options.output, [{"date": today, **vars(e)} for e in found])
+    worst = max(e.gradient_error for e in found if e.provider == "maskreid")
+    promise = Promise("worst gradient error of ours, in millionths", 1e6 * worst, 1.0, False)
+    print(promise.line())
+    return 0 if promise.kept else 1
 
 
-def _run_rank(
-    rank: int,
-    world_size: int,
-    folder: str,
-    results: Any,
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
-) -> None:
-    torch.set_num_threads(1)
-    meeting = Path(folder, "meeting").as_uri()
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
-    try:
-        found = function(*arguments)
-        if rank == 0:
-            results.put(found)
-        dist.barrier()
-    finally:
-        leave_world()
-
-
-def time_over_ranks(case: Case, seconds: float) -> dict[str, Quantiles]:
-    """ms of forward and backward by provider; of each round the slowest rank's."""
-    times: dict[str, list[float]] = run_ranks(case.ranks, _times, case, seconds)
-    return {name: Quantiles.of(values) for name, values in times.items()}
-
-
-def _times(case: Case, seconds: float) -> dict[str, list[float]]:
-    """All ranks take part in every round."""
-    data = make_case(case, torch.device("cpu"))
-    layout, own = _layout(case.rows)
-    keywords = constants(case, data)
-    plain = getattr(eager, case.kernel)
-
-    def ours(x_MD: Tensor, y_M: Tensor) -> Tensor:
-        return OURS[case.kernel](x_MD, y_M, group=dist.group.WORLD, **keywords)
-
-    def gathered(x_MD: Tensor, y_M: Tensor) -> Tensor:
-        found: Tensor = plain(gather_rows_with_gradient(x_MD, layout), gather_rows(y_M, layout), **keywords)
-        return found
-
-    losses = {"maskreid auto": ours, "eager on gathered rows": gathered}
-    times: dict[str, list[float]] = {name: [] for name in losses}
-    end = time.perf_counter() + seconds
-    for round_number in range(20):
-        enough = torch.tensor([float(round_number >= 4 and time.perf_counter() > end)])
-        dist.all_reduce(enough, op=dist.ReduceOp.MAX)  # the ranks' clocks differ: all stop in one round
-        if enough:
-            break
-        for name, loss in losses.items():
-            rows = data.x_ND[own].clone().requires_grad_()
-            dist.barrier()
-            start = time.perf_counter()
-            loss(rows, data.y_N[own]).backward()
-            elapsed_ms = torch.tensor([(time.perf_counter() - start) * 1e3], dtype=torch.float64)
-            dist.all_reduce(elapsed_ms, op=dist.ReduceOp.MAX)
-            if round_number:  # the first warms up
-                times[name].append(float(elapsed_ms))
-    return times
-
-
-def _layout(rows: int) -> tuple[RankLayout, slice]:
-    world_size, rank = dist.get_world_size(), dist.get_rank()
-    share = [rows // world_size + (r < rows % world_size) for r in range(world_size)]
-    layout = RankLayout(dist.group.WORLD, rank, tuple(share))
-    return layout, layout.own
+def _cells(e: "Exactness") -> tuple[str, ...]:
+    errors = (f"{e.gradient_error:.1e}", f"{e.rounding_error:.1e}")
+    return (e.kernel, e.provider, str(e.ranks), *errors, f"{e.value_ratio:.6f}")
 
 
 @dataclass(frozen=True)
@@ -128,12 +82,12 @@ def _exactness(rows: int, columns: int) -> list[Exactness]:
     for kernel, loss in OURS.items():
         case = Case(kernel, rows, columns, 4, 0.1 if kernel == "ranking" else None)
         data = make_case(case, torch.device("cpu"))
-        keywords = constants(case, data)
+        keywords = constants(case, data.margin)
         one_process = partial(loss, **keywords)
         _, single = _through_layer(data.x_ND, data.y_N, one_process)
         in_double = partial(loss, backend="reference", **keywords)
         true_value, true = _through_layer(data.x_ND.double(), data.y_N, in_double)
-        _, own = _layout(rows)
+        _, own = own_layout(rows)
         for name, form in _forms(kernel, one_process).items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of other libraries

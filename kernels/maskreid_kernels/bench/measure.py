@@ -3,31 +3,16 @@
 import multiprocessing
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from maskreid_dist.bench.cases import Case, make_case
-from maskreid_dist.bench.providers import FLOOR, Loss, Provider, providers
+from .cases import Case, make_case
+from .figures import Quantiles
+from .providers import COMPILED, FLOOR, Loss, Provider, providers
 
 MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Quantiles:
-    """Median, 20th and 80th percentile."""
-
-    y50: float
-    y20: float
-    y80: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> "Quantiles":
-        y20, y50, y80 = np.percentile(values, [20, 50, 80])
-        return cls(float(y50), float(y20), float(y80))
 
 
 def time_interleaved(
@@ -113,13 +98,20 @@ def _measure_peak(
     small = Case(case.kernel, 64, case.columns, case.images, case.violators, dtype=case.dtype)
     for measured in (small, case):
         data = make_case(measured, torch.device(device))
-        (provider,) = [p for p in providers(measured, data, compiled=False) if p.name == name]
+        (provider,) = [p for p in providers(measured, data, compiled=name == COMPILED) if p.name == name]
         x_ND = data.x_ND.requires_grad_()
-        meter = gpu_meter() if x_ND.is_cuda else resident_meter()
-        provider.loss(x_ND, data.y_N).backward()
-        assert x_ND.grad is not None
-        peak = meter() - x_ND.grad.nbytes
-    sender.send(max(peak, 0) / MIB)
+        meter = gpu_meter if x_ND.is_cuda else resident_meter
+        peak = beside_gradient(meter, provider.loss, x_ND, data.y_N)
+    sender.send(peak)
+
+
+def beside_gradient(meter: Callable[[], Callable[[], int]], loss: Loss, x_ND: Tensor, y_N: Tensor) -> float:
+    """MiB that one forward and backward takes at its peak, by the meter, beside the gradient that it leaves."""
+    x_ND.grad = None  # one that is there would be kept, and the backward's own would count
+    read = meter()
+    loss(x_ND, y_N).backward()
+    assert x_ND.grad is not None
+    return max(read() - x_ND.grad.nbytes, 0) / MIB
 
 
 def resident_meter() -> Callable[[], int]:

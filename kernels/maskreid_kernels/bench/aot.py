@@ -2,7 +2,7 @@
 
 No driver is needed. From each binary: registers, spills, shared memory, the matrix instruction, atomics on floats,
 and for sm_90 the instructions of the loop over tiles. Must run in a process without TRITON_INTERPRET.
-`kernels/bench/ahead_of_time.py` prints it all (`make kernels-report`). Nothing here has run on a GPU.
+`ahead_of_time.py` prints it all (`make kernels-report`). Nothing here has run on a GPU.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .precision import PRECISIONS
-from .triton_tiles import INTERPRETED, Variant
+from ..precision import PRECISIONS
+from ..triton_tiles import INTERPRETED, Variant
 
 LOSSES = ("batch_hard", "ranking", "logsumexp")
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -74,8 +74,8 @@ class Compiled:
     """What the binary of a job says. `spills`: bytes of stack (NVIDIA) or spilled registers (AMD), per thread.
 
     `matrix`: its matrix instruction, "" without one. `atomics`: atomic operations on floats. `per_slab`, `per_tile`:
-    instructions by opcode (sm_90 only), of one step over D and of the rest of one tile, without branches that most
-    tiles skip (labels, recorded pairs). `failure`: the compiler's first line where it refused.
+    instructions by opcode (sm_90 only), of one step over D and of the rest of one tile, without branches that a tile may
+    skip; `per_marks`: of the branch that records pairs (it stores to memory). `failure`: the compiler's first line where it refused.
     """
 
     job: Job
@@ -90,6 +90,7 @@ class Compiled:
     warps: int = 4
     per_slab: tuple[tuple[str, int], ...] = ()
     per_tile: tuple[tuple[str, int], ...] = ()
+    per_marks: tuple[tuple[str, int], ...] = ()
     failure: str = ""
 
     @property
@@ -135,6 +136,12 @@ def jobs(
                             seen.append(variant)
 
 
+def walks_tiles(job: Job) -> bool:
+    """Whether the job's program multiplies tiles: only of those are times predicted."""
+    amd = TARGETS[job.target].amd
+    return "DOT" in variants(job.loss, job.columns, job.preset, amd=amd)[job.index].options
+
+
 def compile_all(work: Iterable[Job], processes: int) -> Iterator[Compiled]:
     """Compile in parallel, in order. Raises RuntimeError where programs are interpreted instead."""
     if INTERPRETED:
@@ -150,7 +157,7 @@ def compile_job(job: Job) -> Compiled:
     name = f"{job.loss}.{variant.program.fn.__name__.removesuffix('_program')}"
     name += " unbounded" if variant.options.get("BOUNDED") is False else ""
     name += " raw" if "inverse_ptr" in variant.options else ""  # rows that are not normalised
-    name += " circle" if variant.options.get("MARGIN") is not None else ""
+    name += " circle" if variant.options.get("CIRCLE") else ""
     options = dict(variant.options)
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages") if key in options}
     tile = tuple(options.get(key, 1) for key in ("BLOCK_M", "BLOCK_N", "BLOCK_D"))
@@ -179,7 +186,7 @@ def compile_job(job: Job) -> Compiled:
         spills, code = _number(text, r"\.vgpr_spill_count:\s*(\d+)"), ""
     else:
         registers, spills, code = _read_cubin(binary.asm["cubin"], job.target == "sm_90")
-    slab, tile_rest = _tile_loop(code, walks="tiles_per_chunk" in variant.types)
+    slab, rest, marks = _tile_loop(code, walks="tiles_per_chunk" in variant.types)
     return Compiled(
         *common,
         registers,
@@ -189,7 +196,8 @@ def compile_job(job: Job) -> Compiled:
         atomics,
         launch["num_warps"],
         tuple(sorted(slab.items())),
-        tuple(sorted(tile_rest.items())),
+        tuple(sorted(rest.items())),
+        tuple(sorted(marks.items())),
     )
 
 
@@ -203,20 +211,20 @@ def _read_cubin(cubin: bytes, machine_code: bool) -> tuple[int, int, str]:
     return _number(usage, r"REG:(\d+)"), _number(usage, r"STACK:(\d+)"), code
 
 
-def _tile_loop(code: str, *, walks: bool) -> tuple[Counter[str], Counter[str]]:
-    """Instructions by opcode of the loop over D around the matrix instruction, and of the rest of one tile: of the
-    loop over tiles where the program `walks` them, else of the whole program.
+def _tile_loop(code: str, *, walks: bool) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Instructions by opcode of the loop over D around the matrix instruction, of the rest of one tile (of the loop
+    over tiles where the program `walks` them, else of the whole program), and of skipped branches with a store in them.
     """
     found = [(int(at, 16), opcode, int(to, 16) if to else -1) for at, opcode, to in INSTRUCTION.findall(code)]
     matrix = [at for at, opcode, _ in found if opcode == "HGMMA"]
     if not matrix:
-        return Counter(), Counter()
+        return Counter(), Counter(), Counter()
     jumps = [(at, to) for at, opcode, to in found if opcode == "BRA" and to >= 0]
     loops = sorted((at - to, to, at) for at, to in jumps if to < matrix[0] and at > matrix[-1])
     if not walks:
         loops.append((found[-1][0], found[0][0], found[-1][0]))
     if not loops:
-        return Counter(), Counter()
+        return Counter(), Counter(), Counter()
     (_, slab_from, slab_to), (_, tile_from, tile_to) = loops[0], loops[-1]
     nested = len(loops) > 1
     skipped = [
@@ -224,13 +232,17 @@ def _tile_loop(code: str, *, walks: bool) -> tuple[Counter[str], Counter[str]]:
         for at, to in jumps
         if tile_from <= at < to <= tile_to and not any(at < place < to for place in matrix)
     ]
-    slab, rest = Counter[str](), Counter[str]()
+    stores = [at for at, opcode, _ in found if opcode == "STG"]
+    marking = [(at, to) for at, to in skipped if any(at < place < to for place in stores)] if walks else []
+    slab, rest, marks = Counter[str](), Counter[str](), Counter[str]()
     for at, opcode, _ in found:
         if nested and slab_from <= at <= slab_to:
             slab[opcode] += 1
         elif tile_from <= at <= tile_to and not any(jump < at < to for jump, to in skipped):
             rest[opcode] += 1
-    return slab, rest
+        elif any(jump < at < to for jump, to in marking):
+            marks[opcode] += 1
+    return slab, rest, marks
 
 
 def _run(tool: str, *arguments: str) -> str:

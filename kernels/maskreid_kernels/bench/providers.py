@@ -3,14 +3,14 @@
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import maskreid_kernels as ours
-from maskreid_dist.bench import eager
-from maskreid_dist.bench.cases import Case, CaseData
+
+from . import eager
+from .cases import Case, CaseData, constants
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 OURS: dict[str, Callable[..., Tensor]] = {
@@ -21,6 +21,7 @@ OURS: dict[str, Callable[..., Tensor]] = {
     "circle": ours.circle_loss,
     "supcon": ours.supervised_contrastive_loss,
 }
+COMPILED = "eager compiled"
 FLOOR = "gemm"  # the product x x^T alone: no loss over all pairs can be faster
 
 
@@ -35,21 +36,9 @@ class Provider:
     exact: bool = True
 
 
-def constants(case: Case, data: CaseData) -> dict[str, Any]:
-    """The loss's keywords, the same for every provider."""
-    return {
-        "ranking": {"margin": data.margin},
-        "batch_hard": {"margin": 0.3},
-        "n_pair": {"scale": 10.0},
-        "all_pairs": {"scale": 10.0},
-        "circle": {"margin": 0.25, "gamma": 128.0},
-        "supcon": {"temperature": 0.1},
-    }[case.kernel]
-
-
-def providers(case: Case, data: CaseData, *, compiled: bool) -> list[Provider]:
-    """Everything that can compute `case`'s loss here, ours first."""
-    keywords = constants(case, data)
+def providers(case: Case, data: CaseData, *, compiled: bool, max_autotune: bool = False) -> list[Provider]:
+    """Everything that can compute `case`'s loss here, ours first. `max_autotune`: minutes of search for a compiled form."""
+    keywords = constants(case, data.margin)
     loss, plain = OURS[case.kernel], getattr(eager, case.kernel)
 
     def with_backend(backend: str) -> Loss:
@@ -59,8 +48,8 @@ def providers(case: Case, data: CaseData, *, compiled: bool) -> list[Provider]:
     found = [Provider(f"maskreid {name}", with_backend(name)) for name in names]
     found.append(Provider("eager", lambda x, y: plain(x, y, **keywords), matrices=3.0))
     if compiled:
-        fused = torch.compile(plain, mode="max-autotune-no-cudagraphs" if data.x_ND.is_cuda else "default")
-        found.append(Provider("eager compiled", lambda x, y: fused(x, y, **keywords), matrices=3.0))
+        fused = torch.compile(plain, mode="max-autotune-no-cudagraphs" if max_autotune else "default")
+        found.append(Provider(COMPILED, lambda x, y: fused(x, y, **keywords), matrices=3.0))
     if case.kernel == "batch_hard":
         found.append(Provider("chunked mining", lambda x, y: eager.batch_hard_mined(x, y, **keywords)))
     if case.kernel == "n_pair":

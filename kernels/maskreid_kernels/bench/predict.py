@@ -1,0 +1,131 @@
+"""A model of one pass over the tiles on an H100 or H200, from machine code for sm_90: to be tested by a run, not a fact.
+
+A tile's steps over D take the longest of their products, their instructions and their bytes from the L2 cache; then the
+first loads are waited for, and the rest of the tile is added, because with one program per processor nothing overlaps it.
+The pass takes no less than its bytes from memory. What is assumed stands in capitals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .aot import Compiled
+
+
+@dataclass(frozen=True)
+class Card:
+    """Processors, the bf16 rate and copy bandwidth that large products and copies were seen to reach, the L2 cache."""
+
+    processors: int
+    flops: float
+    bytes_per_second: float
+    l2_bytes: int
+
+    @property
+    def clock_hz(self) -> float:
+        """At which the tensor cores give `flops`."""
+        return self.flops / (self.processors * FLOP_PER_CLOCK["bf16"])
+
+
+# What a processor issues per clock: warp instructions, and lanes of each unit (Hopper tuning guide, CUDA C++ guide 16.3).
+FLOP_PER_CLOCK = {"bf16": 4096, "bf16x3": 4096 / 3, "tf32": 2048, "tf32x3": 2048 / 3, "ieee": 256}
+WARP_INSTRUCTIONS = 4
+INTEGER_WARPS, SPECIAL_WARPS = 2, 0.5  # 64 lanes of integers, 16 of exponentials
+INTEGER = ("IADD3", "LOP3", "IMNMX", "VIMNMX", "VIMNMX3", "SHF", "LEA", "ISETP", "SEL", "VIADD")
+REGISTERS, SHARED_BYTES, THREADS = 65536, 227 << 10, 2048  # of a processor
+CARDS = {"H100": Card(132, 790e12, 3.0e12, 50 << 20), "H200": Card(132, 790e12, 4.3e12, 60 << 20)}
+
+L2_BYTES_PER_SECOND = 6.5e12  # to all processors together: assumed, and measured by the GPU program
+REFILL_CLOCKS = 700  # until a tile's first loads arrive, where a loop over D starts anew for each
+L2_USABLE = 0.8  # of the cache, by operands that are to stay in it
+
+
+@dataclass(frozen=True)
+class Pass:
+    """ms of a pass by term, were each alone, and as they combine."""
+
+    products: float
+    instructions: float
+    l2: float
+    memory: float
+    rest: float
+    total: float
+
+
+def issue_clocks(counts: dict[str, int], warps: int) -> float:
+    """Clocks of one processor to issue the instructions for all warps: the slowest of the three pipes."""
+    integer = sum(count for name, count in counts.items() if name in INTEGER)
+    return warps * max(
+        sum(counts.values()) / WARP_INSTRUCTIONS,
+        integer / INTEGER_WARPS,
+        counts.get("MUFU", 0) / SPECIAL_WARPS,
+    )
+
+
+def programs_per_processor(program: Compiled) -> int:
+    """How many run on one processor at a time."""
+    threads = 32 * program.warps
+    registers = threads * -(-max(program.registers, 1) // 8) * 8
+    return max(min(REGISTERS // registers, SHARED_BYTES // max(program.shared, 1), THREADS // threads), 1)
+
+
+def predict(
+    program: Compiled,
+    rows: int,
+    places: int,
+    columns: int,
+    card: Card,
+    *,
+    marked_tiles: float = 0.0,
+    chunks: int = 1,
+) -> Pass:
+    """A pass over rows x places. `marked_tiles`: share that records pairs. `chunks`: of columns, walked side by side."""
+    block_m, block_n, block_d = program.tile
+    size = 2 if program.job.preset == "bf16" else 4
+    tiles = -(-rows // block_m) * -(-places // block_n)
+    slabs = -(-columns // block_d)
+    resident = slabs == 1  # the anchors' rows stay on the chip
+    per_second = card.processors * card.clock_hz
+    products = slabs * 2 * block_m * block_n * block_d / FLOP_PER_CLOCK[program.job.preset]
+    steps = slabs * issue_clocks(dict(program.per_slab), program.warps)
+    loaded = (block_n if resident else block_m + block_n) * columns * size
+    l2 = loaded / L2_BYTES_PER_SECOND * per_second
+    rest = issue_clocks(dict(program.per_tile), program.warps)
+    rest += marked_tiles * issue_clocks(dict(program.per_marks), program.warps)
+    if programs_per_processor(program) > 1:
+        tile = max(products, steps, l2, rest)
+    elif resident:  # the next tile's loads go on behind this one's epilogue
+        tile = max(max(products, steps) + rest, l2)
+    else:
+        tile = max(products, steps, l2) + REFILL_CLOCKS + rest
+    memory = memory_bytes(program, rows, places, columns, card, chunks) / card.bytes_per_second
+    to_ms = 1e3 * tiles / per_second
+    return Pass(
+        products=to_ms * products,
+        instructions=to_ms * steps,
+        l2=to_ms * l2,
+        memory=1e3 * memory,
+        rest=to_ms * rest,
+        total=max(to_ms * tile, 1e3 * memory),
+    )
+
+
+def memory_bytes(program: Compiled, rows: int, places: int, columns: int, card: Card, chunks: int) -> float:
+    """Bytes from memory by launch order: `chunks` programs side by side share a block of rows, the rest take others.
+
+    A wave reads its blocks of rows and its chunks of columns once, if the rows' blocks stay in the L2 cache; else the rows
+    come again with every tile. Programs whose rows stay on the chip read them once in any order.
+    """
+    block_m, block_n, block_d = program.tile
+    row_bytes = columns * (2 if program.job.preset == "bf16" else 4)
+    at_once = card.processors * programs_per_processor(program)
+    row_blocks = -(-rows // block_m)
+    chunks = min(chunks, at_once)
+    blocks = min(max(at_once // chunks, 1), row_blocks)
+    waves = max(row_blocks * chunks / at_once, 1)
+    held = (blocks * block_m + chunks * block_n) * row_bytes
+    rows_again = row_blocks * block_m * row_bytes
+    if block_d < columns and held > L2_USABLE * card.l2_bytes:
+        rows_again *= -(-places // block_n)
+    everything = places * row_bytes
+    return rows_again + (everything if everything < L2_USABLE * card.l2_bytes else waves * everything)
