@@ -33,6 +33,7 @@ from .ranks import RankLayout
 
 # Places are int32, and the last tile counts beyond the last place.
 MAX_PLACES = 2**31 - 2**10
+ALIGNED = 16  # columns
 # Chunks that share a row block in the L2 cache, while their partial results stay small.
 SIDE_BY_SIDE = 16
 PARTIAL_BYTES = 64 << 20
@@ -205,8 +206,23 @@ def split_float(value: float) -> tuple[float, float]:
     return high, float(value - high) if math.isfinite(high) else 0.0
 
 
+def dot_rows(x_ND: Tensor, precision: Precision) -> Tensor:
+    """The rows as the tiles read them: in the preset's dtype, and a multiple of ALIGNED columns wide, zeros filled up.
+
+    A row whose start is not aligned is loaded element by element, which costs more registers than there are. No copy of
+    rows that are both already.
+    """
+    missing = -x_ND.shape[1] % ALIGNED
+    rows_ND = x_ND.to(precision.rows)
+    return torch.nn.functional.pad(rows_ND, (0, missing)) if missing else rows_ND
+
+
 def add_product_(out_bD: Tensor, weight_bc: Tensor, x_cD: Tensor) -> None:
-    """out += weight @ x, accumulated in out's dtype (float32 or float64) whatever the operands'."""
+    """out += weight @ x, accumulated in out's dtype (float32 or float64) whatever the operands'.
+
+    x may have more columns than out, see `dot_rows`.
+    """
+    x_cD = x_cD[:, : out_bD.shape[1]]
     if x_cD.dtype == out_bD.dtype:
         out_bD.addmm_(weight_bc, x_cD)
     else:  # CUDA only, where alone rows are of low precision

@@ -30,6 +30,7 @@ from ..triton_tiles import (
     Variant,
     accumulator,
     column_chunks,
+    dot_rows,
     has_wide_tiles,
     sort_by_identity,
     split_float,
@@ -65,7 +66,7 @@ class _BatchHardLoss(torch.autograd.Function):
     ) -> Tensor:
         x_ND = gather_rows(rows_BD, layout).contiguous()
         rows = sort_by_identity(gather_rows(labels_B, layout), layout)
-        x_dot_ND = x_ND.to(precision.rows)
+        x_dot_ND = dot_rows(x_ND, precision)
         square_N = row_norms(x_dot_ND, inverse=False)
         packed = precision.rows == torch.bfloat16  # the mantissa's low bits mean little there
         best_CM, place_CM = nearest_negatives(

@@ -32,6 +32,7 @@ from ..triton_tiles import (
     accumulator,
     add_product_,
     column_chunks,
+    dot_rows,
     has_wide_tiles,
     sort_by_identity,
     split_float,
@@ -83,7 +84,7 @@ class _LogSumExpLoss(torch.autograd.Function):
         x_ND = gather_rows(rows_BD, layout).contiguous()
         rows = sort_by_identity(gather_rows(labels_B, layout), layout)
         widest = int((rows.stop_N - rows.start_N).max()) if len(x_ND) else 0  # host sync
-        x_dot_ND = x_ND.to(precision.rows)
+        x_dot_ND = dot_rows(x_ND, precision)
         A_M = _negatives(x_dot_ND, rows, terms.exponent, precision)
         own_B4 = x_ND.new_empty((rows_BD.shape[0], NUMBERS.value), dtype=torch.float64)
         for band in _bands(rows, 40 * widest):
