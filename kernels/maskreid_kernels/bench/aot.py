@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..precision import PRECISIONS
-from ..triton_tiles import INTERPRETED, Variant
+from ..triton_tiles import INTERPRETED, Chip, Variant
 
 # Where the programs of each loss are launched from, and those that all losses share.
 MODULES = {
@@ -43,12 +43,12 @@ INSTRUCTION = re.compile(
 
 @dataclass(frozen=True)
 class Target:
-    """A GPU to compile for; `shared_limit`: bytes of shared memory that one program may take; `wide`: see `tile_shape`."""
+    """A GPU to compile for; `shared_limit`: bytes of shared memory that one program may take; `chip`: see `tile_shape`."""
 
     gpu: GPUTarget
     shared_limit: int
     matrix_instruction: str
-    wide: bool = False
+    chip: Chip = "large"
     missing_presets: tuple[str, ...] = ()
 
     @property
@@ -58,10 +58,14 @@ class Target:
 
 TARGETS = {
     "sm_80": Target(GPUTarget("cuda", 80, 32), 163 << 10, "mma.sync"),
-    "sm_90": Target(GPUTarget("cuda", 90, 32), 227 << 10, "wgmma", wide=True),
-    "sm_100": Target(GPUTarget("cuda", 100, 32), 227 << 10, "tcgen05", wide=True),
+    # Consumer and workstation chips of that generation and the next ones: 99 KB.
+    "sm_89": Target(GPUTarget("cuda", 89, 32), 99 << 10, "mma.sync", chip="small"),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), 227 << 10, "wgmma", chip="wide"),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), 227 << 10, "tcgen05", chip="wide"),
     # AMD's compiler has no tf32x3.
-    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 << 10, "mfma", missing_presets=("tf32x3",)),
+    "gfx942": Target(
+        GPUTarget("hip", "gfx942", 64), 64 << 10, "mfma", chip="small", missing_presets=("tf32x3",)
+    ),
 }
 
 
@@ -119,7 +123,7 @@ class Compiled:
 def variants(loss: str, columns: int, preset: str, target: Target) -> list[Variant]:
     """A loss's programs as `columns` columns under a preset launch them on a target."""
     module = importlib.import_module(f"maskreid_kernels.{MODULES[loss]}")
-    found: list[Variant] = module.variants(columns, preset, amd=target.amd, wide=target.wide)
+    found: list[Variant] = module.variants(columns, preset, target.chip)
     return found
 
 

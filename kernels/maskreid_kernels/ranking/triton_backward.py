@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..precision import Precision
 from ..ranks import RankLayout
-from ..triton_tiles import SortedRows, accumulator, add_product_, split_float, tile_options
+from ..triton_tiles import SortedRows, accumulator, add_product_, chip_of, split_float, tile_options
 from .gradient_programs import dense_weights_program, gradient_program
 from .terms import RankingTerms
 from .triton_forward import Marks, ranking_tile, row_options
@@ -86,7 +86,7 @@ def _finish_(
 def _push_(pushed_bD: Tensor, x_ND: Tensor, saved: Saved, anchor_b: Tensor, precision: Precision) -> None:
     """Add what negatives push the anchors' unit rows: bands of weights, in the rows' dtype, and a product each."""
     rows, (places, columns) = saved.sorted_rows, x_ND.shape
-    tile, acc = ranking_tile(columns, x_ND.dtype), accumulator(x_ND.dtype)[1]
+    tile, acc = ranking_tile(columns, x_ND.dtype, chip=chip_of(x_ND.device)), accumulator(x_ND.dtype)[1]
     fits = min(BAND_BYTES // len(anchor_b), GRADIENT_BYTES // columns) // x_ND.element_size()
     width = max(min(places, fits), tile.block_n)
     for first in range(0, places, width):

@@ -15,9 +15,11 @@ from torch import Tensor
 from ..precision import Precision
 from ..triton_tiles import (
     INTERPRETED,
+    Chip,
     SortedRows,
     TileShape,
     accumulator,
+    chip_of,
     column_chunks,
     split_float,
     tile_options,
@@ -61,9 +63,9 @@ class Partials:
     entry: Tensor
 
 
-def ranking_tile(columns: int, rows: torch.dtype, *, amd: bool = torch.version.hip is not None) -> TileShape:
+def ranking_tile(columns: int, rows: torch.dtype, *, chip: Chip = "large") -> TileShape:
     """Half the columns of the shared tile: both roles of a pair per element leave no registers for more."""
-    tile = tile_shape(columns, rows, amd=amd)
+    tile = tile_shape(columns, rows, chip=chip)
     if INTERPRETED:
         return tile
     return replace(tile, block_m=128 if rows == torch.bfloat16 else 64, block_n=64)
@@ -104,7 +106,8 @@ def push_away(
 ) -> Partials:
     """Per anchor and chunk: the sum over violating negatives and its shift, their number; the marks of both roles."""
     (places, columns), anchors = x_ND.shape, len(rows.anchor_M)
-    tile, (dtype, acc) = ranking_tile(columns, x_ND.dtype), accumulator(x_ND.dtype)
+    tile = ranking_tile(columns, x_ND.dtype, chip=chip_of(x_ND.device))
+    dtype, acc = accumulator(x_ND.dtype)
     tiles_per_chunk, chunks = column_chunks(anchors, places, tile, x_ND.device, PARTIAL_BYTES_PER_ANCHOR)
     cap = mark_cap(anchors, chunks, tiles_per_chunk * tile.block_n)
     sum_CM, shift_CM = (x_ND.new_empty((chunks, anchors), dtype=dtype) for _ in range(2))
