@@ -3,7 +3,7 @@
 deepspeed --num_gpus 2 launch/train.py launch/recipes/walkers_demo.toml
 """
 
-from maskreid_dist.cli import train_main
+from maskreid_dist.cli.app import train_main
 
 if __name__ == "__main__":
     train_main()

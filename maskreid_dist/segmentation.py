@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -11,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.files import check_writable, write_atomically
@@ -59,17 +58,17 @@ def segment(
     device: str = "auto",
     batch_size: int = 16,
     input_height: int = INPUT_HEIGHT,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SegmentationReport:
-    """Write a mask for every image of the layout that has none in `folder` yet, with a bar on standard error.
+    """Write a mask for every image of the layout that has none in `folder` yet.
 
     To resume is to run it again. `folder` can then be given as `MaskOptions(location=...)`. `device` "auto" is
-    the GPU where there is one.
+    the GPU where there is one. `progress(done, total)` counts images; a download has a bar of torch's own.
 
     Raises UserError: see `find_weights`, `load_segmenter`, `write_masks`; an unknown device.
     """
     where = _device(device)
-    console = Console(stderr=True)
-    file = find_weights(model, weights, progress=console.is_terminal)
+    file = find_weights(model, weights, progress=sys.stderr.isatty())
     with file.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     settings = SegmentationSettings(model, sha256, input_height)
@@ -80,16 +79,7 @@ def segment(
     segmenter = load_segmenter(model, file, where, input_height=input_height)
     if new:
         write_atomically(folder / SETTINGS, (json.dumps(asdict(settings), indent=1) + "\n").encode())
-    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("segmenting", total=None)
-        return write_masks(
-            sources,
-            folder,
-            segmenter,
-            batch_size=batch_size,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    return write_masks(sources, folder, segmenter, batch_size=batch_size, progress=progress)
 
 
 def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:

@@ -15,7 +15,7 @@ from maskreid_dist.bench import loader as loader_bench
 from maskreid_dist.bench.loader import LoaderBench, Run, WorkerMemory, all_runs, worker_memory
 from maskreid_dist.bench.loader_data import LoaderData, comes_from_disk, empty_cache, repeated_pairs
 from maskreid_dist.bench.loader_report import Found, promises, table, write_csv
-from maskreid_dist.cli import app
+from maskreid_dist.cli.app import app
 from maskreid_dist.data.batches import Batch, PlannedSteps
 from maskreid_kernels.bench.figures import Machine
 from maskreid_shards import convert_market1501

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from typer.testing import CliRunner
 
 from maskreid_dist.bench.plan import measure_plan
-from maskreid_dist.cli import app
+from maskreid_dist.cli.app import app
 from maskreid_dist.config import BatchConfig, Config, DataConfig
 from maskreid_dist.data.batches import Draw, PlannedSteps, make_plan, training_loader
 from maskreid_shards import IdentityTable, Plan, ShardError, open_shards

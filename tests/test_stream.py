@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from typer.testing import CliRunner
 
 from faulty_server import FaultyServer, serving
-from maskreid_dist.cli import app
+from maskreid_dist.cli.app import app
 from maskreid_dist.config import BatchConfig, Config, DataConfig
 from maskreid_dist.data.bad_samples import BadSamples, Replaced
 from maskreid_dist.data.batches import (

@@ -20,7 +20,7 @@ from maskreid_dist.checkpoint import (
     load_weights,
     read_checkpoint,
 )
-from maskreid_dist.cli import app
+from maskreid_dist.cli.app import app
 from maskreid_dist.data.batches import make_plan, training_loader
 from maskreid_dist.distributed import free_port
 from maskreid_dist.errors import CheckpointError

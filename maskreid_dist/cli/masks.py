@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from maskreid_dist.commands.failures import one_line_errors
+from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.progress import progress_bar
 
 
 @one_line_errors
@@ -21,13 +22,21 @@ def masks(
 ) -> None:
     """Judge the masks of shards: coverage, empty, full, fragmented and tiny ones, and pictures of the worst."""
     from maskreid_dist.files import check_writable
-    from maskreid_dist.report.masks import quality_lines, with_bar, write_quality
-    from maskreid_shards import open_shards
+    from maskreid_dist.report.masks import quality_lines, write_quality
+    from maskreid_shards import judge_masks, open_shards
 
     if output:
         check_writable(output, folder=True)
     shard_set = open_shards(shards)
-    report = with_bar(shard_set)
+    total, judged = sum(len(shard_set.split(name)) for name in shard_set.splits), 0
+    with progress_bar("judging masks") as progress:
+
+        def count(masks: int) -> None:
+            nonlocal judged
+            judged += masks
+            progress(judged, total)
+
+        report = judge_masks(shard_set, progress=count)
     if as_json:
         print(json.dumps(report.content()))
     else:

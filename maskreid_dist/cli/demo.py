@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 
 from maskreid_dist.checkpoint import find_checkpoint, finished_checkpoints
+from maskreid_dist.cli.launcher import launch_training
 from maskreid_dist.config import Config
 from maskreid_dist.data.batches import make_plan, open_recipe_shards
 from maskreid_dist.distributed import EXIT_STOPPED
@@ -22,7 +23,6 @@ from maskreid_dist.evaluation import (
     write_json,
 )
 from maskreid_dist.histogram import HISTOGRAM_BASELINES
-from maskreid_dist.launcher import launch_training
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_report import write_run_report
 from maskreid_dist.train import build_network

@@ -15,11 +15,11 @@ import typer
 from rich.console import Console
 
 from maskreid_dist import __version__
-from maskreid_dist.commands.bench import bench_app
-from maskreid_dist.commands.convert import convert_app, segment_app
-from maskreid_dist.commands.failures import one_line_errors
-from maskreid_dist.commands.inspect import plan, stats, verify
-from maskreid_dist.commands.masks import masks
+from maskreid_dist.cli.bench import bench_app
+from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.inspect import plan, stats, verify
+from maskreid_dist.cli.layouts import convert_app, segment_app
+from maskreid_dist.cli.masks import masks
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -122,7 +122,7 @@ def demo(
     ranks: Annotated[int, typer.Option(min=1, help="DeepSpeed ranks on this machine.")] = 2,
 ) -> None:
     """Train on the shards of the repository, rank their gallery, and write a report to look at."""
-    from maskreid_dist.demo import run_demo
+    from maskreid_dist.cli.demo import run_demo
 
     raise typer.Exit(run_demo(recipe, list(overrides or ()), runs, ranks))
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from maskreid_dist.commands.failures import one_line_errors
+from maskreid_dist.cli.failures import one_line_errors
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure the loss step, the loader and the converters.")
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from maskreid_dist.cli.progress import progress_bar
 from maskreid_dist.errors import UserError
 from maskreid_shards import Layout, MaskOptions
 
@@ -91,13 +92,15 @@ class MaskFlags:
             return []
         from maskreid_dist.segmentation import segment
 
-        report = segment(
-            layout,
-            Path(options.location),
-            model=self.segment,
-            weights=self.segment_weights,
-            device=self.segment_device,
-            batch_size=self.segment_batch,
-            input_height=self.segment_height,
-        )
+        with progress_bar("segmenting") as progress:
+            report = segment(
+                layout,
+                Path(options.location),
+                model=self.segment,
+                weights=self.segment_weights,
+                device=self.segment_device,
+                batch_size=self.segment_batch,
+                input_height=self.segment_height,
+                progress=progress,
+            )
         return report.lines()

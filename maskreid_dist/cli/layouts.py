@@ -1,25 +1,22 @@
-"""`maskreid convert`: data sets into shards; `maskreid segment`: masks for the images of one.
+"""`maskreid convert LAYOUT` and `maskreid segment LAYOUT`, for every layout of a data set.
 
 A layout's function below says how it is scanned; its parameters are the layout's own arguments and options. The
-options that all share are the parameters of `_convert`, and of `_segment`.
+options that all share are the parameters of `convert_layout`, and of `segment_layout`.
 """
 
 import functools
 import inspect
-import os
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from maskreid_dist.commands import mask_flags as flags
-from maskreid_dist.commands.failures import one_line_errors
+from maskreid_dist.cli.convert import convert_layout
+from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.segment import segment_layout
 from maskreid_dist.errors import UserError
 from maskreid_shards import (
-    SHARD_BYTES,
     Layout,
     merge_train,
     scan_csv,
@@ -46,150 +43,13 @@ Src = Annotated[Path, typer.Argument(help="The data set's folder.", show_default
 SplitSeed = Annotated[int, typer.Option(min=0, help="Draws the train identities.")]
 TrainIdentities = Annotated[int, typer.Option(min=1, help="Identities to draw for training.")]
 
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-LEAST_SHARD_BYTES = 10_000
-
-
-def parse_bytes(text: str | int) -> int:
-    """A size such as 64MB, 1GiB or 500000. Raises typer.BadParameter, also for what forgot its unit."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kmg]?i?b?)", str(text).lower())
-    if found is None or found[2] not in UNITS:
-        raise typer.BadParameter(f"{text}: write a size such as 64MB, 1GiB, or a number of bytes")
-    size = round(float(found[1]) * UNITS[found[2]])
-    if size < LEAST_SHARD_BYTES:
-        raise typer.BadParameter(
-            f"{text}: {size} bytes is less than {LEAST_SHARD_BYTES}; write a unit, such as 64MB"
-        )
-    return size
-
-
-def _convert(
-    scan: Callable[[], Layout],
-    name: str,
-    *,
-    out: Annotated[Path, typer.Argument(help="New folder for the shards.", show_default=False)],
-    on_bad_mask: Annotated[
-        Literal["fail", "full", "skip"] | None,
-        typer.Option(
-            help="A mask that is missing, unreadable, empty or coloured: stop, use the full image, or skip the pair. Default: fail."
-        ),
-    ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Take data.on_bad_mask from this recipe.")] = None,
-    masks: flags.Masks = None,
-    mask_kind: flags.MaskKind = None,
-    person_labels: flags.PersonLabels = None,
-    invert_masks: flags.InvertMasks = False,
-    segment: flags.Segment = None,
-    segment_weights: flags.Weights = None,
-    segment_device: flags.Device = "auto",
-    segment_batch: flags.Batch = 16,
-    segment_height: flags.Height = 512,
-    dataset: Annotated[
-        str | None, typer.Option(help="Name written into every sample. Default: the source's name.")
-    ] = None,
-    shard_size: Annotated[
-        int,
-        typer.Option(
-            parser=parse_bytes,
-            metavar="SIZE",
-            help="About how large a shard is: 64MB, 1GiB, bytes.",
-            show_default="64MB",
-        ),
-    ] = SHARD_BYTES,
-    seed: Annotated[int, typer.Option(min=0, help="Deals the identities to shards.")] = 0,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes. Default: one for each core.", show_default=False)
-    ] = None,
-    expect_published: Annotated[
-        bool, typer.Option("--expect-published", help="Stop unless all counts are the published ones.")
-    ] = False,
-) -> None:
-    """Convert what `scan` finds and print the report. `name` is the source's."""
-    from maskreid_dist.conversion import run_conversion
-
-    if on_bad_mask is None:
-        on_bad_mask = _policy_of(recipe) if recipe else "fail"
-    mask_flags = flags.MaskFlags(
-        masks,
-        mask_kind,
-        tuple(person_labels or ()),
-        invert_masks,
-        segment,
-        segment_weights,
-        segment_device,
-        segment_batch,
-        segment_height,
-    )
-    mask_options = mask_flags.options(out)
-    try:
-        report = run_conversion(
-            scan,
-            out,
-            dataset=dataset or name,
-            on_bad_mask=on_bad_mask,
-            mask_options=mask_options,
-            make_masks=lambda layout: mask_flags.make(layout, mask_options),
-            shard_bytes=shard_size,
-            seed=seed,
-            workers=workers or len(os.sched_getaffinity(0)),
-            expect_published=expect_published,
-        )
-    except KeyboardInterrupt:
-        print("maskreid: interrupted; finished shards are kept, the same command continues", file=sys.stderr)
-        raise typer.Exit(130) from None
-    print("\n".join(report.lines()))
-    print(f"masks: `maskreid masks {out}` judges them")
-
-
-def _policy_of(recipe: Path) -> Literal["fail", "full", "skip"]:
-    from maskreid_dist.recipe import load_recipe  # imports torch
-
-    return load_recipe(recipe).data.on_bad_mask
-
-
-def _segment(
-    scan: Callable[[], Layout],
-    name: str,
-    *,
-    out: Annotated[
-        Path, typer.Argument(help="Folder for the masks; existing ones are kept.", show_default=False)
-    ],
-    model: Annotated[flags.Model, typer.Option(help="Network of torchvision.")] = "deeplabv3_resnet50",
-    segment_weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--weights", help="State dict. Default: torchvision's, from torch.hub's cache or the network."
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
-    height: Annotated[int, typer.Option(min=64, help="Height in pixels that crops are enlarged to.")] = 512,
-) -> None:
-    """Make the masks of what `scan` finds, and print the report."""
-    from maskreid_dist.segmentation import segment
-
-    try:
-        report = segment(
-            scan(),
-            out,
-            model=model,
-            weights=segment_weights,
-            device=device,
-            batch_size=batch,
-            input_height=height,
-        )
-    except KeyboardInterrupt:
-        print("maskreid: interrupted; the masks made are kept, the same command continues", file=sys.stderr)
-        raise typer.Exit(130) from None
-    print("\n".join(report.lines()))
-
 
 def layout_command(name: str) -> Callable[[Scan], Scan]:
     """Mount a scanner as `maskreid convert NAME` and as `maskreid segment NAME`."""
 
     def mount(scan: Scan) -> Scan:
-        convert_app.command(name)(_command(scan, _convert))
-        segment_app.command(name)(_command(scan, _segment))
+        convert_app.command(name)(_command(scan, convert_layout))
+        segment_app.command(name)(_command(scan, segment_layout))
         return scan
 
     return mount

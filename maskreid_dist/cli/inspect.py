@@ -1,12 +1,15 @@
 """`maskreid verify`, `stats` and `plan`: what is in a shard folder, and what training would draw from it."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from maskreid_dist.commands.failures import one_line_errors
+from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.progress import progress_bar
+from maskreid_shards import Plan, Split
 
 Shards = Annotated[Path, typer.Argument(help="Folder that `maskreid convert` made.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
@@ -19,9 +22,10 @@ def verify(
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the shards.")] = 1,
 ) -> None:
     """Check every byte of a shard folder: exit status 0 when all is well, 1 with problems, 2 when it could not run."""
-    from maskreid_dist.inspection import run_verify
+    from maskreid_shards import verify as verify_shards
 
-    problems = run_verify(shards, workers)
+    with progress_bar("verifying") as progress:
+        problems = verify_shards(shards, workers=workers, progress=progress)
     if as_json:
         names = ("shard", "key", "offset", "kind", "message")
         print(json.dumps({"problems": [{name: getattr(p, name) for name in names} for p in problems]}))
@@ -51,7 +55,6 @@ def plan(
     """Print the batches of an epoch that training draws: with --json a line for each step and rank."""
     from maskreid_dist.config import BatchConfig
     from maskreid_dist.data.batches import make_plan
-    from maskreid_dist.inspection import plan_lines
     from maskreid_shards import open_shards
 
     opened = open_shards(shards).split(split)
@@ -63,6 +66,18 @@ def plan(
         lines = (_readable(line) for line in plan_lines(opened, found, epoch, steps or 3, world))
     for line in lines:
         print(line)
+
+
+def plan_lines(split: Split, plan: Plan, epoch: int, steps: int | None, world_size: int) -> Iterator[str]:
+    """A JSON line per step and rank, in that order: `{"step", "rank", "keys", "pids"}`, what the rank draws in the step.
+
+    steps: how many, from the start of the epoch; all of them for None.
+    """
+    for step in range(plan.steps_per_epoch if steps is None else min(steps, plan.steps_per_epoch)):
+        for rank in range(world_size):
+            draws = plan.rank_draws(epoch, step, rank, world_size)
+            keys = [key.decode("ascii") for key in split.keys[draws.samples].tolist()]
+            yield json.dumps({"step": step, "rank": rank, "keys": keys, "pids": draws.pids.tolist()})
 
 
 def _readable(line: str) -> str:

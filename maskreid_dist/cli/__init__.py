@@ -1,0 +1,1 @@
+"""The program `maskreid`: a module for each command or group of them, which `maskreid_dist.cli.app` mounts."""
