@@ -4,10 +4,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from maskreid_dist.model.network import Fusing, Stream
-
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Stream = Literal["raw", "masked"]
+Fusing = Literal["pool", "conv", "none"]
 
 
 class Section(BaseModel):

@@ -18,10 +18,9 @@ from maskreid_dist.config import Config
 from maskreid_dist.embed import embed_split
 from maskreid_dist.files import write_atomically
 from maskreid_dist.histogram import histogram_features
-from maskreid_dist.model import MaskReID
+from maskreid_dist.model import MaskReID, build_network
 from maskreid_dist.retrieval import RetrievalResult, evaluate_retrieval
 from maskreid_dist.retrieval.result import ApName
-from maskreid_dist.train import build_network
 from maskreid_shards import ShardSet, decode_pair
 
 COLUMNS = {

@@ -30,7 +30,7 @@ from maskreid_dist.distributed import EXIT_STOPPED, StopRequest, World, leave_wo
 from maskreid_dist.engine import learning_rate, start_engine
 from maskreid_dist.errors import CheckpointError, SampleError, UserError
 from maskreid_dist.logs import RunLog
-from maskreid_dist.model import MaskReID
+from maskreid_dist.model import MaskReID, build_network
 from maskreid_dist.objective import objective
 from maskreid_shards import Plan, Split
 
@@ -187,20 +187,6 @@ class Meter:
         }
         self._clear()
         return means
-
-
-def build_network(config: Config, classes: int) -> MaskReID:
-    """The recipe's network; a classifier of `classes` identities, or none for 0."""
-    model = config.model
-    return MaskReID(
-        streams=model.streams,
-        width=model.width,
-        fusing=model.fusing,
-        fusing_rows=model.fusing_rows,
-        embedding_dim=model.embedding_dim,
-        classes=classes,
-        dropout=model.dropout,
-    )
 
 
 def identity_classes(split: Split) -> Tensor:

@@ -1,5 +1,8 @@
 """Recipes: what is accepted, and the one line that a bad one gets."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,12 @@ def write(tmp_path, text):
 )
 def test_every_recipe_of_the_repository_is_valid(path):
     assert load_recipe(path).data.shards
+
+
+def test_recipes_are_read_without_torch():
+    code = "import sys, maskreid_dist.recipe; sys.exit('torch' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
 
 
 def test_defaults_are_the_papers(tmp_path):

@@ -24,8 +24,9 @@ from maskreid_dist.cli.app import app
 from maskreid_dist.data.batches import make_plan, training_loader
 from maskreid_dist.distributed import free_port
 from maskreid_dist.errors import CheckpointError
+from maskreid_dist.model import build_network
 from maskreid_dist.recipe import load_recipe
-from maskreid_dist.train import build_network, dropout_seed, identity_classes
+from maskreid_dist.train import dropout_seed, identity_classes
 from maskreid_shards import convert_market1501, open_shards
 
 ROOT = Path(__file__).parent.parent

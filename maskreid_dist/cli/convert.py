@@ -118,7 +118,7 @@ def convert_layout(
 
 
 def _policy_of(recipe: Path) -> Literal["fail", "full", "skip"]:
-    from maskreid_dist.recipe import load_recipe  # imports torch
+    from maskreid_dist.recipe import load_recipe  # imports pydantic, which workers do without
 
     return load_recipe(recipe).data.on_bad_mask
 

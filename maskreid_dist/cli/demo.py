@@ -23,9 +23,9 @@ from maskreid_dist.evaluation import (
     write_json,
 )
 from maskreid_dist.histogram import HISTOGRAM_BASELINES
+from maskreid_dist.model import build_network
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_report import write_run_report
-from maskreid_dist.train import build_network
 
 
 def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> int:

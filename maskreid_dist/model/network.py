@@ -3,16 +3,15 @@
 Axes: B batch, C channels, H rows, W columns, D embedding features.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskreid_dist.config import Fusing, Stream
 from maskreid_dist.model.inception import LEVEL_CHANNELS, InceptionA, InceptionB, conv_bn_relu, scaled
 
-Stream = Literal["raw", "masked"]
-Fusing = Literal["pool", "conv", "none"]
 STREAMS: tuple[Stream, ...] = get_args(Stream)
 MEAN_COLOUR = (102.0, 102.0, 101.0)  # of the data the paper trains on, RGB, 0..255
 STEM_CHANNELS = 32
