@@ -16,8 +16,8 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50
 
 from maskreid_dist.errors import UserError
-from maskreid_dist.segmentation import segment, write_masks
-from maskreid_dist.segmenters import _central_person, find_weights, load_segmenter
+from maskreid_dist.segmentation.masks import segment, write_masks
+from maskreid_dist.segmentation.networks import _central_person, find_weights, load_segmenter
 from maskreid_shards import (
     Layout,
     MaskOptions,

@@ -90,7 +90,7 @@ class MaskFlags:
         """Segment what has no mask yet, if that was asked for; returns the report's lines."""
         if self.segment is None or options.location is None:
             return []
-        from maskreid_dist.segmentation import segment
+        from maskreid_dist.segmentation.masks import segment
 
         with progress_bar("segmenting") as progress:
             report = segment(

@@ -31,7 +31,7 @@ def segment_layout(
     height: Annotated[int, typer.Option(min=64, help="Height in pixels that crops are enlarged to.")] = 512,
 ) -> None:
     """Make the masks of what `scan` finds, and print the report."""
-    from maskreid_dist.segmentation import segment
+    from maskreid_dist.segmentation.masks import segment
 
     try:
         layout = scan()
