@@ -1,4 +1,4 @@
-"""Training script for `deepspeed`, `torchrun` and plain `python`; the work is in maskreid_dist.train.
+"""Training script for `deepspeed`, `torchrun` and plain `python`; the work is in maskreid_dist.training.loop.
 
 deepspeed --num_gpus 2 launch/train.py launch/recipes/walkers_demo.toml
 """

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from maskreid_dist.checkpoint import Checkpoint, find_checkpoint, load_weights
 from maskreid_dist.config import Config
 from maskreid_dist.embed import embed_split
 from maskreid_dist.files import write_atomically
 from maskreid_dist.histogram import histogram_features
 from maskreid_dist.model import MaskReID, build_network
+from maskreid_dist.model.checkpoint import Checkpoint, find_checkpoint, load_weights
 from maskreid_dist.retrieval import RetrievalResult, evaluate_retrieval
 from maskreid_dist.retrieval.result import ApName
 from maskreid_shards import ShardSet, decode_pair

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from maskreid_dist import __version__
-from maskreid_dist.checkpoint import Checkpoint
 from maskreid_dist.data.transforms import cut_out
 from maskreid_dist.evaluation import Ranked, percentages
-from maskreid_dist.logs import METRICS
+from maskreid_dist.model.checkpoint import Checkpoint
 from maskreid_dist.report import RankedImage, RankedQuery, ranked_list_figure, select_queries, write_report
 from maskreid_dist.retrieval import rank_list
+from maskreid_dist.run_directory import METRICS
 from maskreid_shards import ShardSet, Split, decode_pair
 
 EACH = 3  # queries shown of the hardest, the median and the easiest

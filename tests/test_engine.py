@@ -3,8 +3,8 @@
 import pytest
 
 from maskreid_dist.config import Config, DataConfig, EngineConfig, OptimizerConfig
-from maskreid_dist.engine import deepspeed_config, learning_rate, make_optimizer
 from maskreid_dist.model import MaskReID
+from maskreid_dist.training.engine import deepspeed_config, learning_rate, make_optimizer
 
 
 def test_staircase_is_dgds():

@@ -10,8 +10,8 @@ import torch
 
 from maskreid_dist.errors import RecipeError
 from maskreid_dist.model import Output
-from maskreid_dist.objective import objective
 from maskreid_dist.recipe import load_recipe
+from maskreid_dist.training.objective import objective
 from maskreid_kernels import (
     all_pairs_loss,
     batch_hard_loss,

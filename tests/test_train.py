@@ -13,20 +13,20 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from market import market
-from maskreid_dist.checkpoint import (
-    check_continues,
+from maskreid_dist.cli.app import app
+from maskreid_dist.data.batches import make_plan, training_loader
+from maskreid_dist.errors import CheckpointError
+from maskreid_dist.model import build_network
+from maskreid_dist.model.checkpoint import (
     find_checkpoint,
     finished_checkpoints,
     load_weights,
     read_checkpoint,
 )
-from maskreid_dist.cli.app import app
-from maskreid_dist.data.batches import make_plan, training_loader
-from maskreid_dist.distributed import free_port
-from maskreid_dist.errors import CheckpointError
-from maskreid_dist.model import build_network
 from maskreid_dist.recipe import load_recipe
-from maskreid_dist.train import dropout_seed, identity_classes
+from maskreid_dist.training.loop import dropout_seed, identity_classes
+from maskreid_dist.training.resuming import check_continues
+from maskreid_dist.training.world import free_port
 from maskreid_shards import convert_market1501, open_shards
 
 ROOT = Path(__file__).parent.parent

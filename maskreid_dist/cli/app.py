@@ -63,7 +63,7 @@ def train(
 
     config = load_recipe(recipe, overrides or ())
     quiet_libraries()
-    from maskreid_dist.train import train as train_recipe
+    from maskreid_dist.training.loop import train as train_recipe
 
     status = train_recipe(config, runs, resume)
     sys.stdout.flush()

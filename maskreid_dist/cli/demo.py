@@ -7,11 +7,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from maskreid_dist.checkpoint import find_checkpoint, finished_checkpoints
 from maskreid_dist.cli.launcher import launch_training
 from maskreid_dist.config import Config
 from maskreid_dist.data.batches import make_plan, open_recipe_shards
-from maskreid_dist.distributed import EXIT_STOPPED
 from maskreid_dist.evaluation import (
     Ranked,
     check_queries,
@@ -24,8 +22,11 @@ from maskreid_dist.evaluation import (
 )
 from maskreid_dist.histogram import HISTOGRAM_BASELINES
 from maskreid_dist.model import build_network
+from maskreid_dist.model.checkpoint import find_checkpoint, finished_checkpoints
 from maskreid_dist.recipe import load_recipe
+from maskreid_dist.run_directory import CHECKPOINTS
 from maskreid_dist.run_report import write_run_report
+from maskreid_dist.training.stop import EXIT_STOPPED
 
 
 def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> int:
@@ -74,7 +75,7 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
 
 def _is_trained(run: Path, config: Config) -> bool:
     """Whether the run's newest checkpoint is its last; the training itself checks that it fits the recipe."""
-    if not finished_checkpoints(run / "checkpoints"):
+    if not finished_checkpoints(run / CHECKPOINTS):
         return False
     checkpoint, _ = find_checkpoint(run)
     return checkpoint.config.model_dump() == config.model_dump() and checkpoint.step >= config.optimizer.steps

@@ -10,8 +10,9 @@ from types import FrameType
 
 import torch
 
-from maskreid_dist.distributed import free_port
 from maskreid_dist.errors import UserError
+from maskreid_dist.run_directory import STOP
+from maskreid_dist.training.world import free_port
 
 SCRIPT = Path("launch/train.py")
 
@@ -31,7 +32,7 @@ def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Pat
     ]
     for override in overrides:
         command += ["--set", override]
-    stop = run / "stop"
+    stop = run / STOP
     stop.unlink(missing_ok=True)
     environment = dict(os.environ)
     if not torch.cuda.is_available():

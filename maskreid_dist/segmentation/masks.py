@@ -15,7 +15,13 @@ from PIL import Image
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.files import check_writable, write_atomically
-from maskreid_dist.segmentation.networks import INPUT_HEIGHT, SegmentationModel, Segmenter, find_weights, load_segmenter
+from maskreid_dist.segmentation.networks import (
+    INPUT_HEIGHT,
+    SegmentationModel,
+    Segmenter,
+    find_weights,
+    load_segmenter,
+)
 from maskreid_shards import Layout, Source
 from maskreid_shards.decode import IMAGE_FORMATS, decode
 from maskreid_shards.masks.options import mirrored

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from maskreid_dist.config import Config, OptimizerConfig
+from maskreid_dist.run_directory import DEEPSPEED_JSON
 
 
 def deepspeed_config(config: Config, rows_per_rank: int, world_size: int) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def start_engine(
 
     settings = deepspeed_config(config, rows_per_rank, world_size)
     if run is not None:
-        (run / "deepspeed.json").write_text(json.dumps(settings, indent=2) + "\n")
+        (run / DEEPSPEED_JSON).write_text(json.dumps(settings, indent=2) + "\n")
     optimizer = make_optimizer(network, config.optimizer)
     engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
     return engine

@@ -6,21 +6,16 @@ MASTER_ADDR and MASTER_PORT; without them the process is rank 0 of 1.
 
 import gc
 import os
-import signal
 import socket
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 T = TypeVar("T")
-EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request after a save; the same command continues
 
 
 @dataclass(frozen=True)
@@ -119,40 +114,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def average_buffers(module: nn.Module, world: World) -> None:
-    """Give every rank the mean of the floating-point buffers (batch normalisation's running statistics).
-
-    DeepSpeed does not synchronise them, so ranks drift apart, and only rank 0's would be saved. All ranks take part.
-    """
-    buffers = [b for b in module.buffers() if b.is_floating_point()]
-    if world.size == 1 or not buffers:
-        return
-    flat = torch.cat([b.detach().reshape(-1).float() for b in buffers])
-    dist.all_reduce(flat)
-    flat /= world.size
-    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
-        buffer.copy_(mean.view_as(buffer))
-
-
-@dataclass
-class StopRequest:
-    """Asks training to finish its step, save, and leave with status 75.
-
-    Comes as SIGINT, SIGTERM or SIGUSR1 to any rank, or as a file `stop` in the run directory (seen by rank 0).
-    """
-
-    file: Path
-    signalled: bool = field(default=False, init=False)
-
-    def listen(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signalled = True
-
-    def here(self, world: World) -> bool:
-        """Whether this rank was asked to stop; `World.any_rank` makes it everybody's."""
-        return self.signalled or (world.is_first and self.file.exists())

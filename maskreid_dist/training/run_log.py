@@ -19,8 +19,7 @@ from rich.progress import (
 from torch.utils.tensorboard import SummaryWriter
 
 from maskreid_dist.files import write_atomically
-
-METRICS = "metrics.jsonl"
+from maskreid_dist.run_directory import METRICS, TENSORBOARD
 
 
 class RunLog:
@@ -34,7 +33,7 @@ class RunLog:
         if self.path.exists():
             self._drop_after(start)
         self.file = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start)
+        self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=start)
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("training"),

@@ -1,37 +1,34 @@
 """Training: batches -> embeddings -> loss -> step -> checkpoint. The same on one CPU and on many nodes."""
 
-import fcntl
 import math
 import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maskreid_dist.checkpoint import (
-    Checkpoint,
-    check_continues,
-    find_checkpoint,
-    finished_checkpoints,
-    load_engine,
-    save_checkpoint,
-)
 from maskreid_dist.config import Config
 from maskreid_dist.data.bad_samples import BadSamples
 from maskreid_dist.data.batches import Batch, make_plan, open_recipe_shards, training_loader
-from maskreid_dist.distributed import EXIT_STOPPED, StopRequest, World, leave_world, start_world
-from maskreid_dist.engine import learning_rate, start_engine
-from maskreid_dist.errors import CheckpointError, SampleError, UserError
-from maskreid_dist.logs import RunLog
-from maskreid_dist.model import MaskReID, build_network
-from maskreid_dist.objective import objective
+from maskreid_dist.errors import SampleError, UserError
+from maskreid_dist.model import build_network
+from maskreid_dist.model.checkpoint import finished_checkpoints
+from maskreid_dist.run_directory import CHECKPOINTS, STOP
+from maskreid_dist.training.engine import learning_rate, start_engine
+from maskreid_dist.training.meter import Meter
+from maskreid_dist.training.objective import objective
+from maskreid_dist.training.resuming import checkpoint_to_continue, load_engine
+from maskreid_dist.training.run_lock import lock_run_directory
+from maskreid_dist.training.run_log import RunLog
+from maskreid_dist.training.saving import save_checkpoint
+from maskreid_dist.training.stop import EXIT_STOPPED, StopRequest
+from maskreid_dist.training.world import World, leave_world, start_world
 from maskreid_shards import Plan, Split
 
 TRAIN_SPLIT = "train"
@@ -49,11 +46,11 @@ def train(config: Config, runs: Path, resume: bool) -> int:
     plan = make_plan(split, config.batch, config.seed, world_size)
     if config.data.decoder == "gpu" and not torch.cuda.is_available():
         raise UserError('data.decoder = "gpu": torch finds no GPU here; use "torchvision" or "pillow"')
-    if not resume and finished_checkpoints(run / "checkpoints"):
+    if not resume and finished_checkpoints(run / CHECKPOINTS):
         raise UserError(f"{run}: holds checkpoints; continue with --resume, or choose another name")
     world = start_world(config.engine.collective_timeout_s)
     try:
-        lock = _hold(run) if world.is_first else None
+        lock = lock_run_directory(run) if world.is_first else None
         if world.any_rank(isinstance(lock, str)):
             raise UserError(f"{run}: {world.from_first(lock)}")
         return _train(config, run, split, plan, world)
@@ -62,17 +59,18 @@ def train(config: Config, runs: Path, resume: bool) -> int:
 
 
 def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) -> int:
-    checkpoint = _find_checkpoint(config, run, split, world)
+    checkpoint = checkpoint_to_continue(config, run, split.fingerprint, world)
     classes = identity_classes(split)
     torch.manual_seed(config.seed)  # every rank starts from the same weights
-    network = build_network(config, len(classes) if config.loss.classifies else 0)
+    head_classes = len(classes) if config.loss.classifies else 0
+    network = build_network(config, head_classes)
     rows = int(plan.summary().batch) // world.size
     engine = start_engine(network, config, rows, world.size, run if world.is_first else None)
     if checkpoint:
         load_engine(engine, checkpoint)
     step = start = checkpoint.step if checkpoint else 0
     last = config.optimizer.steps
-    stop = StopRequest(run / "stop")
+    stop = StopRequest(run / STOP)
     stop.listen()
     batches = _timed(training_loader(split, plan, config, start, world.rank, world.size, world.device))
     with RunLog(run, start, last) if world.is_first else nullcontext() as log:
@@ -99,8 +97,7 @@ def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) ->
                 if log:
                     log.write(step, means)
             if saves:  # after the look at the loss: a diverged network is not saved
-                classifier = network_classes(network)
-                save_checkpoint(engine, run, step, config, classifier, split.fingerprint, world)
+                save_checkpoint(engine, run, step, config, head_classes, split.fingerprint, world)
         if log:
             log.say_all(bad_samples.lines())
         if log and stopping:
@@ -154,72 +151,9 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63
 
 
-@dataclass
-class Meter:
-    """Means over the steps since the last record. The only host sync of the loop is `take`, once in `log_every` steps."""
-
-    log_every: int
-
-    def __post_init__(self) -> None:
-        self._clear()
-
-    def _clear(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.steps = self.images = 0
-        self.waited_s = 0.0
-        self.since = time.perf_counter()
-
-    def add(self, scalars: dict[str, Tensor], images: int, waited_s: float) -> None:
-        for name, value in scalars.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.steps += 1
-        self.images += images
-        self.waited_s += waited_s
-
-    def take(self, lr: float, epoch: int) -> dict[str, float]:
-        means = {name: float(total) / self.steps for name, total in self.sums.items()}
-        elapsed_s = time.perf_counter() - self.since
-        means |= {
-            "lr": lr,
-            "epoch": epoch,
-            "images_per_second": self.images / elapsed_s,
-            "data_wait_share": self.waited_s / elapsed_s,
-        }
-        self._clear()
-        return means
-
-
 def identity_classes(split: Split) -> Tensor:
     """(C,) int64: the identities in order; an identity's class is its place here. Junk and distractors are none."""
     return torch.from_numpy(split.identities[split.identities > 0].copy())
-
-
-def network_classes(network: MaskReID) -> int:
-    """Identities of the classifier, 0 without one."""
-    if network.classifier is None:
-        return 0
-    return int(list(network.classifier.parameters())[-1].shape[0])
-
-
-def _find_checkpoint(config: Config, run: Path, split: Split, world: World) -> Checkpoint | None:
-    """The newest usable checkpoint, found by rank 0 and checked against the recipe. All ranks take part."""
-    found: tuple[Checkpoint | None, list[str], str] = (None, [], "")
-    if world.is_first and finished_checkpoints(run / "checkpoints"):
-        try:
-            found = (*find_checkpoint(run), "")
-        except CheckpointError as error:
-            found = (None, [], str(error))
-    checkpoint, passed_over, problem = cast(Any, world.from_first(found))
-    if problem:
-        raise CheckpointError(problem)
-    if checkpoint is None:
-        return None
-    if world.is_first:
-        for line in passed_over:
-            print(f"warning: passed over {line}", flush=True)
-        print(f"continuing from {checkpoint.path}", flush=True)
-    check_continues(checkpoint, config, split.fingerprint, world.size)
-    return cast(Checkpoint, checkpoint)
 
 
 def _timed(loader: Iterable[Batch]) -> Iterator[tuple[Batch | SampleError, float]]:
@@ -235,24 +169,3 @@ def _timed(loader: Iterable[Batch]) -> Iterator[tuple[Batch | SampleError, float
             yield error, 0.0
             return
         yield batch, time.perf_counter() - before
-
-
-def _hold(run: Path) -> TextIO | str:
-    """Lock the run directory while the returned file is open, or say who holds it.
-
-    Two trainings in one directory would spoil each other's checkpoints.
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        file = (run / "lock").open("a+")
-    except OSError as error:  # returned, not raised: the other ranks wait for the answer
-        return f"cannot be written ({error.strerror}); choose another --runs"
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        return f"process {file.read().strip() or 'unknown'} is training here; wait for it or stop it"
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
