@@ -89,9 +89,9 @@ def evaluate(
     cache: Annotated[Path | None, typer.Option(help="Keep the shards of a URL in this folder.")] = None,
 ) -> None:
     """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
-    from maskreid_dist.evaluation import evaluate_checkpoint, percentages, print_table, write_json
+    from maskreid_dist.evaluation.evaluate import evaluate_checkpoint, percentages, print_table, write_json
+    from maskreid_dist.evaluation.run_report import write_run_report
     from maskreid_dist.files import check_writable
-    from maskreid_dist.run_report import write_run_report
     from maskreid_shards import open_shards
 
     for path in (report, output):

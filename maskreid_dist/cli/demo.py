@@ -10,7 +10,7 @@ from rich.console import Console
 from maskreid_dist.cli.launcher import launch_training
 from maskreid_dist.config import Config
 from maskreid_dist.data.batches import make_plan, open_recipe_shards
-from maskreid_dist.evaluation import (
+from maskreid_dist.evaluation.evaluate import (
     Ranked,
     check_queries,
     evaluate_checkpoint,
@@ -20,12 +20,12 @@ from maskreid_dist.evaluation import (
     rank_network,
     write_json,
 )
-from maskreid_dist.histogram import HISTOGRAM_BASELINES
+from maskreid_dist.evaluation.histogram import HISTOGRAM_BASELINES
+from maskreid_dist.evaluation.run_report import write_run_report
 from maskreid_dist.model import build_network
 from maskreid_dist.model.checkpoint import find_checkpoint, finished_checkpoints
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_directory import CHECKPOINTS
-from maskreid_dist.run_report import write_run_report
 from maskreid_dist.training.stop import EXIT_STOPPED
 
 

@@ -8,7 +8,7 @@ import torch
 
 from maskreid_dist import __version__
 from maskreid_dist.data.transforms import cut_out
-from maskreid_dist.evaluation import Ranked, percentages
+from maskreid_dist.evaluation.evaluate import Ranked, percentages
 from maskreid_dist.model.checkpoint import Checkpoint
 from maskreid_dist.report import RankedImage, RankedQuery, ranked_list_figure, select_queries, write_report
 from maskreid_dist.retrieval import rank_list

@@ -14,9 +14,9 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from maskreid_dist.config import Config
-from maskreid_dist.embed import embed_split
+from maskreid_dist.evaluation.embed import embed_split
+from maskreid_dist.evaluation.histogram import histogram_features
 from maskreid_dist.files import write_atomically
-from maskreid_dist.histogram import histogram_features
 from maskreid_dist.model import MaskReID, build_network
 from maskreid_dist.model.checkpoint import Checkpoint, find_checkpoint, load_weights
 from maskreid_dist.retrieval import RetrievalResult, evaluate_retrieval
