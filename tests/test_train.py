@@ -24,9 +24,9 @@ from maskreid_dist.model.checkpoint import (
     read_checkpoint,
 )
 from maskreid_dist.recipe import load_recipe
+from maskreid_dist.training.environment import free_port
 from maskreid_dist.training.loop import dropout_seed, identity_classes
 from maskreid_dist.training.resuming import check_continues
-from maskreid_dist.training.world import free_port
 from maskreid_shards import convert_market1501, open_shards
 
 ROOT = Path(__file__).parent.parent

@@ -26,7 +26,7 @@ from maskreid_dist.model import build_network
 from maskreid_dist.model.checkpoint import find_checkpoint, finished_checkpoints
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_directory import CHECKPOINTS
-from maskreid_dist.training.stop import EXIT_STOPPED
+from maskreid_dist.training.world import EXIT_STOPPED
 
 
 def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> int:

@@ -1,7 +1,6 @@
 """How every command ends on bad input: one line on standard error, exit status 2."""
 
 import functools
-import os
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -9,6 +8,7 @@ from typing import ParamSpec, TypeVar
 import typer
 
 from maskreid_dist.errors import UserError
+from maskreid_dist.training.environment import is_first_process
 from maskreid_shards import RemoteError, ShardError
 
 P = ParamSpec("P")
@@ -27,7 +27,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except (UserError, ShardError) as error:
-            if os.environ.get("RANK", "0") == "0" or isinstance(error, RemoteError):
+            if is_first_process() or isinstance(error, RemoteError):
                 print(f"maskreid: error: {error}", file=sys.stderr, flush=True)
             raise typer.Exit(2) from None
         except OSError as error:

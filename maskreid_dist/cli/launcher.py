@@ -12,7 +12,7 @@ import torch
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.run_directory import STOP
-from maskreid_dist.training.world import free_port
+from maskreid_dist.training.environment import free_port
 
 SCRIPT = Path("launch/train.py")
 

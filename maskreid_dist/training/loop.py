@@ -1,7 +1,6 @@
 """Training: batches -> embeddings -> loss -> step -> checkpoint. The same on one CPU and on many nodes."""
 
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -21,14 +20,14 @@ from maskreid_dist.model import build_network
 from maskreid_dist.model.checkpoint import finished_checkpoints
 from maskreid_dist.run_directory import CHECKPOINTS, STOP
 from maskreid_dist.training.engine import learning_rate, start_engine
+from maskreid_dist.training.environment import place_of_process
 from maskreid_dist.training.meter import Meter
 from maskreid_dist.training.objective import objective
 from maskreid_dist.training.resuming import checkpoint_to_continue, load_engine
 from maskreid_dist.training.run_lock import lock_run_directory
 from maskreid_dist.training.run_log import RunLog
 from maskreid_dist.training.saving import save_checkpoint
-from maskreid_dist.training.stop import EXIT_STOPPED, StopRequest
-from maskreid_dist.training.world import World, leave_world, start_world
+from maskreid_dist.training.world import EXIT_STOPPED, StopRequest, World, leave_world, start_world
 from maskreid_shards import Plan, Split
 
 TRAIN_SPLIT = "train"
@@ -42,13 +41,13 @@ def train(config: Config, runs: Path, resume: bool) -> int:
     """
     run = runs / config.name
     split = open_recipe_shards(config.data).split(TRAIN_SPLIT)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    plan = make_plan(split, config.batch, config.seed, world_size)
+    place = place_of_process()
+    plan = make_plan(split, config.batch, config.seed, place.size)
     if config.data.decoder == "gpu" and not torch.cuda.is_available():
         raise UserError('data.decoder = "gpu": torch finds no GPU here; use "torchvision" or "pillow"')
     if not resume and finished_checkpoints(run / CHECKPOINTS):
         raise UserError(f"{run}: holds checkpoints; continue with --resume, or choose another name")
-    world = start_world(config.engine.collective_timeout_s)
+    world = start_world(place, config.engine.collective_timeout_s)
     try:
         lock = lock_run_directory(run) if world.is_first else None
         if world.any_rank(isinstance(lock, str)):

@@ -1,21 +1,22 @@
-"""Ranks: how a process learns its place, what all of them do together, how they stop together.
-
-The same script runs under `deepspeed`, `torchrun` and plain `python`: the first two set RANK, LOCAL_RANK, WORLD_SIZE,
-MASTER_ADDR and MASTER_PORT; without them the process is rank 0 of 1.
-"""
+"""Ranks: what all of them do together, and how they stop together."""
 
 import gc
 import os
-import socket
+import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from maskreid_dist.training.environment import Place, tell_libraries
+
 T = TypeVar("T")
+EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request after a save; the same command continues
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,6 @@ class World:
     """This process among all. `control` is a gloo group for decisions on the host: it never touches the GPU queue."""
 
     rank: int
-    local_rank: int
     size: int
     device: torch.device
     control: dist.ProcessGroup
@@ -63,22 +63,17 @@ class World:
         return box[0]
 
 
-def start_world(timeout_s: int) -> World:
-    """Join the process group: NCCL with one GPU a rank, gloo without. All ranks take part."""
+def start_world(place: Place, timeout_s: int) -> World:
+    """Join the process group at this place: NCCL with one GPU a rank, gloo without. All ranks take part."""
     import deepspeed  # here, not at the top: it takes seconds to import and prints while it does
 
-    if "RANK" not in os.environ:
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(free_port()))
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
-    size = int(os.environ["WORLD_SIZE"])
+    tell_libraries(place)
     if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
+        device = torch.device("cuda", place.local_rank)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size)))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.local_size))
         # DeepSpeed would compile a shared-memory all-reduce at the first start (needs g++) and leave a 69 MB file in
         # /dev/shm for each rank. Plain gloo does without both.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -88,11 +83,11 @@ def start_world(timeout_s: int) -> World:
         auto_mpi_discovery=False,
         verbose=False,
         timeout=timeout,
-        rank=rank,
-        world_size=size,
+        rank=place.rank,
+        world_size=place.size,
     )
     control = dist.new_group(backend="gloo", timeout=timeout)
-    return World(rank, local_rank, size, device, control)
+    return World(place.rank, place.size, device, control)
 
 
 def leave_world() -> None:
@@ -109,8 +104,23 @@ def leave_world() -> None:
     gc.collect()
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@dataclass
+class StopRequest:
+    """Asks training to finish its step, save, and leave with status 75.
+
+    Comes as SIGINT, SIGTERM or SIGUSR1 to any rank, or as a file `stop` in the run directory (seen by rank 0).
+    """
+
+    file: Path
+    signalled: bool = field(default=False, init=False)
+
+    def listen(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signalled = True
+
+    def here(self, world: World) -> bool:
+        """Whether this rank was asked to stop; `World.any_rank` makes it everybody's."""
+        return self.signalled or (world.is_first and self.file.exists())
