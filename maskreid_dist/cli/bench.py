@@ -126,7 +126,7 @@ def bench_loader(
         speeds = loader.measure(bench, runs, rounds, status.update)
         status.update("memory of a worker over an epoch")
         memory = loader.worker_memory(bench)
-        found = loader_report.Found(len(data.split), steps, drop_caches, speeds, memory)
+        found = loader_report.LoaderResults(len(data.split), steps, drop_caches, speeds, memory)
     table = Table(title=f"{found.pairs} pairs, pairs per second, medians of {rounds}", box=None)
     for number, heading in enumerate(loader_report.COLUMNS):
         table.add_column(heading, justify="right" if number in (2, 4, 5, 6, 7) else "left", no_wrap=True)

@@ -57,7 +57,9 @@ def is_first_process() -> bool:
 
 def tell_libraries(place: Place, environment: MutableMapping[str, str] = os.environ) -> None:
     """Set the variables that torch and DeepSpeed read, where the launcher has not."""
-    if "RANK" not in environment and place.size == 1:  # alone: a port of its own, beside others that are alone
+    if (
+        "RANK" not in environment and place.size == 1
+    ):  # alone: a port of its own, beside others that are alone
         environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     environment.setdefault("MASTER_PORT", DEFAULT_PORT)
     environment.update(RANK=str(place.rank), WORLD_SIZE=str(place.size), LOCAL_RANK=str(place.local_rank))

@@ -2,11 +2,10 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -71,7 +70,7 @@ def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) ->
     last = config.optimizer.steps
     stop = StopRequest(run / STOP)
     stop.listen()
-    batches = _timed(training_loader(split, plan, config, start, world.rank, world.size, world.device))
+    batches = iter(training_loader(split, plan, config, start, world.rank, world.size, world.device))
     with RunLog(run, start, last) if world.is_first else nullcontext() as log:
         if log:
             log.say_all([*plan.summary().lines(), f"ranks: {world.size}, steps: {start} of {last} done"])
@@ -79,9 +78,11 @@ def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) ->
         bad_samples = BadSamples(config.data.bad_samples)
         stopping = False
         while step < last and not stopping:
-            item, waited_s = next(batches)
-            batch, stopping, news = _agree(item, stop, bad_samples, world)
-            if log:
+            asked = time.perf_counter()
+            item = next(batches)
+            waited_s = time.perf_counter() - asked
+            batch, stopping, news = _agree_on_step(item, stop, bad_samples, world)
+            if log and news:
                 log.say_all(news)
             scalars = training_step(engine, batch, classes, config, step, world)
             step += 1
@@ -106,21 +107,21 @@ def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) ->
     return EXIT_STOPPED if step < last else 0
 
 
-def _agree(
+def _agree_on_step(
     item: Batch | SampleError, stop: StopRequest, bad_samples: BadSamples, world: World
 ) -> tuple[Batch, bool, list[str]]:
     """This rank's batch, whether any rank was asked to stop, and news of bad samples. All ranks take part.
 
-    Raises SampleError on every rank when one has no batch, a rank that left alone would leave the others waiting,
-    and when the bad samples of all are too many.
+    Raises SampleError on every rank if any rank has no batch or the bad-sample budget is spent: a rank leaving alone would hang
+    the rest.
     """
-    failed = isinstance(item, SampleError)
+    problem = str(item) if isinstance(item, SampleError) else None
     replaced = () if isinstance(item, SampleError) else item.replaced
-    some_failed, stopping, some_replaced = world.any_ranks(failed, stop.here(world), bool(replaced))
-    if some_failed:
-        raise SampleError(world.first_message(str(item) if failed else None))
+    failed, stopping, some_replaced = world.any_ranks(problem is not None, stop.here(world), bool(replaced))
+    if failed or isinstance(item, SampleError):
+        raise SampleError(world.first_message(problem))
     news = bad_samples.add(chain.from_iterable(world.gather(replaced))) if some_replaced else []
-    return cast(Batch, item), stopping, news
+    return item, stopping, news
 
 
 def training_step(
@@ -153,18 +154,3 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
 def identity_classes(split: Split) -> Tensor:
     """(C,) int64: the identities in order; an identity's class is its place here. Junk and distractors are none."""
     return torch.from_numpy(split.identities[split.identities > 0].copy())
-
-
-def _timed(loader: Iterable[Batch]) -> Iterator[tuple[Batch | SampleError, float]]:
-    """Batches, each with the seconds that this rank waited for it; a bad sample ends them, as a value."""
-    batches = iter(loader)
-    while True:
-        before = time.perf_counter()
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except SampleError as error:
-            yield error, 0.0
-            return
-        yield batch, time.perf_counter() - before
