@@ -60,6 +60,7 @@ def test_defaults_are_the_papers(tmp_path):
     ("extra", "overrides", "words"),
     [
         ("", ["optimizer.learning_rate=0.1"], ["optimizer.learning_rate", "optimizer.lr"]),
+        ("", ["engine.precision=bfloat16"], ["engine.precision is called engine.autocast now"]),
         ("", ["optimiser.lr=0.1"], ["unknown key optimiser", "did you mean optimizer"]),
         ("[batch]\nidentites = 4\n", [], ["batch.identites", "batch.identities"]),
         ("[batch]\nidentities = 2.5\n", [], ["batch.identities", "integer", "2.5"]),

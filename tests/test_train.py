@@ -242,7 +242,7 @@ def test_an_unfinished_save_is_no_checkpoint(alone, tmp_path):
         ("batch.images=4", "batch.images = 2, the recipe says 4"),
         ("seed=6", "seed = 5, the recipe says 6"),
         ("optimizer.steps=60", "optimizer.steps"),
-        ("engine.precision=bfloat16", "engine.precision"),
+        ("engine.autocast=bfloat16", "engine.autocast"),
     ],
 )
 def test_a_checkpoint_that_does_not_match_the_recipe(alone, recipe, override, words):

@@ -15,9 +15,8 @@ from maskreid_kernels.bench.figures import (
     write_whole,
 )
 
-GROWTH_MB = (
-    5.0  # of a worker over an epoch: what an allocator may hold, not what a leak of a batch a step would
-)
+# Of a worker over an epoch: what an allocator may hold, not what a leak of a batch a step would.
+GROWTH_MB = 5.0
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ whose distance differs from the good image's by more than the product's error bo
 of an image) are compared by the exact pair distance. The count is thus the same for every tiling and every sharding.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -12,8 +12,6 @@ Two computations of the same quantity, for two purposes:
   `pair_distances`.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

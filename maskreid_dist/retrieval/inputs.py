@@ -1,7 +1,5 @@
 """Checks of features and labels: every refusal is a ValueError of one line that names the argument."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from typing import Literal, TypeAlias

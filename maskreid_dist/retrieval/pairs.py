@@ -1,7 +1,5 @@
 """Which gallery images are good, junk or listed for each query, by sorted identity labels: no Q x G matrix of booleans."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +20,7 @@ class GalleryIndex:
     sorted_pids: IntArray
 
     @classmethod
-    def build(cls, pids: IntArray, camids: IntArray) -> GalleryIndex:
+    def build(cls, pids: IntArray, camids: IntArray) -> "GalleryIndex":
         usable = np.flatnonzero(pids != JUNK_PID)
         by_pid = usable[np.argsort(pids[usable], kind="stable")]
         return cls(pids=pids, camids=camids, by_pid=by_pid, sorted_pids=pids[by_pid])

@@ -1,7 +1,5 @@
 """Ranked lists of chosen queries, for reports: the whole order, so for few queries only."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """What an evaluation returns."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +18,7 @@ class RetrievalResult:
     mAP: the mean of average_precision over valid queries; `ap` names the definition, and both are kept beside it.
     mINP: mean of R / r_R, r_R the rank of a query's last good image (Ye et al., TPAMI 2021).
     average_precision: (Q,) float64 by the definition in `ap`, nan for a skipped query.
-    skipped_queries: queries without a good image; they count neither above nor below the fraction line.
+    skipped_queries: queries without a good image, excluded from every mean.
     """
 
     cmc: NDArray[np.float32]

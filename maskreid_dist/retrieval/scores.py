@@ -3,8 +3,6 @@
 r_i is the 1-based rank of a query's i-th good image among its listed (non-junk) gallery images, R their number.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -28,7 +28,7 @@ def deepspeed_config(config: Config, rows_per_rank: int, world_size: int) -> dic
         "zero_force_ds_cpu_optimizer": False,
         "fp16": {"enabled": False},
         "bf16": {"enabled": False},  # would cast the weights and not the buffers: batch normalisation fails
-        "torch_autocast": {"enabled": config.engine.precision == "bfloat16", "dtype": "bfloat16"},
+        "torch_autocast": {"enabled": config.engine.autocast == "bfloat16", "dtype": "bfloat16"},
         "checkpoint": {"tag_validation": "Fail"},
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,

@@ -96,7 +96,7 @@ def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) ->
                     raise UserError(f"{run}: the loss is {means['loss']} at step {step}; lower optimizer.lr")
                 if log:
                     log.write(step, means)
-            if saves:  # after the look at the loss: a diverged network is not saved
+            if saves:
                 save_checkpoint(engine, run, step, config, head_classes, split.fingerprint, world)
         if log:
             log.say_all(bad_samples.lines())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass
 class Meter:
-    """Means over the steps since the last record. The only host sync of the loop is `take`, once in `log_every` steps."""
+    """Means over the steps since the last record. `take` reads them on the host, once in `log_every` steps."""
 
     log_every: int
 

@@ -12,10 +12,8 @@ from maskreid_dist.training.world import World
 # What may differ between a checkpoint and the recipe that continues from it.
 MAY_CHANGE_ON_RESUME = {"name", "run", "data.shards", "data.workers", "data.on_bad_mask"}
 MAY_CHANGE_ON_RESUME |= {f"data.{key}" for key in ("cache", "cache_gb", "prefetch", "bad_samples")}
-MAY_CHANGE_ON_RESUME |= {
-    "engine.collective_timeout_s",
-    "engine.zero_stage",
-}  # the stage has a check of its own
+# The stage has a check of its own.
+MAY_CHANGE_ON_RESUME |= {"engine.collective_timeout_s", "engine.zero_stage"}
 
 
 def checkpoint_to_continue(config: Config, run: Path, fingerprint: str, world: World) -> Checkpoint | None:

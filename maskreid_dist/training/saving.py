@@ -33,7 +33,7 @@ def save_checkpoint(
     partial, final = folder / (tag + PARTIAL), folder / tag
     if world.is_first:
         folder.mkdir(exist_ok=True)
-        # A finished one of this step or a later one failed its verification, or this save would not be made.
+        # A checkpoint at or past this step failed verification, or we would have resumed from it: remove it.
         later = [path for path in finished_checkpoints(folder) if path.name >= tag]
         for stale in (partial, *later):
             shutil.rmtree(stale, ignore_errors=True)
