@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 from typer.testing import CliRunner
 
-from maskreid_dist.bench.plan import measure_plan
 from maskreid_dist.cli.app import app
 from maskreid_dist.config import BatchConfig, Config, DataConfig
 from maskreid_dist.data.batches import PlannedSteps, make_plan, training_loader
 from maskreid_shards import Draws, IdentityTable, Plan, ShardError, open_shards
+from maskreid_shards.bench.plan import measure_plan
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
 

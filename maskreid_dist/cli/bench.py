@@ -43,7 +43,7 @@ def bench_plan(
     identities: Annotated[int, typer.Option(min=1000, help="Made up, with a Zipf tail.")] = 1_000_000,
 ) -> None:
     """Time and memory of the plan; exit status 1 when a million identities take more than 1 s or 64 MB."""
-    from maskreid_dist.bench.plan import measure_plan
+    from maskreid_shards.bench.plan import measure_plan
 
     cost = measure_plan(identities)
     kept = cost.first_step_ms < 1000 and cost.peak_mb < 64
@@ -69,8 +69,8 @@ def bench_convert(
     output: Annotated[Path | None, typer.Option(help="Write the table as CSV here.")] = None,
 ) -> None:
     """Pairs per second of converting loose files, per core (CPU time) and of wall time."""
-    from maskreid_dist.bench.convert import loose_files, measure_conversion
     from maskreid_kernels.bench.figures import Promise, write_rows
+    from maskreid_shards.bench.convert import loose_files, measure_conversion
 
     console = Console()
     with loose_files(source, shards) as folder, console.status("converting"):

@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from maskreid_dist.errors import UserError
-from maskreid_shards import Layout, convert, open_shards, scan_market1501
+from ..convert import convert
+from ..errors import ShardError
+from ..layouts.market1501 import scan_market1501
+from ..reading import open_shards
+from ..samples import Layout
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,12 @@ def loose_files(source: Path | None, shards: Path) -> Iterator[Path]:
 def measure_conversion(source: Path, workers: int, runs: int) -> ConversionSpeed:
     """Convert `source` (Market-1501's layout) `runs` times after one run that fills the page cache.
 
-    A bad mask is replaced by a full one. Scanning is part of the time.
+    A bad mask is replaced by a full one. Scanning is part of the time. Raises ShardError where there is no image.
     """
     layout = _convert(source, workers)
     pairs = sum(map(len, layout.splits.values()))
     if not pairs:
-        raise UserError(f"{source}: no images")
+        raise ShardError(f"{source}: no images")
     cpu, wall = [], []
     for _ in range(runs):
         cpu_before, before = _cpu_s(), time.perf_counter()
@@ -83,14 +86,17 @@ def _cpu_s() -> float:
 
 
 def _extract(shard: Path, folder: Path) -> None:
-    """Samples are three members: image, mask, and the json that holds the image's path in the data set."""
+    """Samples are three members: image, mask, and the json that holds the image's path in the data set.
+
+    Raises ShardError for a path that Market-1501's layout does not have.
+    """
     with tarfile.open(shard) as tar:
         members = [(member.name, tar.extractfile(member)) for member in tar]
         data = [file.read() for _, file in members if file is not None]
     for image, mask, about in zip(data[::3], data[1::3], data[2::3], strict=True):
         name = PurePosixPath(json.loads(about)["source"])
         if name.is_absolute() or ".." in name.parts or len(name.parts) != 2:
-            raise UserError(f"{shard}: source {name} is not <folder>/<file> of Market-1501's layout")
+            raise ShardError(f"{shard}: source {name} is not <folder>/<file> of Market-1501's layout")
         for path, content in ((folder / name, image), (_mask_path(folder, name), mask)):
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)

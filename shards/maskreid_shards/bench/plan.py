@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskreid_shards import IdentityTable, Plan
+from ..identities import IdentityTable
+from ..plan import Plan
 
 
 @dataclass(frozen=True)
