@@ -126,6 +126,20 @@ def test_deepspeed_run_leaves_everything(straight):
     assert list((straight / "tensorboard").iterdir())
 
 
+def test_the_variables_of_srun_make_ranks(recipe, straight, tmp_path):
+    """Two processes that srun could have started: the losses are those of the deepspeed launcher."""
+    common = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    common |= {"SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "shards"))
+    command = [*launcher("python"), str(recipe), "--runs", str(tmp_path)]
+    ranks = []
+    for rank in ("0", "1"):
+        environment = {**common, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+        ranks.append(subprocess.Popen(command, env=environment, cwd=ROOT))
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    assert losses(tmp_path / "tiny") == losses(straight)
+
+
 def test_stopping_and_resuming_gives_the_same_losses_and_weights(straight, recipe, tmp_path):
     run = tmp_path / "tiny"
     run.mkdir()
