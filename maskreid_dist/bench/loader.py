@@ -94,7 +94,8 @@ class SampleSteps(Sampler[list[Draw]]):
 
 
 class BatchItems(Dataset[Any]):
-    """An item is a batch. Below "augment" only a count leaves the worker: the figure is not that of a pipe."""
+    """An item is a batch. Below "augment" only a count leaves the worker: the
+    figure is not that of a pipe."""
 
     def __init__(self, read: Read, stage: Stage, transform: TrainTransform) -> None:
         self.read, self.stage, self.transform = read, stage, transform
@@ -133,7 +134,8 @@ def _decoded(raw: RawPair, stage: Stage) -> int:
 
 
 class Stream:
-    """The next samples of webdataset's sequence, whatever is drawn; each worker has its own shards, over and over."""
+    """The next samples of webdataset's sequence, whatever is drawn; each worker has
+    its own shards, over and over."""
 
     def __init__(self, urls: list[str]) -> None:
         self.urls = urls
@@ -155,9 +157,11 @@ class Stream:
 
 
 class LoaderBench:
-    """The sources over one data set. `steps` batches of 16 x 4 are timed, after two for each worker to start on.
+    """The sources over one data set. `steps` batches of 16 x 4 are timed, after
+    two for each worker to start on.
 
-    Of augmentation with a warm cache three times as many: its promise is within a few percent of what it is compared with.
+    Of augmentation with a warm cache three times as many: its promise is within a few
+    percent of what it is compared with.
     """
 
     def __init__(self, data: LoaderData, steps: int, drop_caches: bool) -> None:
@@ -190,7 +194,8 @@ class LoaderBench:
         return DataLoader(batches, sampler=steps, batch_size=None, **options), steps
 
     def pairs_s(self, run: Run, number: int) -> float:
-        """Pairs per second over steps of the plan, others in each round; workers have started and files are open."""
+        """Pairs per second over steps of the plan, others in each round; workers
+        have started and files are open."""
         count = self.steps if run.cold or run.stage != "augment" else 3 * self.steps
         loader, steps = self.loader(run)
         steps.batches = list(PlannedSteps(self.plan, 0, 2 * max(run.workers, 1), 0, 1))
@@ -280,7 +285,8 @@ def all_runs(workers: tuple[int, ...], cold: bool) -> list[Run]:
 def measure(
     bench: LoaderBench, runs: list[Run], rounds: int, say: Callable[[str], None]
 ) -> dict[Run, list[float]]:
-    """Pairs per second of each run in each round; odd rounds go backwards, so that nobody always follows another."""
+    """Pairs per second of each run in each round; odd rounds go backwards, so that
+    nobody always follows another."""
     found: dict[Run, list[float]] = {run: [] for run in runs}
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: meant
     for number in range(rounds):

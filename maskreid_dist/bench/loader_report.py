@@ -1,4 +1,5 @@
-"""What `maskreid bench loader` found: promises with PASS or MISS, a tidy CSV, a plot and a dated Markdown report."""
+"""What `maskreid bench loader` found: promises with PASS or MISS, a tidy CSV, a
+plot and a dated Markdown report."""
 
 import io
 from collections.abc import Iterable

@@ -1,6 +1,8 @@
-"""The program `maskreid`. Each command validates, then calls the library; a UserError is one line and status 2.
+"""The program `maskreid`. Each command validates, then calls the library; a
+UserError is one line and status 2.
 
-Commands import what they need when they run: torch takes two seconds, also in every worker process of a conversion.
+Commands import what they need when they run: torch takes two seconds, also in
+every worker process of a conversion.
 """
 
 import json

@@ -111,7 +111,8 @@ def bench_loader(
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for the CSV, the plot and the report.")] = None,
 ) -> None:
-    """Pairs per second of reading, decoding and augmenting, beside webdataset and loose files; memory of a worker."""
+    """Pairs per second of reading, decoding and augmenting, beside webdataset and
+    loose files; memory of a worker."""
     from maskreid_dist.bench import loader, loader_data, loader_report
     from maskreid_kernels.bench.figures import Machine, write_whole
 

@@ -1,4 +1,5 @@
-"""What every `maskreid convert LAYOUT` does with what the layout's scanner found; its options are the parameters."""
+"""What every `maskreid convert LAYOUT` does with what the layout's scanner found;
+its options are the parameters."""
 
 import os
 import re

@@ -30,7 +30,8 @@ from maskreid_dist.training.world import EXIT_STOPPED
 
 
 def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> int:
-    """Train (or continue), evaluate, print the table, write `metrics.json` and `report.html`; returns the exit status."""
+    """Train (or continue), evaluate, print the table, write `metrics.json` and
+    `report.html`; returns the exit status."""
     started = time.monotonic()
     config = load_recipe(recipe, overrides)
     shards = open_recipe_shards(config.data)

@@ -18,8 +18,8 @@ R = TypeVar("R")
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turn the user's errors into one line on standard error and exit status 2.
 
-    All ranks raise alike (what only one of them meets is voted on), and rank 0 prints. Only before the ranks know of
-    each other may one of them fail alone, when the store does not answer it: that one prints too.
+    All ranks raise alike (what only one of them meets is voted on), and rank 0 prints. Only before the ranks
+    know of each other may one of them fail alone, when the store does not answer it: that one prints too.
     """
 
     @functools.wraps(command)

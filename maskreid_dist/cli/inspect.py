@@ -21,7 +21,8 @@ def verify(
     as_json: AsJson = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the shards.")] = 1,
 ) -> None:
-    """Check every byte of a shard folder: exit status 0 when all is well, 1 with problems, 2 when it could not run."""
+    """Check every byte of a shard folder: exit status 0 when all is well, 1 with
+    problems, 2 when it could not run."""
     from maskreid_shards import verify as verify_shards
 
     with progress_bar("verifying") as progress:
@@ -69,7 +70,8 @@ def plan(
 
 
 def plan_lines(split: Split, plan: Plan, epoch: int, steps: int | None, world_size: int) -> Iterator[str]:
-    """A JSON line per step and rank, in that order: `{"step", "rank", "keys", "pids"}`, what the rank draws in the step.
+    """A JSON line per step and rank, in that order: `{"step", "rank", "keys",
+    "pids"}`, what the rank draws in the step.
 
     steps: how many, from the start of the epoch; all of them for None.
     """

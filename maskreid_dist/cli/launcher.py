@@ -18,10 +18,11 @@ SCRIPT = Path("launch/train.py")
 
 
 def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Path, ranks: int) -> int:
-    """`deepspeed --num_gpus RANKS launch/train.py RECIPE --resume`; returns its exit status, 75 when it was stopped.
+    """`deepspeed --num_gpus RANKS launch/train.py RECIPE --resume`; returns its
+    exit status, 75 when it was stopped.
 
-    Ctrl-C, SIGTERM and SIGHUP ask the training to finish its step and save, by the file `stop` in the run directory: the
-    launcher itself would kill its workers after a while. A second one kills it.
+    Ctrl-C, SIGTERM and SIGHUP ask the training to finish its step and save, by the file `stop` in the run
+    directory: the launcher itself would kill its workers after a while. A second one kills it.
     """
     if not SCRIPT.is_file():
         raise UserError(f"{SCRIPT}: not here; run this in a checkout of the repository")

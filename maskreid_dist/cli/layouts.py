@@ -1,7 +1,7 @@
 """`maskreid convert LAYOUT` and `maskreid segment LAYOUT`, for every layout of a data set.
 
-A layout's function below says how it is scanned; its parameters are the layout's own arguments and options. The
-options that all share are the parameters of `convert_layout`, and of `segment_layout`.
+A layout's function below says how it is scanned; its parameters are the layout's own arguments and options.
+The options that all share are the parameters of `convert_layout`, and of `segment_layout`.
 """
 
 import functools
@@ -56,7 +56,8 @@ def layout_command(name: str) -> Callable[[Scan], Scan]:
 
 
 def _command(scan: Scan, run: Callable[..., None]) -> Callable[..., None]:
-    """A command with the parameters of `scan` (SRC is the first, if there is one) and the keyword parameters of `run` (the first is OUT)."""
+    """A command with the parameters of `scan` (SRC is the first, if there is one) and the keyword
+    parameters of `run` (the first is OUT)."""
     own = inspect.signature(scan).parameters
     shared = [p for p in inspect.signature(run).parameters.values() if p.kind is p.KEYWORD_ONLY]
 

@@ -20,7 +20,8 @@ def masks(
     worst: Annotated[int, typer.Option(min=1, help="Masks on the contact sheet.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Judge the masks of shards: coverage, empty, full, fragmented and tiny ones, and pictures of the worst."""
+    """Judge the masks of shards: coverage, empty, full, fragmented and tiny
+    ones, and pictures of the worst."""
     from maskreid_dist.files import check_writable
     from maskreid_dist.report.masks import quality_lines, write_quality
     from maskreid_shards import judge_masks, open_shards

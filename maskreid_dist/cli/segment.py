@@ -1,4 +1,5 @@
-"""What every `maskreid segment LAYOUT` does with what the layout's scanner found; its options are the parameters."""
+"""What every `maskreid segment LAYOUT` does with what the layout's scanner found;
+its options are the parameters."""
 
 import sys
 from collections.abc import Callable

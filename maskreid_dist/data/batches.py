@@ -1,4 +1,5 @@
-"""From shards to batches: the plan says which samples, the split reads them, the transform turns them into tensors."""
+"""From shards to batches: the plan says which samples, the split reads them, the
+transform turns them into tensors."""
 
 import gc
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,8 @@ from maskreid_shards import (
     open_shards,
 )
 
-# Pairs decoded before they are augmented; whole batches would gain little more, and take memory with large images.
+# Pairs decoded before they are augmented; whole batches would gain little more, and take memory with large
+# images.
 DECODE_CHUNK = 32
 
 
@@ -63,8 +65,8 @@ class RawBatch:
 class PairDataset(Dataset[Batch | SampleError]):
     """Map-style over the plan's draws: a whole batch is one item, so that neighbours share one read.
 
-    A batch that cannot be made is a SampleError, handed on as a value: raised in a worker, it would arrive wrapped in a traceback,
-    and a rank that raised alone would leave the others waiting.
+    A batch that cannot be made is a SampleError, handed on as a value: raised in a worker, it would arrive
+    wrapped in a traceback, and a rank that raised alone would leave the others waiting.
     replace_bad: another image of the identity takes the place of a bad sample, with the draw's own seed.
     """
 
@@ -135,7 +137,8 @@ class RawBatches(Dataset[RawBatch | SampleError]):
 def decoded_batch(
     raws: list[RawPair], draws: Draws, transform: PairTransform, decode: Decode = decode_pair
 ) -> Batch:
-    """Raises maskreid_shards.ShardError. Decoding a chunk, then augmenting it, keeps each stage's code in cache."""
+    """Raises maskreid_shards.ShardError. Decoding a chunk, then augmenting it,
+    keeps each stage's code in cache."""
     pairs: list[Pair] = []
     seeds = draws.seeds.tolist()
     for first in range(0, len(raws), DECODE_CHUNK):
@@ -150,8 +153,9 @@ def joined_batch(
 ) -> Batch:
     """The batch of augmented pairs, in their order.
 
-    `default_collate` stacks straight into shared memory where a worker does it: one copy less than `torch.stack`, whose 8 MB
-    buffers on the heap made glibc keep up to 40 MB more, or not, from one epoch to the next.
+    `default_collate` stacks straight into shared memory where a worker does it: one copy
+    less than `torch.stack`, whose 8 MB buffers on the heap made glibc keep up to 40 MB
+    more, or not, from one epoch to the next.
     """
     return Batch(
         default_collate([image.as_subclass(Tensor) for image, _ in pairs]),
@@ -207,8 +211,8 @@ def open_recipe_shards(data: DataConfig) -> ShardSet:
 def make_plan(split: Split, batch: BatchConfig, seed: int, world_size: int) -> Plan:
     """The plan of a recipe.
 
-    Raises maskreid_shards.ShardError: too few identities, P not divisible by the world size; under few_images = "all" a rank
-    that could get a single image, which batch normalisation cannot train on.
+    Raises maskreid_shards.ShardError: too few identities, P not divisible by the world size; under few_images
+    = "all" a rank that could get a single image, which batch normalisation cannot train on.
     """
     if batch.sampling == "paper":
         plan = Plan.paper(split.table, groups=world_size, seed=seed, passes=batch.passes)
@@ -254,8 +258,8 @@ def evaluation_loader(
 ) -> Iterable[Batch | SampleError]:
     """Batches of at most `rows` of the given sample numbers, in order, without augmentation.
 
-    Numbers that follow each other share one read. Pillow decodes whatever the recipe's decoder. A bad sample is always a
-    SampleError: without it the figures would be another data set's.
+    Numbers that follow each other share one read. Pillow decodes whatever the recipe's decoder. A bad sample
+    is always a SampleError: without it the figures would be another data set's.
     """
     batches = [_without_augmentation(split, samples[i : i + rows]) for i in range(0, len(samples), rows)]
     return _loader(PairDataset(split, EvaluationTransform(config.data)), batches, config.data, False)
@@ -283,5 +287,6 @@ def _loader(
 
 
 def start_worker(number: int) -> None:
-    """Leave what the parent made out of this worker's garbage collections: visiting it would copy its pages."""
+    """Leave what the parent made out of this worker's garbage collections:
+    visiting it would copy its pages."""
     gc.freeze()

@@ -35,7 +35,8 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Ranked:
-    """A named way of describing images, its features of query (Q, D) and gallery (G, D), and how well they rank."""
+    """A named way of describing images, its features of query (Q, D) and gallery
+    (G, D), and how well they rank."""
 
     name: str
     query: NDArray[np.float32]

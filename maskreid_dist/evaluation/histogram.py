@@ -1,7 +1,8 @@
 """Colour histograms as a re-ID baseline that needs no training: what a network has to beat.
 
-Joint HSV histograms of 16 x 4 x 4 bins in horizontal stripes, each normalised to sum 1, square roots taken (the cosine of two
-such vectors is then the mean Bhattacharyya coefficient of their stripes). With a mask only pixels inside it count.
+Joint HSV histograms of 16 x 4 x 4 bins in horizontal stripes, each normalised to sum 1, square
+roots taken (the cosine of two such vectors is then the mean Bhattacharyya coefficient of their
+stripes). With a mask only pixels inside it count.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,8 @@ def histogram_features(
 ) -> NDArray[np.float32]:
     """(N, stripes * 256) float32 features of RGB images, of unit L2 norm.
 
-    masks: 8-bit, 255 = person, each of its image's size; None counts every pixel. A stripe without a pixel that counts is 0.
+    masks: 8-bit, 255 = person, each of its image's size; None counts every pixel. A
+    stripe without a pixel that counts is 0.
     Raises ValueError when there is not one mask an image or a mask has another size.
     """
     if masks is not None and len(masks) != len(images):

@@ -24,8 +24,8 @@ def write_run_report(
 ) -> None:
     """The HTML report, and beside it `<name>.png` with one ranked list of each kind.
 
-    rows: the methods of the table; shown: the one whose ranked lists are drawn. The training curves are those of the run that the
-    checkpoint belongs to.
+    rows: the methods of the table; shown: the one whose ranked lists are drawn. The training curves are
+    those of the run that the checkpoint belongs to.
     """
     chosen = select_queries(shown.result.average_precision, each=EACH)
     ranked = [

@@ -1,8 +1,8 @@
 """Finished checkpoints: found in a run directory, verified, and their weights loaded.
 
-`RUN/checkpoints/step_00000500/` holds DeepSpeed's own state (model, optimizer), `weights.safetensors` for inference, and
-`manifest.json` with the recipe and the size and sha256 of every file. A directory whose name ends in `.partial` is a save that
-has not ended, or was killed.
+`RUN/checkpoints/step_00000500/` holds DeepSpeed's own state (model, optimizer), `weights.safetensors` for
+inference, and `manifest.json` with the recipe and the size and sha256 of every file. A directory whose name
+ends in `.partial` is a save that has not ended, or was killed.
 """
 
 import hashlib
@@ -43,7 +43,8 @@ def finished_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Verify one checkpoint directory, every file by size and sha256. Raises CheckpointError naming the file."""
+    """Verify one checkpoint directory, every file by size and sha256. Raises
+    CheckpointError naming the file."""
     manifest_path = path / MANIFEST
     try:
         manifest = json.loads(manifest_path.read_text())
@@ -85,7 +86,8 @@ def _verify_file(path: Path, size: int, sha256: str) -> None:
 
 
 def find_checkpoint(path: Path) -> tuple[Checkpoint, list[str]]:
-    """A checkpoint directory itself, or the newest one of a run directory that verifies, with what was passed over.
+    """A checkpoint directory itself, or the newest one of a run directory that
+    verifies, with what was passed over.
 
     Raises CheckpointError when there is none.
     """
@@ -104,7 +106,8 @@ def find_checkpoint(path: Path) -> tuple[Checkpoint, list[str]]:
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
-    """Inference weights into a network of the checkpoint's own recipe. Raises CheckpointError on a mismatch."""
+    """Inference weights into a network of the checkpoint's own recipe. Raises
+    CheckpointError on a mismatch."""
     try:
         network.load_state_dict(load_file(checkpoint.path / WEIGHTS))
     except RuntimeError as error:

@@ -1,4 +1,5 @@
-"""evaluate_retrieval: exact CMC, mAP and mINP in memory O(tile), on one process or with a gallery spread over ranks."""
+"""evaluate_retrieval: exact CMC, mAP and mINP in memory O(tile), on one process or
+with a gallery spread over ranks."""
 
 from typing import Literal, cast
 
@@ -39,19 +40,21 @@ def evaluate_retrieval(
 ) -> RetrievalResult:
     """Rank the gallery for every query and score the lists (multi-gallery-shot CMC, mAP, mINP).
 
-    query (Q, D), gallery (G, D): NumPy or torch, any floating dtype; the computation is float64 on the queries' device.
-    *_pids, *_camids: (Q,) and (G,) integers. For a query of pid q and camera c, good are the gallery images of pid q
-    from another camera; junk, of pid -1 or of pid q from camera c, leaves the list before ranks are counted;
-    everything else is a negative, distractors (pid 0) included. Ties are ordered by gallery index.
+    query (Q, D), gallery (G, D): NumPy or torch, any floating dtype; the computation
+    is float64 on the queries' device.
+    *_pids, *_camids: (Q,) and (G,) integers. For a query of pid q and camera c, good are the gallery images
+    of pid q from another camera; junk, of pid -1 or of pid q from camera c, leaves the list before ranks are
+    counted; everything else is a negative, distractors (pid 0) included. Ties are ordered by gallery index.
     The curve has min(max_rank, G) ranks, G with junk.
 
-    ap: "hits", (1/R) sum i/r_i (Torchreid, FastReID); "trapezoid", Market-1501's MATLAB code. Never mix them in a table.
-    group: a process group. The gallery arguments are then this rank's rows (the global order is rank order; a rank may
-    have none), the queries are the same on all ranks, and the result is, bit for bit, that of one process on every
-    rank. All ranks of the group take part.
+    ap: "hits", (1/R) sum i/r_i (Torchreid, FastReID); "trapezoid", Market-1501's
+    MATLAB code. Never mix them in a table.
+    group: a process group. The gallery arguments are then this rank's rows (the global order is rank order; a
+    rank may have none), the queries are the same on all ranks, and the result is, bit for bit, that of one
+    process on every rank. All ranks of the group take part.
 
-    Equals Torchreid's eval_market1501 bit for bit (CMC float32, AP float64) where no two distances are tied, in a gallery without
-    pid -1.
+    Equals Torchreid's eval_market1501 bit for bit (CMC float32, AP float64) where no two distances
+    are tied, in a gallery without pid -1.
     Raises RetrievalError when no query has a good image, ValueError for bad input.
     """
     if ap not in AP_NAMES:
@@ -82,7 +85,8 @@ def _rank_good_images(
 ) -> tuple[list[IntArray], IntArray]:
     """For every query the ascending ranks of its good images (empty: none) and the length of its list.
 
-    Two all-reduces, of one number per good image each; all ranks hold the same labels, so all agree on their number.
+    Two all-reduces, of one number per good image each; all ranks hold the same
+    labels, so all agree on their number.
     """
     device = query.features.device
     blocks = [_part(query, start, start + QUERY_BLOCK) for start in range(0, len(query), QUERY_BLOCK)]

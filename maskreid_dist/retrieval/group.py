@@ -1,7 +1,7 @@
 """The collectives of an evaluation whose gallery is spread over the ranks of a process group.
 
-Every rank of the group takes part in every function here, in the same order; with `group=None` nothing is sent.
-Only labels, good images' distances and counts travel, never features.
+Every rank of the group takes part in every function here, in the same order; with `group=None` nothing is
+sent. Only labels, good images' distances and counts travel, never features.
 """
 
 import zlib
@@ -57,7 +57,8 @@ def share_labels(
 
 
 def sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Element-wise sum over the ranks, on the values' device. Exact for counts and for values only one rank holds."""
+    """Element-wise sum over the ranks, on the values' device. Exact for counts and
+    for values only one rank holds."""
     if group is None:
         return values
     sent = values.to(_device(group), copy=True)

@@ -1,4 +1,5 @@
-"""Which gallery images are good, junk or listed for each query, by sorted identity labels: no Q x G matrix of booleans."""
+"""Which gallery images are good, junk or listed for each query, by sorted identity
+labels: no Q x G matrix of booleans."""
 
 from dataclasses import dataclass
 
@@ -41,7 +42,8 @@ class BlockPairs:
 
 
 def block_pairs(query_pids_B: IntArray, query_camids_B: IntArray, gallery: GalleryIndex) -> BlockPairs:
-    """Good: the query's pid in another camera. Junk: pid -1 (never in the index) and the query's pid in its own camera."""
+    """Good: the query's pid in another camera. Junk: pid -1 (never in the index) and
+    the query's pid in its own camera."""
     first = np.searchsorted(gallery.sorted_pids, query_pids_B, side="left")
     count = np.searchsorted(gallery.sorted_pids, query_pids_B, side="right") - first
     row = np.repeat(np.arange(len(query_pids_B)), count)

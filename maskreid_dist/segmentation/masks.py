@@ -42,7 +42,8 @@ class SegmentationSettings:
 
 @dataclass(frozen=True)
 class SegmentationReport:
-    """`made` masks were written now, `kept` ones were there. `empty` of those made hold no pixel above 127."""
+    """`made` masks were written now, `kept` ones were there. `empty` of those
+    made hold no pixel above 127."""
 
     folder: Path
     made: int
@@ -68,8 +69,8 @@ def segment(
 ) -> SegmentationReport:
     """Write a mask for every image of the layout that has none in `folder` yet.
 
-    To resume is to run it again. `folder` can then be given as `MaskOptions(location=...)`. `device` "auto" is
-    the GPU where there is one. `progress(done, total)` counts images; a download has a bar of torch's own.
+    To resume is to run it again. `folder` can then be given as `MaskOptions(location=...)`. `device` "auto"
+    is the GPU where there is one. `progress(done, total)` counts images; a download has a bar of torch's own.
 
     Raises UserError: see `find_weights`, `load_segmenter`, `write_masks`; an unknown device.
     """
@@ -138,9 +139,9 @@ def write_masks(
 ) -> SegmentationReport:
     """Segment the images that have no mask in `folder`, batch by batch.
 
-    Each mask is written beside its place and renamed: a killed run leaves whole masks only. They are not synced
-    one by one, so after a power cut some may be of 0 bytes; these are made again. A batch on a GPU, or of
-    another size, may round a pixel by one level differently.
+    Each mask is written beside its place and renamed: a killed run leaves whole masks only. They are not
+    synced one by one, so after a power cut some may be of 0 bytes; these are made again. A batch on a GPU, or
+    of another size, may round a pixel by one level differently.
 
     Raises UserError: see `mask_files`. ShardError: an unreadable image.
     """

@@ -30,7 +30,8 @@ COCO_PERSON = 1
 
 
 def find_weights(model: SegmentationModel, file: Path | None, *, progress: bool = True) -> Path:
-    """The weights file to use: `file`, or torchvision's published one from torch.hub's cache, downloaded if need be.
+    """The weights file to use: `file`, or torchvision's published one from
+    torch.hub's cache, downloaded if need be.
 
     Raises UserError: no such file; not in the cache and the download failed.
     """
@@ -121,8 +122,8 @@ class SemanticSegmenter:
 class InstanceSegmenter:
     """Mask R-CNN: the soft mask of the person at the crop's centre, all 0 where there is none.
 
-    That is the instance of class person with a score of at least MIN_SCORE whose box has its centre nearest to
-    the crop's, distances in units of the crop's width and height; the higher score at equal distance.
+    That is the instance of class person with a score of at least MIN_SCORE whose box has its centre nearest
+    to the crop's, distances in units of the crop's width and height; the higher score at equal distance.
     """
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:

@@ -15,7 +15,8 @@ from maskreid_dist.run_directory import DEEPSPEED_JSON
 def deepspeed_config(config: Config, rows_per_rank: int, world_size: int) -> dict[str, Any]:
     """DeepSpeed's configuration, with every key that matters: it ignores unknown ones and fills in the rest.
 
-    rows_per_rank: images of one batch on one rank (the largest, where ranks differ; only DeepSpeed's log reads it).
+    rows_per_rank: images of one batch on one rank (the largest, where ranks
+    differ; only DeepSpeed's log reads it).
     """
     return {
         "train_micro_batch_size_per_gpu": rows_per_rank,
@@ -66,7 +67,8 @@ def learning_rate(config: OptimizerConfig, step: int) -> float:
 def start_engine(
     network: nn.Module, config: Config, rows_per_rank: int, world_size: int, run: Path | None
 ) -> Any:
-    """`deepspeed.initialize` for this recipe; rank 0 passes `run` to keep the JSON there. All ranks take part."""
+    """`deepspeed.initialize` for this recipe; rank 0 passes `run` to keep the
+    JSON there. All ranks take part."""
     import deepspeed
 
     settings = deepspeed_config(config, rows_per_rank, world_size)

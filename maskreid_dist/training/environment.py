@@ -1,9 +1,9 @@
 """What a launcher tells a process in environment variables; nothing else reads them.
 
-`deepspeed` and `torchrun` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Slurm's `srun` sets SLURM_PROCID,
-SLURM_NTASKS and SLURM_LOCALID, and leaves MASTER_ADDR to the user: without it a process is alone, since a batch script that has
-several tasks has these variables too. Tried by setting the variables; not yet under Slurm itself. With neither, a process is
-rank 0 of 1.
+`deepspeed` and `torchrun` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Slurm's `srun` sets
+SLURM_PROCID, SLURM_NTASKS and SLURM_LOCALID, and leaves MASTER_ADDR to the user: without it a process is
+alone, since a batch script that has several tasks has these variables too. Tried by setting the variables;
+not yet under Slurm itself. With neither, a process is rank 0 of 1.
 """
 
 import os
@@ -31,14 +31,16 @@ class Place:
 
 
 def place_of_process(environment: Mapping[str, str] = os.environ) -> Place:
-    """Raises UserError: a variable that is missing or no number, a rank outside its world, srun without MASTER_ADDR."""
+    """Raises UserError: a variable that is missing or no number, a rank outside its
+    world, srun without MASTER_ADDR."""
     if "RANK" in environment:
         return _place(environment, "RANK", "WORLD_SIZE", "LOCAL_RANK", ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"))
     if "MASTER_ADDR" in environment and "SLURM_PROCID" in environment:
         return _place(
             environment, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ("SLURM_NTASKS_PER_NODE",)
         )
-    # Only srun's own steps have it: several processes that take themselves for rank 0 would spoil each other's run.
+    # Only srun's own steps have it: several processes that take themselves for rank 0 would spoil each
+    # other's run.
     if _number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
         raise UserError(
             f"srun starts {environment['SLURM_STEP_NUM_TASKS']} tasks, and MASTER_ADDR is not set: "

@@ -35,8 +35,9 @@ TRAIN_SPLIT = "train"
 def train(config: Config, runs: Path, resume: bool) -> int:
     """Train a recipe in `runs/<name>`; returns the exit status, 0 or 75 (stopped on request, after a save).
 
-    All ranks call it. resume: continue from the newest checkpoint that verifies, from the start if there is none; without it
-    a run directory that holds checkpoints is an error. Raises UserError and maskreid_shards.ShardError before anything starts.
+    All ranks call it. resume: continue from the newest checkpoint that verifies, from the start if there is
+    none; without it a run directory that holds checkpoints is an error. Raises UserError and
+    maskreid_shards.ShardError before anything starts.
     """
     run = runs / config.name
     split = open_recipe_shards(config.data).split(TRAIN_SPLIT)
@@ -112,8 +113,8 @@ def _agree_on_step(
 ) -> tuple[Batch, bool, list[str]]:
     """This rank's batch, whether any rank was asked to stop, and news of bad samples. All ranks take part.
 
-    Raises SampleError on every rank if any rank has no batch or the bad-sample budget is spent: a rank leaving alone would hang
-    the rest.
+    Raises SampleError on every rank if any rank has no batch or the bad-sample budget is spent: a
+    rank leaving alone would hang the rest.
     """
     problem = str(item) if isinstance(item, SampleError) else None
     replaced = () if isinstance(item, SampleError) else item.replaced
@@ -129,10 +130,11 @@ def training_step(
 ) -> dict[str, Tensor]:
     """A single training step; returns what to log as 0-d tensors on the device. All ranks take part.
 
-    The batch is global: the loss sees every rank's embeddings, and its gradient is scaled such that DeepSpeed's average over ranks
-    is the gradient of one process on the whole batch.
+    The batch is global: the loss sees every rank's embeddings, and its gradient is scaled such that
+    DeepSpeed's average over ranks is the gradient of one process on the whole batch.
     """
-    # Channels last is faster on CPUs and tensor cores; the weights stay as they are, DeepSpeed wants them contiguous.
+    # Channels last is faster on CPUs and tensor cores; the weights stay as they are, DeepSpeed wants them
+    # contiguous.
     image = batch.image_B3HW.to(world.device, non_blocking=True, memory_format=torch.channels_last)
     mask = batch.mask_B1HW.to(world.device, non_blocking=True)
     labels = torch.searchsorted(classes, batch.pids_B).to(world.device, non_blocking=True)
@@ -152,5 +154,6 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
 
 
 def identity_classes(split: Split) -> Tensor:
-    """(C,) int64: the identities in order; an identity's class is its place here. Junk and distractors are none."""
+    """(C,) int64: the identities in order; an identity's class is its place here.
+    Junk and distractors are none."""
     return torch.from_numpy(split.identities[split.identities > 0].copy())

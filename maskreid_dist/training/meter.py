@@ -8,7 +8,8 @@ from torch import Tensor
 
 @dataclass
 class Meter:
-    """Means over the steps since the last record. `take` reads them on the host, once in `log_every` steps."""
+    """Means over the steps since the last record. `take` reads them on the
+    host, once in `log_every` steps."""
 
     log_every: int
 

@@ -17,7 +17,8 @@ MAY_CHANGE_ON_RESUME |= {"engine.collective_timeout_s", "engine.zero_stage"}
 
 
 def checkpoint_to_continue(config: Config, run: Path, fingerprint: str, world: World) -> Checkpoint | None:
-    """The newest usable checkpoint, found by rank 0 and checked against the recipe and the split's fingerprint. All ranks take part."""
+    """The newest usable checkpoint, found by rank 0 and checked against the recipe and the
+    split's fingerprint. All ranks take part."""
     found: tuple[Checkpoint | None, list[str], str] = (None, [], "")
     if world.is_first and finished_checkpoints(run / CHECKPOINTS):
         try:
@@ -38,7 +39,8 @@ def checkpoint_to_continue(config: Config, run: Path, fingerprint: str, world: W
 
 
 def check_continues(checkpoint: Checkpoint, config: Config, shards_fingerprint: str, world_size: int) -> None:
-    """Raise CheckpointError, naming the first key that differs, if the recipe cannot continue from the checkpoint."""
+    """Raise CheckpointError, naming the first key that differs, if the recipe
+    cannot continue from the checkpoint."""
     saved, wanted = checkpoint.config.model_dump(), config.model_dump()
     for section in sorted(set(saved) - MAY_CHANGE_ON_RESUME):
         pairs = [(section, saved[section], wanted[section])]

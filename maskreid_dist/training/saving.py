@@ -1,7 +1,7 @@
 """Saving checkpoints that a kill cannot spoil; `maskreid_dist.model.checkpoint` says what one holds.
 
-It is written as `step_00000500.partial`, and renamed when all of it is on disk. DeepSpeed's own `latest` file is not used (it is
-written before the other ranks have finished).
+It is written as `step_00000500.partial`, and renamed when all of it is on disk. DeepSpeed's own `latest` file
+is not used (it is written before the other ranks have finished).
 """
 
 import hashlib
@@ -86,7 +86,8 @@ def _prune(folder: Path, keep: int) -> None:
 def average_buffers(module: nn.Module, world: World) -> None:
     """Give every rank the mean of the floating-point buffers (batch normalisation's running statistics).
 
-    DeepSpeed does not synchronise them, so ranks drift apart, and only rank 0's would be saved. All ranks take part.
+    DeepSpeed does not synchronise them, so ranks drift apart, and only rank 0's
+    would be saved. All ranks take part.
     """
     buffers = [b for b in module.buffers() if b.is_floating_point()]
     if world.size == 1 or not buffers:

@@ -21,7 +21,8 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request after a save; the same comm
 
 @dataclass(frozen=True)
 class World:
-    """This process among all. `control` is a gloo group for decisions on the host: it never touches the GPU queue."""
+    """This process among all. `control` is a gloo group for decisions on the host:
+    it never touches the GPU queue."""
 
     rank: int
     size: int
@@ -74,8 +75,8 @@ def start_world(place: Place, timeout_s: int) -> World:
     else:
         device = torch.device("cpu")
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.local_size))
-        # DeepSpeed would compile a shared-memory all-reduce at the first start (needs g++) and leave a 69 MB file in
-        # /dev/shm for each rank. Plain gloo does without both.
+        # DeepSpeed would compile a shared-memory all-reduce at the first start (needs g++) and leave a 69 MB
+        # file in /dev/shm for each rank. Plain gloo does without both.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     timeout = timedelta(seconds=timeout_s)
     deepspeed.init_distributed(
@@ -93,8 +94,9 @@ def start_world(place: Place, timeout_s: int) -> World:
 def leave_world() -> None:
     """Leave the process group, and see its threads end where nothing else holds it.
 
-    A thread of gloo that is alive at exit may drop a tensor of Python's while the interpreter shuts down, which aborts the
-    process (pytorch#190489). It ends with the group's last reference, and a caught exception leaves some in a cycle.
+    A thread of gloo that is alive at exit may drop a tensor of Python's while the interpreter shuts
+    down, which aborts the process (pytorch#190489). It ends with the group's last reference, and a
+    caught exception leaves some in a cycle.
     """
     deepspeed = sys.modules.get("deepspeed")
     if deepspeed and deepspeed.comm.is_initialized():
@@ -108,7 +110,8 @@ def leave_world() -> None:
 class StopRequest:
     """Asks training to finish its step, save, and leave with status 75.
 
-    Comes as SIGINT, SIGTERM or SIGUSR1 to any rank, or as a file `stop` in the run directory (seen by rank 0).
+    Comes as SIGINT, SIGTERM or SIGUSR1 to any rank, or as a file `stop` in the
+    run directory (seen by rank 0).
     """
 
     file: Path
