@@ -3,7 +3,7 @@
 import pytest
 
 from maskreid_dist.errors import UserError
-from maskreid_dist.training.environment import Place, place_of_process, tell_libraries
+from maskreid_dist.training.environment import Place, is_first_process, place_of_process, tell_libraries
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8"}
@@ -54,3 +54,10 @@ def test_libraries_are_told_what_the_launcher_has_not() -> None:
     alone: dict[str, str] = {}
     tell_libraries(place_of_process(alone), alone)
     assert alone["RANK"] == "0" and alone["MASTER_ADDR"] == "127.0.0.1" and int(alone["MASTER_PORT"]) > 0
+
+
+def test_one_process_says_what_is_wrong() -> None:
+    assert is_first_process({}) and is_first_process({**TORCHRUN, "RANK": "0"})
+    assert is_first_process({**TORCHRUN, "RANK": "nine"})
+    assert not is_first_process(TORCHRUN) and not is_first_process(SRUN)
+    assert is_first_process({**SRUN, "SLURM_PROCID": "0"})
