@@ -1,5 +1,5 @@
 """`python -m maskreid_dist`."""
 
-from maskreid_dist.cli import main
+from maskreid_dist.cli.app import main
 
 main()

@@ -4,10 +4,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from maskreid_dist.model.network import Fusing, Stream
-
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Stream = Literal["raw", "masked"]
+Fusing = Literal["pool", "conv", "none"]
 
 
 class Section(BaseModel):
@@ -21,9 +21,8 @@ class DataConfig(Section):
 
     shards: str  # a folder, or a URL: http, https, or any that fsspec knows
     cache: str | None = None  # of a URL: a local folder for whole shards, shared by the ranks of a machine
-    cache_gb: Annotated[float, Field(gt=0)] | None = (
-        None  # beyond it, the least recently opened shards are removed
-    )
+    # Beyond it, the least recently opened shards are removed.
+    cache_gb: Annotated[float, Field(gt=0)] | None = None
     # conversion: a mask that is missing, unreadable, empty or coloured stops it, becomes the full image, or skips the pair
     on_bad_mask: Literal["fail", "full", "skip"] = "fail"
     height: Positive = 144  # network input, pixels
@@ -40,7 +39,7 @@ class DataConfig(Section):
     decoder: Literal["pillow", "torchvision", "gpu"] = "pillow"
     workers: Count = 2  # decoding processes per rank
     prefetch: Positive = 4  # batches that each of them prepares ahead
-    # training: so many different bad samples in a run are replaced by the next image of the same identity; 0: the first stops it
+    # Most distinct bad samples a run may replace, each by the next image of its identity; 0 stops at the first.
     bad_samples: Count = 0
 
     @model_validator(mode="after")
@@ -108,7 +107,7 @@ class ModelConfig(Section):
         return self
 
 
-OWN_MARGINS = {"all_pairs": 0.0, "circle": 0.25}  # what their papers take where a recipe does not say
+DEFAULT_MARGINS = {"all_pairs": 0.0, "circle": 0.25}  # what their papers take where a recipe does not say
 
 
 class LossConfig(Section):
@@ -119,9 +118,8 @@ class LossConfig(Section):
     """
 
     name: Literal["ranking", "triplet", "softmax", "n_pair", "all_pairs", "circle", "supcon"] = "ranking"
-    margin: Annotated[float, Field(ge=0)] | Literal["soft"] = (
-        0.15  # ranking, triplet, all_pairs (0), circle (0.25)
-    )
+    # of ranking, triplet, all_pairs (0) and circle (0.25)
+    margin: Annotated[float, Field(ge=0)] | Literal["soft"] = 0.15
     pull: Annotated[float, Field(ge=0)] = 2.0  # lambda of Eq. 5
     negatives: Literal["all", "violating"] = "all"
     distance: Literal["euclidean", "squared_euclidean", "cosine"] = "euclidean"  # triplet
@@ -129,14 +127,14 @@ class LossConfig(Section):
     gamma: Annotated[float, Field(gt=0)] = 128.0  # circle
     temperature: Annotated[float, Field(gt=0)] = 0.1  # supcon
     identity_weight: Annotated[float, Field(ge=0)] = 0.0
-    # of the loss named; an identity loss beside it always chooses for itself
+    # Backend of `loss.name`; the added softmax uses auto.
     backend: Literal["auto", "reference", "dense", "chunked", "triton"] = "auto"
 
     @model_validator(mode="before")
     @classmethod
     def _margin_of_the_loss(cls, values: object) -> object:
-        if isinstance(values, dict) and values.get("name") in OWN_MARGINS:
-            return {"margin": OWN_MARGINS[values["name"]], **values}
+        if isinstance(values, dict) and values.get("name") in DEFAULT_MARGINS:
+            return {"margin": DEFAULT_MARGINS[values["name"]], **values}
         return values
 
     @model_validator(mode="after")
@@ -174,7 +172,7 @@ class EngineConfig(Section):
     """What DeepSpeed is told; its JSON is generated from this and written into the run directory."""
 
     zero_stage: Annotated[int, Field(ge=0, le=2)] = 0
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16 by autocast: weights stay float32
+    autocast: Literal["float32", "bfloat16"] = "float32"  # of activations; weights stay float32
     collective_timeout_s: Positive = 600
 
 

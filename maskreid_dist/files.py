@@ -7,7 +7,8 @@ from maskreid_dist.errors import UserError
 
 
 def check_writable(path: Path, *, folder: bool = False) -> None:
-    """Whether a file, or a folder of files, could be written here, with the folders that are missing. Makes nothing.
+    """Whether a file, or a folder of files, could be written here, with the folders
+    that are missing. Makes nothing.
 
     For before long work, whose input may yet be refused. Raises UserError.
     """

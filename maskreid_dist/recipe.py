@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from maskreid_dist.config import Config
 from maskreid_dist.errors import RecipeError
 
+RENAMED = {"engine.precision": "engine.autocast"}
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The validated configuration of a recipe.
@@ -68,6 +70,8 @@ def describe(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         near = nearest_key(location)
         text = f"unknown key {key}" + (f"; did you mean {near}?" if near else "")
+        if key in RENAMED:
+            text = f"{key} is called {RENAMED[key]} now"
     elif first["type"] == "missing":
         text = f"key {key} is missing; add it"
     else:

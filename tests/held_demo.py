@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from maskreid_dist import launcher
-from maskreid_dist.cli import main
+from maskreid_dist.cli import launcher
+from maskreid_dist.cli.app import main
 
 if __name__ == "__main__":
     launcher.SCRIPT = Path(__file__).with_name("held_training.py")

@@ -5,8 +5,8 @@ It says HELD and goes on when a byte comes through the FIFO `release` beside its
 
 from collections.abc import Mapping
 
-from maskreid_dist.cli import train_main
-from maskreid_dist.logs import RunLog
+from maskreid_dist.cli.app import train_main
+from maskreid_dist.training.run_log import RunLog
 
 STEP = 3
 HELD = f"held after step {STEP}"

@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Any
 
-from maskreid_dist.cli import main
+from maskreid_dist.cli.app import main
 
 # The program has imported it; the package's own name `convert` is a function.
 Ticker = sys.modules["maskreid_shards.convert"]._Ticker

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from maskreid_dist.cli import app
+from maskreid_dist.cli.app import app
 from maskreid_kernels.bench import measure, providers, records, targets
 from maskreid_kernels.bench.cases import Case, make_case
 from maskreid_kernels.bench.exactness import measure_exactness

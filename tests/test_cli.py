@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from market import market
-from maskreid_dist.cli import app
+from maskreid_dist.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "launch" / "recipes" / "walkers_demo.toml"

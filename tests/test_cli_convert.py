@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from maskreid_dist.cli import app
-from maskreid_dist.commands.convert import parse_bytes
+from maskreid_dist.cli.app import app
+from maskreid_dist.cli.convert import parse_bytes
 from maskreid_shards import ShardError, open_shards
 from maskreid_shards.decode import checked_size, decode
 from test_shards_layouts import write_viper
@@ -56,7 +56,7 @@ def test_a_drawn_split_is_said(tmp_path: Path) -> None:
 
 def test_the_program_starts_without_torch() -> None:
     """Each worker process of a conversion imports the program again."""
-    code = "import sys, maskreid_dist.cli, maskreid_dist.conversion; sys.exit('torch' in sys.modules)"
+    code = "import sys, maskreid_dist.cli.app; sys.exit('torch' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from maskreid_dist.config import BatchConfig, Config, DataConfig
 from maskreid_dist.data.batches import (
+    Batch,
     PairDataset,
     PlannedSteps,
     evaluation_loader,
@@ -18,6 +19,8 @@ from maskreid_dist.data.batches import (
 )
 from maskreid_dist.data.transforms import EvaluationTransform, TrainTransform, cut_out
 from maskreid_dist.errors import SampleError
+from maskreid_dist.evaluation.embed import embed_split
+from maskreid_dist.model import MaskReID
 from maskreid_shards import Plan, ShardError, open_shards
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
@@ -127,10 +130,12 @@ def test_batches_are_the_plans_whatever_the_workers(workers):
 def test_ranks_share_one_global_batch_without_repeating_an_identity():
     split = open_shards(WALKERS).split("train")
     plan = make_plan(split, BatchConfig(identities=12, images=4), 0, 1)
-    whole = [[d.sample for d in draws] for draws in PlannedSteps(plan, 0, 20, 0, 1)]
+    whole = [draws.samples.tolist() for draws in PlannedSteps(plan, 0, 20, 0, 1)]
     for world_size in (2, 3, 4):
         ranks = [list(PlannedSteps(plan, 0, 20, rank, world_size)) for rank in range(world_size)]
-        joined = [[d.sample for part in parts for d in part] for parts in zip(*ranks, strict=True)]
+        joined = [
+            np.concatenate([part.samples for part in parts]).tolist() for parts in zip(*ranks, strict=True)
+        ]
         assert joined == whole
     for samples in whole:
         assert len(np.unique(split.pids[samples])) == 12
@@ -140,7 +145,7 @@ def test_the_papers_batch():
     split = open_shards(WALKERS).split("train")
     plan = make_plan(split, BatchConfig(sampling="paper"), 0, 2)
     for draws in PlannedSteps(plan, 0, plan.steps_per_epoch, 1, 2):
-        _, counts = np.unique(split.pids[[d.sample for d in draws]], return_counts=True)
+        _, counts = np.unique(split.pids[draws.samples], return_counts=True)
         assert len(counts) == 55
         assert sorted(counts)[:-1] == [1] * 54
         assert max(counts) <= 10
@@ -163,8 +168,10 @@ def test_a_flipped_bit_names_shard_key_and_offset(tmp_path, workers):
     data[int(row["image_offset"]) + 50] ^= 4
     shard.write_bytes(data)
     loader = evaluation_loader(split, config(workers=workers), np.arange(20), rows=5)
+    kinds = [type(item) for item in loader]
+    assert kinds == [Batch, SampleError, Batch, Batch], "a bad sample is a value in its batch's place"
     with pytest.raises(SampleError) as caught:
-        list(loader)
+        embed_split(MaskReID(width=0.125), split, config(workers=workers), torch.device("cpu"))
     message = str(caught.value)
     assert "\n" not in message
     assert str(shard) in message

@@ -23,7 +23,7 @@ from maskreid_dist.data.transforms import as_tensors
 from maskreid_dist.errors import SampleError
 from maskreid_shards import RawPair, ShardError, decode_pair, open_shards
 from test_shards_reading import encoded, jpeg, pair, png
-from test_stream import AUGMENTED, WALKERS, config, same
+from test_stream import AUGMENTED, WALKERS, config, same, sound
 
 CPU = torch.device("cpu")
 SAMPLES = open_shards(WALKERS).split("train").read_many(range(0, 200, 7))
@@ -99,7 +99,7 @@ def batches(**data: object) -> list[Batch]:
     recipe = config(3, **{"workers": 2, **AUGMENTED, **data})
     split = open_recipe_shards(recipe.data).split("train")
     plan = make_plan(split, recipe.batch, recipe.seed, 1)
-    return list(training_loader(split, plan, recipe, 0, 0, 1, CPU))
+    return sound(training_loader(split, plan, recipe, 0, 0, 1, CPU))
 
 
 def test_batches_of_every_decoder() -> None:

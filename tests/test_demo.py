@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from held_training import HELD, STEP
-from maskreid_dist.checkpoint import find_checkpoint
+from maskreid_dist.model.checkpoint import find_checkpoint
 
 ROOT = Path(__file__).parent.parent
 STEPS = 12

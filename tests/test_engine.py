@@ -3,8 +3,8 @@
 import pytest
 
 from maskreid_dist.config import Config, DataConfig, EngineConfig, OptimizerConfig
-from maskreid_dist.engine import deepspeed_config, learning_rate, make_optimizer
 from maskreid_dist.model import MaskReID
+from maskreid_dist.training.engine import deepspeed_config, learning_rate, make_optimizer
 
 
 def test_staircase_is_dgds():
@@ -42,7 +42,7 @@ def test_decay_spares_biases_and_normalisation(name):
 
 def test_deepspeed_is_told_everything_that_matters():
     config = Config(
-        name="t", data=DataConfig(shards="s"), engine=EngineConfig(zero_stage=1, precision="bfloat16")
+        name="t", data=DataConfig(shards="s"), engine=EngineConfig(zero_stage=1, autocast="bfloat16")
     )
     settings = deepspeed_config(config, 32, 4)
     assert settings["train_batch_size"] == 128

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskreid_dist.evaluation import rank_histogram
-from maskreid_dist.histogram import HISTOGRAM_BASELINES, histogram_features
+from maskreid_dist.evaluation.evaluate import rank_histogram
+from maskreid_dist.evaluation.histogram import HISTOGRAM_BASELINES, histogram_features
 from maskreid_shards import open_shards
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from maskreid_dist.cli import app
+from maskreid_dist.cli.app import app
 from maskreid_shards import Plan, open_shards, verify
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"

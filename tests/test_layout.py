@@ -55,6 +55,46 @@ def test_the_benchmarks_of_the_losses_stand_with_them():
     assert (ROOT / "kernels" / "maskreid_kernels" / "bench" / "__main__.py") in SOURCES
 
 
+def test_evaluation_needs_no_training():
+    for wing in ("evaluation", "model", "data", "retrieval", "report", "segmentation"):
+        for path in (ROOT / "maskreid_dist" / wing).rglob("*.py"):
+            assert not {name for name in imports(path) if name.startswith("maskreid_dist.training")}, path
+
+
+def test_the_configuration_stands_alone():
+    assert {name for name in imports(ROOT / "maskreid_dist" / "config.py") if "maskreid" in name} == set()
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part not in ("kernels", "shards", "__init__"))
+
+
+def imported_modules(path: Path, modules: dict[str, Path]) -> set[str]:
+    """Modules of the project that an import statement anywhere in the file names, the packages around them not counted."""
+    package = module_of(path).split(".") + (["__init__"] if path.name == "__init__.py" else [])
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            around = package[: -node.level] if node.level else []
+            base = ".".join([*around, *([node.module] if node.module else [])])
+            inside = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {name if name in modules else base for name in inside}
+    return found & set(modules) - {module_of(path)}
+
+
+def test_no_module_of_the_product_imports_itself_in_a_circle():
+    modules = {
+        module_of(path): path for path in SOURCES if path.relative_to(ROOT).parts[0] == "maskreid_dist"
+    }
+    arrows = {name: imported_modules(path, modules) for name, path in modules.items()}
+    while leaves := {name for name, targets in arrows.items() if not targets & set(arrows)}:
+        arrows = {name: targets for name, targets in arrows.items() if name not in leaves}
+    assert not arrows, f"these import each other: {arrows}"
+
+
 def test_no_unsafe_loading():
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,7 +1,9 @@
 """The plan through the loader's own sampler: worlds, workers, resume; and `maskreid plan` prints what training draws."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,19 +13,29 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 from typer.testing import CliRunner
 
-from maskreid_dist.bench.plan import measure_plan
-from maskreid_dist.cli import app
+from maskreid_dist.cli.app import app
 from maskreid_dist.config import BatchConfig, Config, DataConfig
-from maskreid_dist.data.batches import Draw, PlannedSteps, make_plan, training_loader
-from maskreid_shards import IdentityTable, Plan, ShardError, open_shards
+from maskreid_dist.data.batches import PlannedSteps, make_plan, training_loader
+from maskreid_shards import Draws, IdentityTable, Plan, ShardError, open_shards
+from maskreid_shards.bench.plan import measure_plan
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
 
 
-class Echo(Dataset[list[Draw]]):
+class Draw(NamedTuple):
+    sample: int
+    seed: int
+
+
+def listed(steps: Iterable[Draws]) -> list[list[Draw]]:
+    """What can be compared."""
+    return [list(map(Draw, draws.samples.tolist(), draws.seeds.tolist())) for draws in steps]
+
+
+class Echo(Dataset[Draws]):
     """Hands back what the sampler asked for, from whichever process."""
 
-    def __getitem__(self, draws: list[Draw]) -> list[Draw]:
+    def __getitem__(self, draws: Draws) -> Draws:
         return draws
 
 
@@ -31,7 +43,7 @@ def through_a_loader(steps: PlannedSteps, workers: int) -> list[list[Draw]]:
     loader = DataLoader(
         Echo(), sampler=steps, batch_size=None, num_workers=workers, collate_fn=lambda item: item
     )
-    return list(loader)
+    return listed(loader)
 
 
 @st.composite
@@ -55,7 +67,7 @@ def cases(draw: st.DrawFn) -> Plan:
 def test_every_world_and_every_resume_gives_the_same_batches(plan: Plan, epoch: int) -> None:
     length = plan.steps_per_epoch
     start, stop = epoch * length, (epoch + 1) * length
-    whole = list(PlannedSteps(plan, start, stop, 0, 1))
+    whole = listed(PlannedSteps(plan, start, stop, 0, 1))
     assert len(whole) == length
     worlds = [world for world in range(1, plan.groups + 1) if plan.groups % world == 0]
     for world in worlds:
@@ -84,17 +96,17 @@ def test_every_world_and_every_resume_gives_the_same_batches(plan: Plan, epoch: 
 @settings(max_examples=60, deadline=None)
 def test_resume_at_every_step_of_an_epoch(plan: Plan, epoch: int) -> None:
     length = plan.steps_per_epoch
-    whole = list(PlannedSteps(plan, epoch * length, (epoch + 1) * length, 0, 1))
+    whole = listed(PlannedSteps(plan, epoch * length, (epoch + 1) * length, 0, 1))
     saved_by, continued_by = 1, plan.groups  # another world: the largest
     fresh = Plan(plan.table, plan.groups, plan.group_images, plan.seed, plan.few_images, plan.passes)
     for step in range(length):
         ranks = [
-            list(PlannedSteps(fresh, epoch * length + step, (epoch + 1) * length, rank, continued_by))
+            listed(PlannedSteps(fresh, epoch * length + step, (epoch + 1) * length, rank, continued_by))
             for rank in range(continued_by)
         ]
         rest = [[draw for part in parts for draw in part] for parts in zip(*ranks, strict=True)]
         assert whole[:step] + rest == whole, saved_by
-    assert whole != list(PlannedSteps(plan, (epoch + 1) * length, (epoch + 2) * length, 0, 1))
+    assert whole != listed(PlannedSteps(plan, (epoch + 1) * length, (epoch + 2) * length, 0, 1))
 
 
 def _samples(table: IdentityTable) -> np.ndarray:
@@ -107,7 +119,7 @@ def test_two_workers_draw_what_none_draws(world: int, start: int) -> None:
     plan = Plan.pk(table, identities=4, images=3, seed=7)
     for rank in range(world):
         steps = PlannedSteps(plan, start, 25, rank, world)
-        assert through_a_loader(steps, 2) == through_a_loader(steps, 0) == list(steps)
+        assert through_a_loader(steps, 2) == through_a_loader(steps, 0) == listed(steps)
 
 
 @pytest.mark.parametrize(("few_images", "passes"), [("repeat", 1), ("all", 2), ("skip", 1)])

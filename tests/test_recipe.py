@@ -1,5 +1,8 @@
 """Recipes: what is accepted, and the one line that a bad one gets."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,8 +10,8 @@ import torch
 
 from maskreid_dist.errors import RecipeError
 from maskreid_dist.model import Output
-from maskreid_dist.objective import objective
 from maskreid_dist.recipe import load_recipe
+from maskreid_dist.training.objective import objective
 from maskreid_kernels import (
     all_pairs_loss,
     batch_hard_loss,
@@ -35,6 +38,12 @@ def test_every_recipe_of_the_repository_is_valid(path):
     assert load_recipe(path).data.shards
 
 
+def test_recipes_are_read_without_torch():
+    code = "import sys, maskreid_dist.recipe; sys.exit('torch' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 0
+
+
 def test_defaults_are_the_papers(tmp_path):
     config = load_recipe(write(tmp_path, MINIMAL))
     assert (config.loss.name, config.loss.margin, config.loss.pull, config.loss.negatives) == (
@@ -51,6 +60,7 @@ def test_defaults_are_the_papers(tmp_path):
     ("extra", "overrides", "words"),
     [
         ("", ["optimizer.learning_rate=0.1"], ["optimizer.learning_rate", "optimizer.lr"]),
+        ("", ["engine.precision=bfloat16"], ["engine.precision is called engine.autocast now"]),
         ("", ["optimiser.lr=0.1"], ["unknown key optimiser", "did you mean optimizer"]),
         ("[batch]\nidentites = 4\n", [], ["batch.identites", "batch.identities"]),
         ("[batch]\nidentities = 2.5\n", [], ["batch.identities", "integer", "2.5"]),

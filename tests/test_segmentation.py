@@ -16,8 +16,8 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50
 
 from maskreid_dist.errors import UserError
-from maskreid_dist.segmentation import segment, write_masks
-from maskreid_dist.segmenters import _central_person, find_weights, load_segmenter
+from maskreid_dist.segmentation.masks import segment, write_masks
+from maskreid_dist.segmentation.networks import _central_person, find_weights, load_segmenter
 from maskreid_shards import (
     Layout,
     MaskOptions,
@@ -99,7 +99,9 @@ def test_mask_rcnn_takes_the_person_at_the_centre(weights):
                 if best is None or (x * x + y * y) ** 0.5 < best[0]:
                     best = (x * x + y * y) ** 0.5, result["masks"][i, 0]
         assert best is not None
-        torch.testing.assert_close(probability, best[1], atol=2e-5, rtol=0)
+        # Two images are padded to one size, so that float32 sums run in another order and boxes move by 1e-4 pixels: up to 6e-5
+        # in a mask. A mask is stored in steps of 1 / 255, and another instance's differs by 0.7 somewhere.
+        torch.testing.assert_close(probability, best[1], atol=1e-3, rtol=0)
 
 
 def test_the_choice_among_instances():

@@ -5,7 +5,7 @@ import gc
 import os
 import shutil
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from typer.testing import CliRunner
 
 from faulty_server import FaultyServer, serving
-from maskreid_dist.cli import app
+from maskreid_dist.cli.app import app
 from maskreid_dist.config import BatchConfig, Config, DataConfig
 from maskreid_dist.data.bad_samples import BadSamples, Replaced
 from maskreid_dist.data.batches import (
     Batch,
-    Draw,
     PairDataset,
     PlannedSteps,
     evaluation_loader,
@@ -32,7 +31,7 @@ from maskreid_dist.data.batches import (
 )
 from maskreid_dist.data.transforms import TrainTransform
 from maskreid_dist.errors import SampleError
-from maskreid_shards import open_shards
+from maskreid_shards import Draws, open_shards
 from maskreid_shards.stores import http_store, remote
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
@@ -55,7 +54,17 @@ def config(steps: int, **data) -> Config:
 def rank_batches(recipe: Config, start: int, rank: int, world: int) -> list[Batch]:
     split = open_recipe_shards(recipe.data).split("train")
     plan = make_plan(split, recipe.batch, recipe.seed, world)
-    return list(training_loader(split, plan, recipe, start, rank, world, torch.device("cpu")))
+    return sound(training_loader(split, plan, recipe, start, rank, world, torch.device("cpu")))
+
+
+def sound(items: Iterable[Batch | SampleError]) -> list[Batch]:
+    """Raises the first bad sample, as the loop does once the ranks have agreed."""
+    batches = []
+    for item in items:
+        if isinstance(item, SampleError):
+            raise item
+        batches.append(item)
+    return batches
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -234,7 +243,7 @@ def test_evaluation_reads_in_shard_order_in_large_reads(monkeypatch: pytest.Monk
         return pread(fd, length, at)
 
     monkeypatch.setattr(os, "pread", counted)
-    batches = list(evaluation_loader(split, config(1), np.arange(512), rows=128))
+    batches = sound(evaluation_loader(split, config(1), np.arange(512), rows=128))
     keys = [split.keys[number].decode() for number in torch.cat([b.samples_B for b in batches]).tolist()]
     stream = webdataset.WebDataset(split.urls(), shardshuffle=False)
     assert keys == [sample["__key__"] for sample, _ in zip(stream, range(512), strict=False)]
@@ -259,7 +268,7 @@ def test_webdataset_reads_the_repositorys_shards() -> None:
 class WhereBatchesAre(Dataset[list[bool]]):
     def __getitem__(self, number: int) -> list[bool]:
         pair = torch.full((3, 8, 4), 7, dtype=torch.uint8), torch.full((1, 8, 4), 9, dtype=torch.uint8)
-        batch = joined_batch([pair, pair], [Draw(0, 0), Draw(1, 0)], [5, 5])
+        batch = joined_batch([pair, pair], [0, 1], [5, 5])
         assert torch.equal(batch.image_B3HW, torch.stack([pair[0]] * 2))
         assert torch.equal(batch.mask_B1HW, torch.stack([pair[1]] * 2))
         return [batch.image_B3HW.is_shared(), batch.mask_B1HW.is_shared()]
@@ -279,7 +288,7 @@ class Measured(Dataset[int]):
     def __init__(self, batches: Dataset[Batch]) -> None:
         self.batches = batches
 
-    def __getitem__(self, draws: list[Draw]) -> int:
+    def __getitem__(self, draws: Draws) -> int:
         if not tracemalloc.is_tracing():
             tracemalloc.start()
         self.batches[draws]
@@ -293,7 +302,7 @@ class Leaking(Dataset[Batch]):
     def __init__(self, batches: Dataset[Batch]) -> None:
         self.batches, self.kept = batches, []
 
-    def __getitem__(self, draws: list[Draw]) -> Batch:
+    def __getitem__(self, draws: Draws) -> Batch:
         batch = self.batches[draws]
         self.kept.append(batch.image_B3HW.clone())
         return batch

@@ -13,19 +13,20 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from market import market
-from maskreid_dist.checkpoint import (
-    check_continues,
+from maskreid_dist.cli.app import app
+from maskreid_dist.data.batches import make_plan, training_loader
+from maskreid_dist.errors import CheckpointError
+from maskreid_dist.model import build_network
+from maskreid_dist.model.checkpoint import (
     find_checkpoint,
     finished_checkpoints,
     load_weights,
     read_checkpoint,
 )
-from maskreid_dist.cli import app
-from maskreid_dist.data.batches import make_plan, training_loader
-from maskreid_dist.distributed import free_port
-from maskreid_dist.errors import CheckpointError
 from maskreid_dist.recipe import load_recipe
-from maskreid_dist.train import build_network, dropout_seed, identity_classes
+from maskreid_dist.training.environment import free_port
+from maskreid_dist.training.loop import dropout_seed, identity_classes
+from maskreid_dist.training.resuming import check_continues
 from maskreid_shards import convert_market1501, open_shards
 
 ROOT = Path(__file__).parent.parent
@@ -123,6 +124,20 @@ def test_deepspeed_run_leaves_everything(straight):
     ]
     assert json.loads((straight / "deepspeed.json").read_text())["gradient_clipping"] == 0.0
     assert list((straight / "tensorboard").iterdir())
+
+
+def test_the_variables_of_srun_make_ranks(recipe, straight, tmp_path):
+    """Two processes that srun could have started: the losses are those of the deepspeed launcher."""
+    common = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    common |= {"SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "shards"))
+    command = [*launcher("python"), str(recipe), "--runs", str(tmp_path)]
+    ranks = []
+    for rank in ("0", "1"):
+        environment = {**common, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+        ranks.append(subprocess.Popen(command, env=environment, cwd=ROOT))
+    assert [rank.wait() for rank in ranks] == [0, 0]
+    assert losses(tmp_path / "tiny") == losses(straight)
 
 
 def test_stopping_and_resuming_gives_the_same_losses_and_weights(straight, recipe, tmp_path):
@@ -241,7 +256,7 @@ def test_an_unfinished_save_is_no_checkpoint(alone, tmp_path):
         ("batch.images=4", "batch.images = 2, the recipe says 4"),
         ("seed=6", "seed = 5, the recipe says 6"),
         ("optimizer.steps=60", "optimizer.steps"),
-        ("engine.precision=bfloat16", "engine.precision"),
+        ("engine.autocast=bfloat16", "engine.autocast"),
     ],
 )
 def test_a_checkpoint_that_does_not_match_the_recipe(alone, recipe, override, words):

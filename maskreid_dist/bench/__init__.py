@@ -1,1 +1,1 @@
-"""Benchmarks of the loss step, beside the strongest forms that others have. `maskreid bench` runs them."""
+"""The loader's benchmark, beside webdataset and loose files. `maskreid bench loader` runs it."""

@@ -14,18 +14,19 @@ import json
 import multiprocessing
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maskreid_dist.bench.loader_data import LoaderData, comes_from_disk, empty_cache, fill_cache
 from maskreid_dist.config import DataConfig
 from maskreid_dist.data.batches import (
     Batch,
-    Draw,
     PairDataset,
     PlannedSteps,
     decoded_batch,
@@ -36,10 +37,11 @@ from maskreid_dist.data.decoders import decode_with_torchvision
 from maskreid_dist.data.transforms import Pair, TrainTransform
 from maskreid_dist.errors import UserError
 from maskreid_kernels.bench.figures import Quantiles
-from maskreid_shards import Plan, RawPair, decode_pair
+from maskreid_shards import Draws, Plan, RawPair, decode_pair
 
 Stage = Literal["raw", "decode", "decode, torchvision", "augment"]
-Read = Callable[[list[Draw]], list[RawPair]]
+Numbers = Sequence[int] | NDArray[np.int64]  # of samples
+Read = Callable[[Numbers], list[RawPair]]
 SOURCES = ("memory", "shards", "webdataset", "loose", "loose, batched")
 IDENTITIES, IMAGES = 16, 4
 
@@ -60,24 +62,46 @@ class Run:
     cold: bool
 
 
-class Steps(Sampler[list[Draw]]):
+class Steps(Sampler[Draws]):
     """The batches of one pass over a loader; set anew before each."""
 
     def __init__(self) -> None:
-        self.batches: Sampler[list[Draw]] | list[list[Draw]] = []
+        self.batches: Iterable[Draws] = []
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[Draws]:
         return iter(self.batches)
 
 
+@dataclass(frozen=True)
+class Draw:
+    """One sample of a batch."""
+
+    sample: int
+    pid: int
+    seed: int
+
+
+class SampleSteps(Sampler[list[Draw]]):
+    """The same batches, sample by sample."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for draws in self.steps:
+            columns = (draws.samples.tolist(), draws.pids.tolist(), draws.seeds.tolist())
+            yield [Draw(*values) for values in zip(*columns, strict=True)]
+
+
 class BatchItems(Dataset[Any]):
-    """An item is a batch. Below "augment" only a count leaves the worker: the figure is not that of a pipe."""
+    """An item is a batch. Below "augment" only a count leaves the worker: the
+    figure is not that of a pipe."""
 
     def __init__(self, read: Read, stage: Stage, transform: TrainTransform) -> None:
         self.read, self.stage, self.transform = read, stage, transform
 
-    def __getitem__(self, draws: list[Draw]) -> Batch | int:
-        raws = self.read(draws)
+    def __getitem__(self, draws: Draws) -> Batch | int:
+        raws = self.read(draws.samples)
         if self.stage == "augment":
             return decoded_batch(raws, draws, self.transform)
         return sum(_decoded(raw, self.stage) for raw in raws)
@@ -90,15 +114,15 @@ class SampleItems(Dataset[Any]):
         self.read, self.stage, self.transform = read, stage, transform
 
     def __getitem__(self, draw: Draw) -> Any:
-        (raw,) = self.read([draw])
+        (raw,) = self.read([draw.sample])
         if self.stage == "augment":
-            return self.transform(*decode_pair(raw), draw.seed), draw, raw.pid
+            return self.transform(*decode_pair(raw), draw.seed), draw
         return _decoded(raw, self.stage)
 
 
-def _collated(items: "list[tuple[Pair, Draw, int]]") -> Batch:
-    pairs, draws, pids = zip(*items, strict=True)
-    return joined_batch(list(pairs), list(draws), list(pids))
+def _collated(items: "list[tuple[Pair, Draw]]") -> Batch:
+    pairs, draws = zip(*items, strict=True)
+    return joined_batch(list(pairs), [draw.sample for draw in draws], [draw.pid for draw in draws])
 
 
 def _decoded(raw: RawPair, stage: Stage) -> int:
@@ -110,18 +134,19 @@ def _decoded(raw: RawPair, stage: Stage) -> int:
 
 
 class Stream:
-    """The next samples of webdataset's sequence, whatever is drawn; each worker has its own shards, over and over."""
+    """The next samples of webdataset's sequence, whatever is drawn; each worker has
+    its own shards, over and over."""
 
     def __init__(self, urls: list[str]) -> None:
         self.urls = urls
         self.samples: Iterator[dict[str, Any]] | None = None
 
-    def __call__(self, draws: list[Draw]) -> list[RawPair]:
+    def __call__(self, numbers: Numbers) -> list[RawPair]:
         if self.samples is None:  # in the worker
             from webdataset import WebDataset
 
             self.samples = iter(WebDataset(self.urls, shardshuffle=False).repeat())
-        return [self._pair(next(self.samples)) for _ in draws]
+        return [self._pair(next(self.samples)) for _ in numbers]
 
     def _pair(self, sample: dict[str, Any]) -> RawPair:
         about = json.loads(sample["json"])
@@ -132,9 +157,11 @@ class Stream:
 
 
 class LoaderBench:
-    """The sources over one data set. `steps` batches of 16 x 4 are timed, after two for each worker to start on.
+    """The sources over one data set. `steps` batches of 16 x 4 are timed, after
+    two for each worker to start on.
 
-    Of augmentation with a warm cache three times as many: that promise is about a few hundredths.
+    Of augmentation with a warm cache three times as many: its promise is within a few
+    percent of what it is compared with.
     """
 
     def __init__(self, data: LoaderData, steps: int, drop_caches: bool) -> None:
@@ -147,8 +174,8 @@ class LoaderBench:
 
     def loader(self, run: Run) -> "tuple[DataLoader[Any], Steps]":
         reads: dict[str, Read] = {
-            "memory": lambda draws: [self.bytes[draw.sample] for draw in draws],
-            "shards": lambda draws: self.data.split.read_many([draw.sample for draw in draws]),
+            "memory": lambda numbers: [self.bytes[number] for number in numbers],
+            "shards": self.data.split.read_many,
             "webdataset": Stream(self.data.split.urls()),
             "loose": self._loose,
             "loose, batched": self._loose,
@@ -160,14 +187,15 @@ class LoaderBench:
         if run.source == "loose":
             samples = SampleItems(reads[run.source], run.stage, self.transform)
             collate = _collated if run.stage == "augment" else sum
-            return DataLoader(samples, batch_sampler=steps, collate_fn=collate, **options), steps
+            return DataLoader(samples, batch_sampler=SampleSteps(steps), collate_fn=collate, **options), steps
         batches: Dataset[Any] = BatchItems(reads[run.source], run.stage, self.transform)
         if (run.source, run.stage) == ("shards", "augment"):
             batches = PairDataset(self.data.split, self.transform)  # training's own
         return DataLoader(batches, sampler=steps, batch_size=None, **options), steps
 
     def pairs_s(self, run: Run, number: int) -> float:
-        """Pairs per second over steps of the plan, others in each round; workers have started and files are open."""
+        """Pairs per second over steps of the plan, others in each round; workers
+        have started and files are open."""
         count = self.steps if run.cold or run.stage != "augment" else 3 * self.steps
         loader, steps = self.loader(run)
         steps.batches = list(PlannedSteps(self.plan, 0, 2 * max(run.workers, 1), 0, 1))
@@ -195,9 +223,9 @@ class LoaderBench:
     def make_warm(self) -> None:
         fill_cache([*self.data.shard_paths, *self.data.loose_paths])
 
-    def _loose(self, draws: list[Draw]) -> list[RawPair]:
+    def _loose(self, numbers: Numbers) -> list[RawPair]:
         pairs = []
-        for source in (self.data.sources[draw.sample] for draw in draws):
+        for source in (self.data.sources[number] for number in numbers):
             assert source.mask_path is not None
             image, mask = source.path.read_bytes(), source.mask_path.read_bytes()
             pairs.append(RawPair(source.key, source.pid, source.camid, image, mask, str(source.path)))
@@ -257,7 +285,8 @@ def all_runs(workers: tuple[int, ...], cold: bool) -> list[Run]:
 def measure(
     bench: LoaderBench, runs: list[Run], rounds: int, say: Callable[[str], None]
 ) -> dict[Run, list[float]]:
-    """Pairs per second of each run in each round; odd rounds go backwards, so that nobody always follows another."""
+    """Pairs per second of each run in each round; odd rounds go backwards, so that
+    nobody always follows another."""
     found: dict[Run, list[float]] = {run: [] for run in runs}
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: meant
     for number in range(rounds):
@@ -268,7 +297,7 @@ def measure(
             for run in part[:: -1 if number % 2 else 1]:
                 say(f"round {number + 1} of {rounds}: {run.source}, {run.stage}, {run.workers} workers")
                 found[run].append(bench.pairs_s(run, number))
-            # The promise about a few hundredths: once more in the opposite order, and the mean of both.
+            # A promise within a few percent: once more in the opposite order, and the mean of both.
             close = [run for run in part if run.stage == "augment" and run.source in ("memory", "shards")]
             for run in () if cold else close[:: 1 if number % 2 else -1]:
                 say(

@@ -1,4 +1,5 @@
-"""The same pairs as shards and as loose files, larger than one data set at hand; and the page cache, emptied or filled."""
+"""The same pairs as shards and as loose files, larger than one data set at hand; and
+the page cache, emptied or filled."""
 
 import os
 import tempfile
@@ -32,9 +33,11 @@ class LoaderData:
 
 @contextmanager
 def repeated_pairs(shards: Path, pairs: int) -> Iterator[LoaderData]:
-    """The identities of the train split, again and again under new pids until there are `pairs`, in a temporary folder.
+    """The identities of the train split, again and again under new pids until there
+    are `pairs`, in a temporary folder.
 
-    The loose files lie as in Market-1501: one folder of images, one of masks. The shards are converted from them.
+    The loose files lie as in Market-1501: one folder of images, one of masks.
+    The shards are converted from them.
     """
     split = open_shards(shards).split("train")
     identities = [pid for pid in split.identities.tolist() if pid > 0]
@@ -75,7 +78,8 @@ def check_drop_caches() -> None:
 
 
 def empty_cache(paths: Sequence[Path], everything: bool) -> None:
-    """Drop the clean pages of these files; `everything`: also the names and inodes, with all caches of the machine."""
+    """Drop the clean pages of these files; `everything`: also the names and inodes,
+    with all caches of the machine."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:

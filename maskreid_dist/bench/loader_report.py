@@ -1,4 +1,5 @@
-"""What `maskreid bench loader` found: promises with PASS or MISS, a tidy CSV, a plot and a dated Markdown report."""
+"""What `maskreid bench loader` found: promises with PASS or MISS, a tidy CSV, a
+plot and a dated Markdown report."""
 
 import io
 from collections.abc import Iterable
@@ -15,13 +16,12 @@ from maskreid_kernels.bench.figures import (
     write_whole,
 )
 
-GROWTH_MB = (
-    5.0  # of a worker over an epoch: what an allocator may hold, not what a leak of a batch a step would
-)
+# Of a worker over an epoch: what an allocator may hold, not what a leak of a batch a step would.
+GROWTH_MB = 5.0
 
 
 @dataclass(frozen=True)
-class Found:
+class LoaderResults:
     """Pairs per second of every run by round; `pairs`: in the data set."""
 
     pairs: int
@@ -34,7 +34,7 @@ class Found:
         return Quantiles.of(self.pairs_s[run]).y50
 
 
-def promises(found: Found) -> list[Promise]:
+def promises(found: LoaderResults) -> list[Promise]:
     """Medians of the ratios of the same rounds, for every number of workers."""
     kept = []
     trained = [run for run in found.pairs_s if (run.source, run.stage) == ("shards", "augment")]
@@ -54,7 +54,7 @@ def promises(found: Found) -> list[Promise]:
 COLUMNS = ("cache", "stage", "workers", "source", "pairs/s", "y20", "y80", "shards /")
 
 
-def table(found: Found) -> list[list[str]]:
+def table(found: LoaderResults) -> list[list[str]]:
     """A row for each run; the last column: how many times faster shards are, median over the rounds."""
     lines = []
     for run in _ordered(found.pairs_s):
@@ -65,7 +65,7 @@ def table(found: Found) -> list[list[str]]:
     return lines
 
 
-def write_csv(path: Path, found: Found, machine: Machine) -> None:
+def write_csv(path: Path, found: LoaderResults, machine: Machine) -> None:
     """One figure a line, with its machine: pairs per second, and the memory of a worker in MB."""
     about = {"pairs": found.pairs, "steps": found.steps, "drop_caches": found.drop_caches, **vars(machine)}
     lines = []
@@ -80,7 +80,7 @@ def write_csv(path: Path, found: Found, machine: Machine) -> None:
     write_rows(path, lines)
 
 
-def write_plot(path: Path, found: Found) -> None:
+def write_plot(path: Path, found: LoaderResults) -> None:
     """A panel for each stage and state of the cache, a line for each source over the workers."""
     from matplotlib.figure import Figure
 
@@ -116,7 +116,7 @@ def write_plot(path: Path, found: Found) -> None:
     write_whole(path, picture.getvalue())
 
 
-def markdown(found: Found, machine: Machine, picture: Path) -> str:
+def markdown(found: LoaderResults, machine: Machine, picture: Path) -> str:
     memory = found.memory
     dropped = "page cache, names and inodes" if found.drop_caches else "the files' pages alone"
     lines = [f"# Loader, {machine.date}", ""]

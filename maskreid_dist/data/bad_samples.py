@@ -29,7 +29,8 @@ def stand_ins(split: Split, sample: int, drawn: set[int]) -> NDArray[np.int64]:
 
 
 class BadSamples:
-    """The bad samples of a run, on every rank the same: `add` gets those of all ranks. A resumed run counts anew."""
+    """The bad samples of a run, on every rank the same: `add` gets those of all
+    ranks. A resumed run counts anew."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -37,7 +38,8 @@ class BadSamples:
         self.replacements = 0
 
     def add(self, replaced: Iterable[Replaced]) -> list[str]:
-        """Count them; returns a line for each bad sample not met before. Raises SampleError over the budget."""
+        """Count them; returns a line for each bad sample not met before. Raises
+        SampleError over the budget."""
         lines = []
         for sample, by, problem in sorted(replaced):
             self.replacements += 1

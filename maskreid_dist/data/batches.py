@@ -1,12 +1,14 @@
-"""From shards to batches: the plan says which samples, the split reads them, the transform turns them into tensors."""
+"""From shards to batches: the plan says which samples, the split reads them, the
+transform turns them into tensors."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
@@ -15,17 +17,21 @@ from maskreid_dist.data.bad_samples import Replaced, stand_ins
 from maskreid_dist.data.decoders import Decode, decode_on, decode_with_torchvision
 from maskreid_dist.data.transforms import EvaluationTransform, Pair, PairTransform, TrainTransform
 from maskreid_dist.errors import SampleError
-from maskreid_shards import Plan, RawPair, RemoteError, ShardError, ShardSet, Split, decode_pair, open_shards
+from maskreid_shards import (
+    Draws,
+    Plan,
+    RawPair,
+    RemoteError,
+    ShardError,
+    ShardSet,
+    Split,
+    decode_pair,
+    open_shards,
+)
 
-# Pairs decoded before they are augmented; whole batches would gain little more, and take memory with large images.
-TOGETHER = 32
-
-
-class Draw(NamedTuple):
-    """One sample of a batch: its number in the split and the seed of its augmentation."""
-
-    sample: int
-    seed: int
+# Pairs decoded before they are augmented; whole batches would gain little more, and take memory with large
+# images.
+DECODE_CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,14 @@ class RawBatch:
     """A batch as it lies in the shards."""
 
     raws: list[RawPair]
-    draws: list[Draw]
+    draws: Draws
 
 
-class PairDataset(Dataset["Batch | ShardError"]):
-    """Map-style over lists of draws: a whole batch is one item, so that neighbours share one read.
+class PairDataset(Dataset[Batch | SampleError]):
+    """Map-style over the plan's draws: a whole batch is one item, so that neighbours share one read.
 
+    A batch that cannot be made is a SampleError, handed on as a value: raised in a worker, it would arrive
+    wrapped in a traceback, and a rank that raised alone would leave the others waiting.
     replace_bad: another image of the identity takes the place of a bad sample, with the draw's own seed.
     """
 
@@ -70,39 +78,42 @@ class PairDataset(Dataset["Batch | ShardError"]):
         self.replace_bad = replace_bad
         self.decode = decode
 
-    def __getitem__(self, draws: list[Draw]) -> "Batch | ShardError":
-        """The batch, or what is wrong with it: raised in a worker, the error would arrive wrapped in a traceback."""
+    def __getitem__(self, draws: Draws) -> Batch | SampleError:
         try:
-            raws = self.split.read_many([draw.sample for draw in draws])
-            return decoded_batch(raws, draws, self.transform, self.decode)
+            return self._batch(draws)
         except ShardError as error:
-            if not self.replace_bad or isinstance(error, RemoteError):  # a silent server is no bad sample
-                return error
-        try:
-            return self._with_stand_ins(draws)
-        except ShardError as error:
-            return error
+            return SampleError(str(error))
 
-    def _with_stand_ins(self, draws: list[Draw]) -> Batch:
+    def _batch(self, draws: Draws) -> Batch:
+        try:
+            return decoded_batch(self.split.read_many(draws.samples), draws, self.transform, self.decode)
+        except RemoteError:  # a silent server is no bad sample
+            raise
+        except ShardError:
+            if not self.replace_bad:
+                raise
+        return self._with_stand_ins(draws)
+
+    def _with_stand_ins(self, draws: Draws) -> Batch:
         """The batch, sample by sample. Raises ShardError for an identity without a sound image."""
-        drawn = {draw.sample for draw in draws}
+        drawn = set(draws.samples.tolist())
         taken, pairs, replaced = [], [], []
-        for draw in draws:
-            sample, pair, problem = self._first_sound(draw, drawn)
-            taken.append(Draw(sample, draw.seed))
+        for sample, seed in zip(draws.samples.tolist(), draws.seeds.tolist(), strict=True):
+            by, pair, problem = self._first_sound(sample, seed, drawn)
+            taken.append(by)
             pairs.append(pair)
-            if sample != draw.sample:
-                drawn.add(sample)
-                replaced.append(Replaced(draw.sample, sample, problem))
-        pids = self.split.pids[[draw.sample for draw in draws]].tolist()
-        return joined_batch(pairs, taken, pids, tuple(replaced))
+            if by != sample:
+                drawn.add(by)
+                replaced.append(Replaced(sample, by, problem))
+        return joined_batch(pairs, taken, draws.pids, tuple(replaced))
 
-    def _first_sound(self, draw: Draw, drawn: set[int]) -> tuple[int, Pair, str]:
+    def _first_sound(self, sample: int, seed: int, drawn: set[int]) -> tuple[int, Pair, str]:
+        """The sample, or the first stand-in that is sound, its pair, and what is wrong with the sample."""
         problems: list[str] = []
-        for sample in (draw.sample, *stand_ins(self.split, draw.sample, drawn).tolist()):
+        for candidate in (sample, *stand_ins(self.split, sample, drawn).tolist()):
             try:
-                pair = self.transform(*self.decode(self.split.read(sample)), draw.seed)
-                return sample, pair, problems[0] if problems else ""
+                pair = self.transform(*self.decode(self.split.read(candidate)), seed)
+                return candidate, pair, problems[0] if problems else ""
             except RemoteError:
                 raise
             except ShardError as error:
@@ -110,44 +121,47 @@ class PairDataset(Dataset["Batch | ShardError"]):
         raise ShardError(f"{problems[0]}; nor is another of its identity's {len(problems)} images sound")
 
 
-class RawBatches(Dataset["RawBatch | ShardError"]):
+class RawBatches(Dataset[RawBatch | SampleError]):
     """Batches that are read and checked, and decoded by whoever receives them."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
 
-    def __getitem__(self, draws: list[Draw]) -> "RawBatch | ShardError":
+    def __getitem__(self, draws: Draws) -> RawBatch | SampleError:
         try:
-            return RawBatch(self.split.read_many([draw.sample for draw in draws]), draws)
+            return RawBatch(self.split.read_many(draws.samples), draws)
         except ShardError as error:
-            return error
+            return SampleError(str(error))
 
 
 def decoded_batch(
-    raws: list[RawPair], draws: list[Draw], transform: PairTransform, decode: Decode = decode_pair
+    raws: list[RawPair], draws: Draws, transform: PairTransform, decode: Decode = decode_pair
 ) -> Batch:
-    """Decode and augment, `TOGETHER` pairs at a time: turn about, each would evict the other's code from the caches."""
+    """Raises maskreid_shards.ShardError. Decoding a chunk, then augmenting it,
+    keeps each stage's code in cache."""
     pairs: list[Pair] = []
-    for first in range(0, len(raws), TOGETHER):
-        part = slice(first, first + TOGETHER)
+    seeds = draws.seeds.tolist()
+    for first in range(0, len(raws), DECODE_CHUNK):
+        part = slice(first, first + DECODE_CHUNK)
         pictures = [decode(raw) for raw in raws[part]]
-        pairs += [transform(*picture, draw.seed) for picture, draw in zip(pictures, draws[part], strict=True)]
-    return joined_batch(pairs, draws, [raw.pid for raw in raws])
+        pairs += [transform(*picture, seed) for picture, seed in zip(pictures, seeds[part], strict=True)]
+    return joined_batch(pairs, draws.samples, draws.pids)
 
 
 def joined_batch(
-    pairs: list[Pair], draws: list[Draw], pids: list[int], replaced: tuple[Replaced, ...] = ()
+    pairs: list[Pair], samples: ArrayLike, pids: ArrayLike, replaced: tuple[Replaced, ...] = ()
 ) -> Batch:
     """The batch of augmented pairs, in their order.
 
-    `default_collate` stacks straight into shared memory where a worker does it: one copy less than `torch.stack`, whose 8 MB
-    buffers on the heap made glibc keep up to 40 MB more, or not, from one epoch to the next.
+    `default_collate` stacks straight into shared memory where a worker does it: one copy
+    less than `torch.stack`, whose 8 MB buffers on the heap made glibc keep up to 40 MB
+    more, or not, from one epoch to the next.
     """
     return Batch(
         default_collate([image.as_subclass(Tensor) for image, _ in pairs]),
         default_collate([mask.as_subclass(Tensor) for _, mask in pairs]),
         torch.tensor(pids),
-        torch.tensor([draw.sample for draw in draws]),
+        torch.tensor(samples),
         replaced,
     )
 
@@ -159,36 +173,19 @@ class DeviceDecoder:
     transform: PairTransform
     device: torch.device
 
-    def __call__(self, batch: RawBatch) -> Batch:
-        """Raises maskreid_shards.ShardError."""
-        decoded = decode_on(self.device, batch.raws)
-        pairs = [self.transform(*p, draw.seed) for p, draw in zip(decoded, batch.draws, strict=True)]
-        return joined_batch(pairs, batch.draws, [raw.pid for raw in batch.raws])
+    def __call__(self, batch: RawBatch | SampleError) -> Batch | SampleError:
+        if isinstance(batch, SampleError):
+            return batch
+        try:
+            decoded = decode_on(self.device, batch.raws)
+        except ShardError as error:
+            return SampleError(str(error))
+        seeds = batch.draws.seeds.tolist()
+        pairs = [self.transform(*picture, seed) for picture, seed in zip(decoded, seeds, strict=True)]
+        return joined_batch(pairs, batch.draws.samples, batch.draws.pids)
 
 
-class Batches:
-    """The batches of a loader. Iterating raises SampleError for a bad sample, naming shard, key and offset."""
-
-    def __init__(
-        self, loader: "DataLoader[Batch | RawBatch | ShardError]", finish: DeviceDecoder | None = None
-    ) -> None:
-        self.loader = loader
-        self.finish = finish
-
-    def __iter__(self) -> Iterator[Batch]:
-        for item in self.loader:
-            if isinstance(item, ShardError):
-                raise SampleError(str(item))
-            if self.finish is None:
-                yield item
-                continue
-            try:
-                yield self.finish(item)
-            except ShardError as error:
-                raise SampleError(str(error)) from None
-
-
-class PlannedSteps(Sampler[list[Draw]]):
+class PlannedSteps(Sampler[Draws]):
     """This rank's draws of the global steps start ... stop - 1; step s is step s mod L of epoch s div L."""
 
     def __init__(self, plan: Plan, start: int, stop: int, rank: int, world_size: int) -> None:
@@ -199,11 +196,10 @@ class PlannedSteps(Sampler[list[Draw]]):
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[Draws]:
         for step in range(self.start, self.stop):
             epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
-            draws = self.plan.rank_draws(epoch, step_in_epoch, self.rank, self.world_size)
-            yield [Draw(int(s), int(seed)) for s, seed in zip(draws.samples, draws.seeds, strict=True)]
+            yield self.plan.rank_draws(epoch, step_in_epoch, self.rank, self.world_size)
 
 
 def open_recipe_shards(data: DataConfig) -> ShardSet:
@@ -215,8 +211,8 @@ def open_recipe_shards(data: DataConfig) -> ShardSet:
 def make_plan(split: Split, batch: BatchConfig, seed: int, world_size: int) -> Plan:
     """The plan of a recipe.
 
-    Raises maskreid_shards.ShardError: too few identities, P not divisible by the world size; under few_images = "all" a rank
-    that could get a single image, which batch normalisation cannot train on.
+    Raises maskreid_shards.ShardError: too few identities, P not divisible by the world size; under few_images
+    = "all" a rank that could get a single image, which batch normalisation cannot train on.
     """
     if batch.sampling == "paper":
         plan = Plan.paper(split.table, groups=world_size, seed=seed, passes=batch.passes)
@@ -241,41 +237,45 @@ def make_plan(split: Split, batch: BatchConfig, seed: int, world_size: int) -> P
 
 def training_loader(
     split: Split, plan: Plan, config: Config, start: int, rank: int, world_size: int, device: torch.device
-) -> Batches:
+) -> Iterable[Batch | SampleError]:
     """This rank's batches of steps start ... optimizer.steps - 1, over as many epochs as that takes.
 
+    A SampleError in place of a batch names shard, key and offset.
     device: where they go; decoder "gpu" decodes there, the others pin their memory for a GPU.
     """
     steps = PlannedSteps(plan, start, config.optimizer.steps, rank, world_size)
     transform = TrainTransform(config.data)
     if config.data.decoder == "gpu":
-        return _loader(RawBatches(split), steps, config.data, False, DeviceDecoder(transform, device))
+        raw_batches = _loader(RawBatches(split), steps, config.data, False)
+        return map(DeviceDecoder(transform, device), raw_batches)
     decode = decode_with_torchvision if config.data.decoder == "torchvision" else decode_pair
     dataset = PairDataset(split, transform, config.data.bad_samples > 0, decode)
     return _loader(dataset, steps, config.data, device.type == "cuda")
 
 
-def evaluation_loader(split: Split, config: Config, samples: np.ndarray, rows: int = 128) -> Batches:
+def evaluation_loader(
+    split: Split, config: Config, samples: NDArray[np.int64], rows: int = 128
+) -> Iterable[Batch | SampleError]:
     """Batches of at most `rows` of the given sample numbers, in order, without augmentation.
 
-    Numbers that follow each other share one read. Pillow decodes whatever the recipe's decoder. A bad sample is always an error: without it the figures
-    would be another data set's.
+    Numbers that follow each other share one read. Pillow decodes whatever the recipe's decoder. A bad sample
+    is always a SampleError: without it the figures would be another data set's.
     """
-    draws = [Draw(int(sample), 0) for sample in samples]
-    batches = [draws[i : i + rows] for i in range(0, len(draws), rows)]
+    batches = [_without_augmentation(split, samples[i : i + rows]) for i in range(0, len(samples), rows)]
     return _loader(PairDataset(split, EvaluationTransform(config.data)), batches, config.data, False)
 
 
+def _without_augmentation(split: Split, samples: NDArray[np.int64]) -> Draws:
+    zeros = np.zeros(len(samples), np.int64)
+    return Draws(samples, split.pids[samples], zeros, zeros.astype(np.uint64))
+
+
 def _loader(
-    dataset: PairDataset | RawBatches,
-    batches: Sampler[list[Draw]] | list[list[Draw]],
-    data: DataConfig,
-    pin: bool,
-    finish: DeviceDecoder | None = None,
-) -> Batches:
+    dataset: PairDataset | RawBatches, batches: Sampler[Draws] | list[Draws], data: DataConfig, pin: bool
+) -> "DataLoader[Any]":
     if data.workers:
         _ = dataset.split.index  # a remote one is fetched once: the workers inherit it
-    loader = DataLoader(
+    return DataLoader(
         dataset,
         sampler=batches,  # an item is a whole batch: automatic batching is off
         batch_size=None,
@@ -284,9 +284,9 @@ def _loader(
         pin_memory=pin,
         worker_init_fn=start_worker,
     )
-    return Batches(loader, finish)
 
 
 def start_worker(number: int) -> None:
-    """Leave what the parent made out of this worker's garbage collections: visiting it would copy its pages."""
+    """Leave what the parent made out of this worker's garbage collections:
+    visiting it would copy its pages."""
     gc.freeze()

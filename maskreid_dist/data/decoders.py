@@ -2,10 +2,10 @@
 
     pillow        the reference, and always that of evaluation: figures do not depend on the decoder
     torchvision   libjpeg-turbo and libpng straight into tensors, in the worker processes
-    gpu           the workers only read; nvJPEG decodes a whole batch, and the augmentation runs on the GPU too
+    gpu           the workers only read; nvJPEG decodes a whole batch, which is augmented on the GPU too
 
-Images that are no JPEG and masks that are no plain grey PNG are Pillow's everywhere, and so is whatever the others refuse: its
-errors name shard and key.
+Images that are no JPEG and masks that are no plain grey PNG are Pillow's everywhere, and so is whatever the
+others refuse: its errors name shard and key.
 """
 
 import struct
@@ -25,7 +25,8 @@ GREY = 0
 
 
 def decode_with_torchvision(raw: RawPair) -> tuple[Picture, Picture]:
-    """RGB image (3, H, W) and mask (1, H, W), uint8 tensors. Raises maskreid_shards.ShardError as `decode_pair` does."""
+    """RGB image (3, H, W) and mask (1, H, W), uint8 tensors. Raises
+    maskreid_shards.ShardError as `decode_pair` does."""
     if not _is_whole_jpeg(raw):
         return decode_pair(raw)
     size = image_size(raw)  # before any decoding: a bomb is refused by its header

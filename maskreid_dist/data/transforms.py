@@ -20,8 +20,8 @@ PairTransform = Callable[[Picture, Picture, int], Pair]
 class TrainTransform:
     """Resize, random crop, random mirror on both; colour jitter and erasing on the image (off by default).
 
-    The third argument of the call seeds all of it, so that a sample's augmentation depends on its place in the plan and
-    not on the process that draws it.
+    The third argument of the call seeds all of it, so that a sample's augmentation depends on its place in
+    the plan and not on the process that draws it.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -62,8 +62,8 @@ class EvaluationTransform:
 def _seeded(seed: int) -> Iterator[None]:
     """The CPU's global generator, which v2 draws from, starts from `seed` and is restored afterwards.
 
-    Not `torch.manual_seed` in `fork_rng`: those seed the GPUs' generators too, and format a stack trace each time,
-    which took half of the augmentation's time.
+    Not `torch.manual_seed` in `fork_rng`: those seed the GPUs' generators too, and format a stack trace each
+    time, which took half of the augmentation's time.
     """
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)

@@ -1,5 +1,6 @@
 """The two-stream network with its skipped fusing layer."""
 
-from maskreid_dist.model.network import MaskReID, Output, Stream, make_stream
+from maskreid_dist.model.build import build_network
+from maskreid_dist.model.network import MaskReID, Output, make_stream
 
-__all__ = ["MaskReID", "Output", "Stream", "make_stream"]
+__all__ = ["MaskReID", "Output", "build_network", "make_stream"]

@@ -47,8 +47,8 @@ class InceptionA(nn.Module):
 class InceptionB(nn.Module):
     """1x1 -> 3x3 s2 | 1x1 -> 3x3 -> 3x3 s2 | max pool 3x3 s2 (ceil), concatenated: 2 c + input channels.
 
-    An odd side is padded before the max pool, so that all three branches have ceil(n / 2) rows and columns. At the
-    paper's size that is DGD's pad (0, 1) of its last level, 18x7 -> 9x4, and no padding elsewhere.
+    An odd side is padded before the max pool, so that all three branches have ceil(n / 2) rows and columns.
+    At the paper's size that is DGD's pad (0, 1) of its last level, 18x7 -> 9x4, and no padding elsewhere.
     """
 
     def __init__(self, in_channels: int, branch: int) -> None:

@@ -3,23 +3,23 @@
 Axes: B batch, C channels, H rows, W columns, D embedding features.
 """
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskreid_dist.config import Fusing, Stream
 from maskreid_dist.model.inception import LEVEL_CHANNELS, InceptionA, InceptionB, conv_bn_relu, scaled
 
-Stream = Literal["raw", "masked"]
-Fusing = Literal["pool", "conv", "none"]
 STREAMS: tuple[Stream, ...] = get_args(Stream)
 MEAN_COLOUR = (102.0, 102.0, 101.0)  # of the data the paper trains on, RGB, 0..255
 STEM_CHANNELS = 32
 
 
 class Output(NamedTuple):
-    """`embedding_BD`: float32, L2-normalised rows. `logits_BC`: identity scores, or None without a classifier."""
+    """`embedding_BD`: float32, L2-normalised rows. `logits_BC`: identity scores,
+    or None without a classifier."""
 
     embedding_BD: Tensor
     logits_BC: Tensor | None
@@ -36,8 +36,8 @@ class Levels(NamedTuple):
 def make_stream(stream: Stream, image_B3HW: Tensor, mask_B1HW: Tensor) -> Tensor:
     """Network input of one stream: float32 (B, 3, H, W), mean-subtracted, in units of 255.
 
-    image_B3HW: uint8 RGB; mask_B1HW: uint8, 255 = person. Outside its mask the masked image holds the mean colour,
-    which is 0 after the subtraction.
+    image_B3HW: uint8 RGB; mask_B1HW: uint8, 255 = person. Outside its mask the masked image holds the
+    mean colour, which is 0 after the subtraction.
     """
     mean = torch.tensor(MEAN_COLOUR, device=image_B3HW.device).view(1, 3, 1, 1)
     x_B3HW = (image_B3HW.float() - mean) / 255.0
@@ -70,8 +70,8 @@ class SkippedFusing(nn.Module):
     `conv`: low and middle first pass a 1x1 conv+BN+ReLU to the width of the middle level.
     `none`: the high level alone (the ablation without fusion).
 
-    rows: each level is averaged within this many horizontal stripes, and the FC sees them all. The paper does not say how a
-    level becomes a vector; 1, the default, is global average pooling.
+    rows: each level is averaged within this many horizontal stripes, and the FC sees them all. The paper does
+    not say how a level becomes a vector; 1, the default, is global average pooling.
     """
 
     def __init__(
@@ -105,7 +105,8 @@ class MaskReID(nn.Module):
     """Unshared stems, shared Inception trunk, skipped fusing layer, optional identity classifier.
 
     streams: which inputs, in order; each gets a stem of its own. width: multiplier of every channel number.
-    classes: identities of the softmax head (`MaskReID_soft`; DGD's BN -> ReLU -> dropout -> classifier), 0 for none.
+    classes: identities of the softmax head (`MaskReID_soft`; DGD's BN -> ReLU ->
+    dropout -> classifier), 0 for none.
     """
 
     def __init__(
@@ -152,7 +153,8 @@ class MaskReID(nn.Module):
         return Levels(low, middle, self.high(middle))
 
     def forward(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Output:
-        """Embeddings and, with a classifier, identity scores, of uint8 images (B,3,H,W) and masks (B,1,H,W)."""
+        """Embeddings and, with a classifier, identity scores, of uint8 images
+        (B,3,H,W) and masks (B,1,H,W)."""
         fused_BD = self.fusing(self.features(image_B3HW, mask_B1HW))
         logits_BC = None if self.classifier is None else self.classifier(fused_BD)
         return Output(F.normalize(fused_BD.float(), dim=1), logits_BC)

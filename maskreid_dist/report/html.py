@@ -51,7 +51,8 @@ def write_report(
 ) -> None:
     """Write the report, all at once.
 
-    table: method and its six figures in per cent, the one that matters last. curves: the run's `metrics.jsonl`, may be missing.
+    table: method and its six figures in per cent, the one that matters last. curves: the
+    run's `metrics.jsonl`, may be missing.
     """
     facts_html = " ".join(f"<span><b>{escape(k)}</b> {escape(v)}</span>" for k, v in facts.items())
     head = "".join(f"<th>{name}</th>" for name in COLUMNS.values())

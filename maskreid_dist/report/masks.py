@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from maskreid_dist.files import write_atomically
-from maskreid_shards import JudgedMask, QualityReport, ShardSet, decode_pair, judge_masks
+from maskreid_shards import JudgedMask, QualityReport, ShardSet, decode_pair
 from maskreid_shards.mask_quality import DEFECTS
 
 if TYPE_CHECKING:
@@ -21,15 +19,6 @@ if TYPE_CHECKING:
 COLUMNS = 4  # samples in a row of the sheet, three pictures each
 CUT_COLOUR = (255, 0, 255)  # what the mask removes: no clothing is so magenta
 COLOURS = {"empty": "#7a1fa2", "full": "#c8322b", "fragmented": "#c77700", "tiny": "#2a5ea8"}
-
-
-def with_bar(shards: ShardSet) -> QualityReport:
-    """`judge_masks` with a bar on standard error."""
-    columns = (TextColumn("judging masks"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("masks", total=sum(len(shards.split(name)) for name in shards.splits))
-        return judge_masks(shards, progress=lambda count: bar.advance(task, count))
 
 
 def quality_lines(report: QualityReport) -> list[str]:

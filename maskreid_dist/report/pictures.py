@@ -53,7 +53,8 @@ def select_queries(average_precision: NDArray[np.float64], *, each: int) -> dict
 
 
 def ranked_list_figure(queries: Sequence[RankedQuery], path: Path) -> None:
-    """Draw ranked lists into one PNG: a row a query; query, mask-cut twin, then the list with green and red borders."""
+    """Draw ranked lists into one PNG: a row a query; query, mask-cut twin, then the
+    list with green and red borders."""
     from matplotlib.figure import Figure
 
     columns = 2 + max((len(query.ranked) for query in queries), default=0)

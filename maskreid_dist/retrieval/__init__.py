@@ -1,7 +1,8 @@
 """Exact retrieval evaluation for person re-identification: CMC, mAP, mINP and ranked lists.
 
-Nothing here holds or sorts the Q x G distance matrix. CMC, AP and INP need only the rank of every good image, which is
-one more than the number of listed gallery images before it, so gallery tiles are streamed and images are counted.
+Nothing here holds or sorts the Q x G distance matrix. CMC, AP and INP need only the rank of
+every good image, which is one more than the number of listed gallery images before it, so
+gallery tiles are streamed and images are counted.
 """
 
 from maskreid_dist.errors import RetrievalError

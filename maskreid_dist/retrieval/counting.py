@@ -1,13 +1,12 @@
 """Ranks of the good images of a block of queries, by counting over gallery tiles.
 
 Shapes: B queries of the block, T gallery images of a tile, R the largest number of good images of a query.
-The list of a query is ordered by (distance, gallery index). Its good images are ordered among themselves directly; what
-remains is to count, for each of them, the negatives that come before it. A tile's matrix product decides all negatives
-whose distance differs from the good image's by more than the product's error bound; the few others (in practice copies
-of an image) are compared by the exact pair distance. The count is thus the same for every tiling and every sharding.
+The list of a query is ordered by (distance, gallery index). Its good images are ordered among themselves
+directly; what remains is to count, for each of them, the negatives that come before it. A tile's matrix
+product decides all negatives whose distance differs from the good image's by more than the product's error
+bound; the few others (in practice copies of an image) are compared by the exact pair distance. The count is
+thus the same for every tiling and every sharding.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -24,7 +23,8 @@ _CHUNK_COMPARISONS = 1 << 22  # elements of an (undecided negatives, R) comparis
 
 @dataclass(frozen=True, eq=False)
 class GoodImages:
-    """Good images per query in list order: distance_BR (float64, padded with inf), index_BR (global, int64), number_B."""
+    """Good images per query in list order: distance_BR (float64, padded with inf),
+    index_BR (global, int64), number_B."""
 
     distance_BR: Tensor
     index_BR: Tensor
@@ -33,7 +33,8 @@ class GoodImages:
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """A block of queries against consecutive gallery images, all on the queries' device; first: global index of column 0."""
+    """A block of queries against consecutive gallery images, all on the queries' device;
+    first: global index of column 0."""
 
     query: ImageSet
     gallery: ImageSet
@@ -55,7 +56,8 @@ class Tile:
 
 
 def local_good_distances(tile: Tile, pairs: BlockPairs) -> Tensor:
-    """Exact distance of every good pair whose gallery image is in the tile, 0 for the others: (P,) float64, on the CPU."""
+    """Exact distance of every good pair whose gallery image is in the tile, 0 for the
+    others: (P,) float64, on the CPU."""
     column = pairs.good_index - tile.first
     here = np.flatnonzero((column >= 0) & (column < len(tile.gallery)))
     distance_P = torch.zeros(len(column), dtype=torch.float64)
@@ -110,7 +112,8 @@ def _unlist(distance_BT: Tensor, tile: Tile, pairs: BlockPairs) -> None:
 def _decide(
     tile: Tile, good: GoodImages, rows_b: Tensor, distance_bT: Tensor, low_bR: Tensor, high_bR: Tensor
 ) -> Tensor:
-    """Of the negatives within the error bound of a good image, those that exactly come before it: (b, R) int64."""
+    """Of the negatives within the error bound of a good image, those that exactly
+    come before it: (b, R) int64."""
     inside_bT = torch.searchsorted(low_bR, distance_bT, right=True) != torch.searchsorted(
         high_bR, distance_bT, right=True
     )
@@ -139,7 +142,8 @@ def count_below(values_BT: Tensor, threshold_BR: Tensor, number_B: IntArray) -> 
     values, thresholds = values_BT.numpy(), threshold_BR.numpy()
     below = np.zeros(thresholds.shape, dtype=np.int64)
     for b, number in enumerate(number_B):
-        # One vectorised comparison over a row in cache beats a binary search per value for the field's R of 5 to 50.
+        # One vectorised comparison over a row in cache beats a binary search per value for the field's R of 5
+        # to 50.
         row = values[b]
         row = row[row < thresholds[b, number - 1]]
         for r in range(number):
@@ -148,7 +152,8 @@ def count_below(values_BT: Tensor, threshold_BR: Tensor, number_B: IntArray) -> 
 
 
 def _count_below_by_search(values_BT: Tensor, threshold_BR: Tensor) -> Tensor:
-    """The same for a GPU: every value finds its place among the thresholds, places are counted, counts summed up."""
+    """The same for a GPU: every value finds its place among the thresholds, places
+    are counted, counts summed up."""
     rows, bins = threshold_BR.shape[0], threshold_BR.shape[1] + 1
     place_BT = torch.searchsorted(threshold_BR.contiguous(), values_BT, right=True)
     place_BT += torch.arange(rows, device=values_BT.device)[:, None] * bins

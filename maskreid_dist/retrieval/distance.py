@@ -4,15 +4,13 @@ Shapes: B queries of a block, T gallery images of a tile, N pairs, D dimensions.
 
 Two computations of the same quantity, for two purposes:
 
-- `pair_distances` defines the distance. Its bits depend on the two rows alone: products and a fixed tree of element-wise
-  additions, each rounded once by IEEE 754, on any device, in any batch, on any number of ranks. Two copies of one image
-  are therefore at exactly the same distance wherever they lie.
-- `tile_distances` is one matrix product, whose last bits may change with the call's shape, the library and the thread
-  count. `error_bound` bounds its difference from the definition; whoever compares inside that bound must ask
-  `pair_distances`.
+- `pair_distances` defines the distance. Its bits depend on the two rows alone: products and a fixed tree of
+  element-wise additions, each rounded once by IEEE 754, on any device, in any batch, on any number of ranks.
+  Two copies of one image are therefore at exactly the same distance wherever they lie.
+- `tile_distances` is one matrix product, whose last bits may change with the call's shape, the library and
+  the thread count. `error_bound` bounds its difference from the definition; whoever compares inside that
+  bound must ask `pair_distances`.
 """
-
-from __future__ import annotations
 
 from typing import Literal
 
@@ -73,8 +71,9 @@ def tile_distances(
 def error_bound(query_norms_B: Tensor, gallery_norms_T: Tensor, dimensions: int, metric: Metric) -> Tensor:
     """Bound on |tile_distances - pair_distances| for any gallery image of the tile: (B,) float64.
 
-    A dot product of D terms in any order is off by at most D u |q||g| (Higham, Accuracy and Stability of Numerical
-    Algorithms, ch. 3), u = 2^-53; both computations may be off, and 16 covers norms, quotients and final sums.
+    A dot product of D terms in any order is off by at most D u |q||g| (Higham, Accuracy and Stability of
+    Numerical Algorithms, ch. 3), u = 2^-53; both computations may be off, and 16 covers norms, quotients and
+    final sums.
     """
     relative = 2.0 * (dimensions + 16) * 2.0**-53
     if metric == "cosine":

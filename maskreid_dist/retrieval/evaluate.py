@@ -1,6 +1,5 @@
-"""evaluate_retrieval: exact CMC, mAP and mINP in memory O(tile), on one process or with a gallery spread over ranks."""
-
-from __future__ import annotations
+"""evaluate_retrieval: exact CMC, mAP and mINP in memory O(tile), on one process or
+with a gallery spread over ranks."""
 
 from typing import Literal, cast
 
@@ -11,7 +10,7 @@ import torch.distributed as dist
 from maskreid_dist.errors import RetrievalError
 from maskreid_dist.retrieval.counting import Tile, count_before, local_good_distances, order_good_images
 from maskreid_dist.retrieval.distance import Metric
-from maskreid_dist.retrieval.group import Layout, share_layout, sum_over_ranks
+from maskreid_dist.retrieval.group import GalleryLabels, share_labels, sum_over_ranks
 from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, check_widths, image_set
 from maskreid_dist.retrieval.pairs import IntArray, block_pairs
 from maskreid_dist.retrieval.result import AP_NAMES, ApName, RetrievalResult
@@ -41,18 +40,21 @@ def evaluate_retrieval(
 ) -> RetrievalResult:
     """Rank the gallery for every query and score the lists (multi-gallery-shot CMC, mAP, mINP).
 
-    query (Q, D), gallery (G, D): NumPy or torch, any floating dtype; the computation is float64 on the queries' device.
-    *_pids, *_camids: (Q,) and (G,) integers. For a query of pid q and camera c, good are the gallery images of pid q
-    from another camera; junk, of pid -1 or of pid q from camera c, leaves the list before ranks are counted;
-    everything else is a negative, distractors (pid 0) included. Ties are ordered by gallery index.
+    query (Q, D), gallery (G, D): NumPy or torch, any floating dtype; the computation
+    is float64 on the queries' device.
+    *_pids, *_camids: (Q,) and (G,) integers. For a query of pid q and camera c, good are the gallery images
+    of pid q from another camera; junk, of pid -1 or of pid q from camera c, leaves the list before ranks are
+    counted; everything else is a negative, distractors (pid 0) included. Ties are ordered by gallery index.
     The curve has min(max_rank, G) ranks, G with junk.
 
-    ap: "hits", (1/R) sum i/r_i (Torchreid, FastReID); "trapezoid", Market-1501's MATLAB code. Never mix them in a table.
-    group: a process group. The gallery arguments are then this rank's rows (the global order is rank order; a rank may
-    have none), the queries are the same on all ranks, and the result is, bit for bit, that of one process on every
-    rank. All ranks of the group take part.
+    ap: "hits", (1/R) sum i/r_i (Torchreid, FastReID); "trapezoid", Market-1501's
+    MATLAB code. Never mix them in a table.
+    group: a process group. The gallery arguments are then this rank's rows (the global order is rank order; a
+    rank may have none), the queries are the same on all ranks, and the result is, bit for bit, that of one
+    process on every rank. All ranks of the group take part.
 
-    Equals Torchreid's eval_market1501 bit for bit (CMC float32, AP float64) where no two distances are tied.
+    Equals Torchreid's eval_market1501 bit for bit (CMC float32, AP float64) where no two distances
+    are tied, in a gallery without pid -1.
     Raises RetrievalError when no query has a good image, ValueError for bad input.
     """
     if ap not in AP_NAMES:
@@ -68,28 +70,29 @@ def evaluate_retrieval(
             raise ValueError("there is no query image")
     except ValueError as error:
         query_set, problem = None, error
-    layout = share_layout(query_set, gallery_set, problem, group)
+    labels = share_labels(query_set, gallery_set, problem, group)
     query_set, gallery_set = cast(ImageSet, query_set), cast(ImageSet, gallery_set)
-    if not len(layout.gallery.pids):
+    if not len(labels.gallery.pids):
         raise ValueError("there is no gallery image")
-    ranks, listed_Q = _rank_good_images(query_set, gallery_set, layout, metric, group)
+    ranks, listed_Q = _rank_good_images(query_set, gallery_set, labels, metric, group)
     if not any(map(len, ranks)):
-        raise RetrievalError(_why_no_query_is_valid(query_set, layout))
-    return _score(ranks, listed_Q, ap, min(max_rank, len(layout.gallery.pids)))
+        raise RetrievalError(_why_no_query_is_valid(query_set, labels))
+    return _score(ranks, listed_Q, ap, min(max_rank, len(labels.gallery.pids)))
 
 
 def _rank_good_images(
-    query: ImageSet, gallery: ImageSet, layout: Layout, metric: Metric, group: dist.ProcessGroup | None
+    query: ImageSet, gallery: ImageSet, labels: GalleryLabels, metric: Metric, group: dist.ProcessGroup | None
 ) -> tuple[list[IntArray], IntArray]:
     """For every query the ascending ranks of its good images (empty: none) and the length of its list.
 
-    Two all-reduces, of one number per good image each; all ranks hold the same labels, so all agree on their number.
+    Two all-reduces, of one number per good image each; all ranks hold the same
+    labels, so all agree on their number.
     """
     device = query.features.device
     blocks = [_part(query, start, start + QUERY_BLOCK) for start in range(0, len(query), QUERY_BLOCK)]
-    pairs = [block_pairs(block.pids, block.camids, layout.gallery) for block in blocks]
+    pairs = [block_pairs(block.pids, block.camids, labels.gallery) for block in blocks]
     distances = [
-        local_good_distances(Tile(block, gallery, layout.offset, metric), block_pair)
+        local_good_distances(Tile(block, gallery, labels.offset, metric), block_pair)
         for block, block_pair in zip(blocks, pairs, strict=True)
     ]
     sizes = [len(distance) for distance in distances]
@@ -99,7 +102,7 @@ def _rank_good_images(
     for start in range(0, len(gallery), GALLERY_TILE):
         part = _part(gallery, start, start + GALLERY_TILE, device)
         for b, block in enumerate(blocks):
-            before[b] += count_before(Tile(block, part, layout.offset + start, metric), pairs[b], good[b])
+            before[b] += count_before(Tile(block, part, labels.offset + start, metric), pairs[b], good[b])
     total = sum_over_ranks(torch.cat([counts.flatten() for counts in before]), group).cpu()
     number_Q = np.concatenate([good_images.number_B for good_images in good])
     rows = [
@@ -143,18 +146,18 @@ def _score(ranks: list[IntArray], listed_Q: IntArray, ap: ApName, max_rank: int)
     )
 
 
-def _why_no_query_is_valid(query: ImageSet, layout: Layout) -> str:
-    cameras = np.union1d(query.camids, layout.gallery.camids)
-    images = len(query) + len(layout.gallery.pids)
+def _why_no_query_is_valid(query: ImageSet, labels: GalleryLabels) -> str:
+    cameras = np.union1d(query.camids, labels.gallery.camids)
+    images = len(query) + len(labels.gallery.pids)
     if len(cameras) == 1:
         return (
             f"no query has a match in another camera: all {images} query and gallery images come from camera "
             f"{cameras[0]}"
         )
-    if not np.intersect1d(query.pids, layout.gallery.sorted_pids).size:
+    if not np.intersect1d(query.pids, labels.gallery.sorted_pids).size:
         return (
             f"no query has a match: none of the {len(np.unique(query.pids))} query identities occurs among the "
-            f"{len(np.unique(layout.gallery.sorted_pids))} gallery identities"
+            f"{len(np.unique(labels.gallery.sorted_pids))} gallery identities"
         )
     return (
         f"no query has a match in another camera: each of the {len(query)} queries meets its identity only in images "

@@ -1,10 +1,8 @@
 """The collectives of an evaluation whose gallery is spread over the ranks of a process group.
 
-Every rank of the group takes part in every function here, in the same order; with `group=None` nothing is sent.
-Only labels, good images' distances and counts travel, never features.
+Every rank of the group takes part in every function here, in the same order; with `group=None` nothing is
+sent. Only labels, good images' distances and counts travel, never features.
 """
-
-from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
@@ -20,24 +18,24 @@ from maskreid_dist.retrieval.pairs import GalleryIndex
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class GalleryLabels:
     """Labels of the whole gallery in rank order, and the global index of this rank's first gallery image."""
 
     gallery: GalleryIndex
     offset: int
 
 
-def share_layout(
+def share_labels(
     query: ImageSet | None,
     gallery: ImageSet | None,
     problem: ValueError | None,
     group: dist.ProcessGroup | None,
-) -> Layout:
+) -> GalleryLabels:
     """Exchange labels; bad input on any rank raises ValueError on every rank, so that none waits for ever."""
     if group is None:
         if problem is not None or query is None or gallery is None:
             raise problem or ValueError("no query and gallery given")
-        return Layout(GalleryIndex.build(gallery.pids, gallery.camids), 0)
+        return GalleryLabels(GalleryIndex.build(gallery.pids, gallery.camids), 0)
     facts = _gather(torch.tensor(_facts(query, gallery), dtype=torch.int64), group).numpy()
     if problem is not None:
         raise problem
@@ -55,11 +53,12 @@ def share_layout(
     labels = _gather(padded, group).numpy()
     pids = np.concatenate([labels[rank, 0, :size] for rank, size in enumerate(sizes)])
     camids = np.concatenate([labels[rank, 1, :size] for rank, size in enumerate(sizes)])
-    return Layout(GalleryIndex.build(pids, camids), int(sizes[: dist.get_rank(group)].sum()))
+    return GalleryLabels(GalleryIndex.build(pids, camids), int(sizes[: dist.get_rank(group)].sum()))
 
 
 def sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Element-wise sum over the ranks, on the values' device. Exact for counts and for values only one rank holds."""
+    """Element-wise sum over the ranks, on the values' device. Exact for counts and
+    for values only one rank holds."""
     if group is None:
         return values
     sent = values.to(_device(group), copy=True)

@@ -1,7 +1,5 @@
 """Checks of features and labels: every refusal is a ValueError of one line that names the argument."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -73,7 +71,8 @@ def _features(side: Side, values: Features) -> Tensor:
 def _shared_tensor(values: NDArray[np.floating]) -> Tensor:
     """The array as a tensor on the same memory; a copy only of what torch cannot describe.
 
-    That memory may be read-only, such as a file's (`np.load(..., mmap_mode="r")`): nothing here ever writes to it.
+    That memory may be read-only, such as a file's (`np.load(...,
+    mmap_mode="r")`): nothing here ever writes to it.
     """
     array = np.asarray(values)
     if min(array.strides, default=0) < 0:

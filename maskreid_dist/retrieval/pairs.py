@@ -1,6 +1,5 @@
-"""Which gallery images are good, junk or listed for each query, by sorted identity labels: no Q x G matrix of booleans."""
-
-from __future__ import annotations
+"""Which gallery images are good, junk or listed for each query, by sorted identity
+labels: no Q x G matrix of booleans."""
 
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ class GalleryIndex:
     sorted_pids: IntArray
 
     @classmethod
-    def build(cls, pids: IntArray, camids: IntArray) -> GalleryIndex:
+    def build(cls, pids: IntArray, camids: IntArray) -> "GalleryIndex":
         usable = np.flatnonzero(pids != JUNK_PID)
         by_pid = usable[np.argsort(pids[usable], kind="stable")]
         return cls(pids=pids, camids=camids, by_pid=by_pid, sorted_pids=pids[by_pid])
@@ -43,7 +42,8 @@ class BlockPairs:
 
 
 def block_pairs(query_pids_B: IntArray, query_camids_B: IntArray, gallery: GalleryIndex) -> BlockPairs:
-    """Good: the query's pid in another camera. Junk: pid -1 (never in the index) and the query's pid in its own camera."""
+    """Good: the query's pid in another camera. Junk: pid -1 (never in the index) and
+    the query's pid in its own camera."""
     first = np.searchsorted(gallery.sorted_pids, query_pids_B, side="left")
     count = np.searchsorted(gallery.sorted_pids, query_pids_B, side="right") - first
     row = np.repeat(np.arange(len(query_pids_B)), count)

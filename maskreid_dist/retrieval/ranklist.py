@@ -1,7 +1,5 @@
 """Ranked lists of chosen queries, for reports: the whole order, so for few queries only."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +15,8 @@ from maskreid_dist.retrieval.pairs import JUNK_PID
 
 @dataclass(frozen=True, eq=False)
 class RankList:
-    """The first n images of a query's list: gallery_index (n,) int64, distance (n,) float64, correct (n,) bool."""
+    """The first n images of a query's list: gallery_index (n,) int64, distance
+    (n,) float64, correct (n,) bool."""
 
     query: int
     gallery_index: NDArray[np.int64]
@@ -37,10 +36,12 @@ def rank_list(
     top: int = 10,
     metric: Literal["cosine", "euclidean"] = "cosine",
 ) -> list[RankList]:
-    """The `top` first non-junk gallery images of each query in `queries` (row numbers), in the order that is evaluated.
+    """The `top` first non-junk gallery images of each query in `queries` (row
+    numbers), in the order that is evaluated.
 
-    Arguments as for `evaluate_retrieval`. distance: cosine (1 - similarity) or Euclidean. A list is shorter than `top`
-    when fewer images remain after junk. Time O(G log G) and memory O(G) per query. Raises ValueError for bad input.
+    Arguments as for `evaluate_retrieval`. distance: cosine (1 - similarity) or Euclidean. A list is
+    shorter than `top` when fewer images remain after junk. Time O(G log G) and memory O(G) per
+    query. Raises ValueError for bad input.
     """
     query_set = image_set("query", query, query_pids, query_camids, metric=metric)
     gallery_set = image_set("gallery", gallery, gallery_pids, gallery_camids, metric=metric)

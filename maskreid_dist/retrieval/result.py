@@ -1,7 +1,5 @@
 """What an evaluation returns."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +14,13 @@ AP_NAMES: tuple[str, ...] = ("hits", "trapezoid")
 class RetrievalResult:
     """Scores over the valid queries, as fractions in [0, 1].
 
-    cmc: (max_rank,) float32, cmc[k - 1] is the share of valid queries with a hit among the first k listed images.
-    mAP: the mean of average_precision over valid queries; `ap` names the definition, and both are kept beside it.
+    cmc: (max_rank,) float32, cmc[k - 1] is the share of valid queries with a hit
+    among the first k listed images.
+    mAP: the mean of average_precision over valid queries; `ap` names the
+    definition, and both are kept beside it.
     mINP: mean of R / r_R, r_R the rank of a query's last good image (Ye et al., TPAMI 2021).
     average_precision: (Q,) float64 by the definition in `ap`, nan for a skipped query.
-    skipped_queries: queries without a good image; they count neither above nor below the fraction line.
+    skipped_queries: queries without a good image, excluded from every mean.
     """
 
     cmc: NDArray[np.float32]

@@ -1,0 +1,165 @@
+"""The program `maskreid`. Each command validates, then calls the library; a
+UserError is one line and status 2.
+
+Commands import what they need when they run: torch takes two seconds, also in
+every worker process of a conversion.
+"""
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from maskreid_dist import __version__
+from maskreid_dist.cli.bench import bench_app
+from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.inspect import plan, stats, verify
+from maskreid_dist.cli.layouts import convert_app, segment_app
+from maskreid_dist.cli.masks import masks
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train and evaluate MaskReID, a mask-based deep ranking network for person re-identification.",
+)
+app.add_typer(convert_app, name="convert")
+app.add_typer(segment_app, name="segment")
+app.command()(masks)
+app.add_typer(bench_app, name="bench")
+app.command()(verify)
+app.command()(plan)
+app.command()(stats)
+
+Recipe = Annotated[
+    Path, typer.Argument(help="TOML recipe, such as launch/recipes/walkers_demo.toml.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. optimizer.lr=0.01; repeatable."),
+]
+Runs = Annotated[Path, typer.Option(help="Directory of run directories.")]
+
+
+@app.command()
+@one_line_errors
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint that verifies.")
+    ] = False,
+    local_rank: Annotated[
+        int, typer.Option("--local_rank", hidden=True, help="Passed by the deepspeed launcher.")
+    ] = 0,
+) -> None:
+    """Train a recipe: in this process, or as one rank under `deepspeed` or `torchrun`."""
+    from maskreid_dist.recipe import load_recipe
+
+    config = load_recipe(recipe, overrides or ())
+    quiet_libraries()
+    from maskreid_dist.training.loop import train as train_recipe
+
+    status = train_recipe(config, runs, resume)
+    sys.stdout.flush()
+    raise typer.Exit(status)
+
+
+@app.command()
+@one_line_errors
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
+    shards: Annotated[
+        str,
+        typer.Argument(
+            help="Shards with the splits query and gallery, a folder or a URL.", show_default=False
+        ),
+    ],
+    ap: Annotated[
+        Literal["hits", "trapezoid"],
+        typer.Option(help="Definition of AP that orders the queries of the report."),
+    ] = "hits",
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report with ranked lists here.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the figures as JSON here.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Keep the shards of a URL in this folder.")] = None,
+) -> None:
+    """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
+    from maskreid_dist.evaluation.evaluate import evaluate_checkpoint, percentages, print_table, write_json
+    from maskreid_dist.evaluation.run_report import write_run_report
+    from maskreid_dist.files import check_writable
+    from maskreid_shards import open_shards
+
+    for path in (report, output):
+        if path:
+            check_writable(path)
+    console = Console()
+    shard_set = open_shards(shards, cache=cache)
+    found, ranked = evaluate_checkpoint(checkpoint, shard_set, console, ap)
+    print_table(console, [ranked])
+    result = ranked.result
+    console.print(
+        f"{result.valid_queries} valid queries, {result.skipped_queries} skipped (no match in another camera)"
+    )
+    if output:
+        write_json(output, {"unit": "percent", **percentages(result)})
+        print(f"figures: {output}")
+    if report:
+        write_run_report(report, found, shard_set, [ranked], ranked)
+        print(f"report: {report}")
+
+
+@app.command()
+@one_line_errors
+def demo(
+    recipe: Annotated[Path, typer.Option(help="Recipe to train.")] = Path("launch/recipes/walkers_demo.toml"),
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    ranks: Annotated[int, typer.Option(min=1, help="DeepSpeed ranks on this machine.")] = 2,
+) -> None:
+    """Train on the shards of the repository, rank their gallery, and write a report to look at."""
+    from maskreid_dist.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(recipe, list(overrides or ()), runs, ranks))
+
+
+@app.command()
+@one_line_errors
+def recipe(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Validate a recipe and print the whole configuration as JSON."""
+    from maskreid_dist.recipe import load_recipe
+
+    print(json.dumps(load_recipe(recipe, overrides or ()).model_dump(mode="json"), indent=2))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def quiet_libraries() -> None:
+    """DeepSpeed logs every default at start-up; errors and warnings of ours remain."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found no GPU
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="deepspeed|torch")
+
+
+def main() -> None:
+    app()
+
+
+def train_main() -> None:
+    """`launch/train.py`: the train command alone."""
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command()(train)
+    single()

@@ -1,0 +1,147 @@
+"""`maskreid bench`: measurements that anyone can repeat."""
+
+import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from maskreid_dist.cli.failures import one_line_errors
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure the loss step, the loader and the converters.")
+
+
+# These two have their options in maskreid_kernels.bench, --help too.
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@bench_app.command("loss", context_settings=PASSED_ON, add_help_option=False)
+@one_line_errors
+def bench_loss(context: typer.Context) -> None:
+    """Time, peak memory and gradient error of the losses, beside eager, lean and library forms of them."""
+    _of_the_kernels("loss", context)
+
+
+@bench_app.command("exactness", context_settings=PASSED_ON, add_help_option=False)
+@one_line_errors
+def bench_exactness(context: typer.Context) -> None:
+    """Gradients and logged values of every loss over gloo ranks, against one process on the whole batch."""
+    _of_the_kernels("exactness", context)
+
+
+def _of_the_kernels(command: str, context: typer.Context) -> None:
+    from maskreid_kernels.bench.command_line import main
+
+    raise typer.Exit(main([command, *context.args], program="maskreid bench"))
+
+
+@bench_app.command("plan")
+@one_line_errors
+def bench_plan(
+    identities: Annotated[int, typer.Option(min=1000, help="Made up, with a Zipf tail.")] = 1_000_000,
+) -> None:
+    """Time and memory of the plan; exit status 1 when a million identities take more than 1 s or 64 MB."""
+    from maskreid_shards.bench.plan import measure_plan
+
+    cost = measure_plan(identities)
+    kept = cost.first_step_ms < 1000 and cost.peak_mb < 64
+    print(f"{cost.identities} identities, P x K = 64 x 4")
+    print(f"first step of an epoch: {cost.first_step_ms:.0f} ms, {cost.peak_mb:.1f} MB at most")
+    print(f"a later step: {cost.next_step_ms:.2f} ms")
+    print(f"{'PASS' if kept else 'MISS'}, promised for a million: below 1000 ms and 64 MB")
+    raise typer.Exit(0 if kept else 1)
+
+
+@bench_app.command("convert")
+@one_line_errors
+def bench_convert(
+    source: Annotated[
+        Path | None,
+        typer.Option(help="Folder in Market-1501's layout. Default: the files inside --shards, extracted."),
+    ] = None,
+    shards: Annotated[Path, typer.Option(help="Shards to extract where no --source is given.")] = Path(
+        "shards/walkers"
+    ),
+    workers: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable. Default: 1, 2.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Medians are over these, after one to warm up.")] = 5,
+    output: Annotated[Path | None, typer.Option(help="Write the table as CSV here.")] = None,
+) -> None:
+    """Pairs per second of converting loose files, per core (CPU time) and of wall time."""
+    from maskreid_kernels.bench.figures import Promise, write_rows
+    from maskreid_shards.bench.convert import loose_files, measure_conversion
+
+    console = Console()
+    with loose_files(source, shards) as folder, console.status("converting"):
+        found = [measure_conversion(folder, count, runs) for count in workers or (1, 2)]
+    table = Table(title=f"{found[0].pairs} pairs, medians of {runs}")
+    for heading in ("workers", "pairs/s per core", "pairs/s", "CPU s", "wall s"):
+        table.add_column(heading)
+    for row in found:
+        figures = (row.core_pairs_s, row.wall_pairs_s)
+        table.add_row(
+            str(row.workers), *(f"{f:,.0f}" for f in figures), f"{row.cpu_s:.2f}", f"{row.wall_s:.2f}"
+        )
+    console.print(table)
+    if output:
+        write_rows(output, [{"date": datetime.date.today().isoformat(), **vars(row)} for row in found])
+    promise = Promise("pairs/s per core", found[0].core_pairs_s, 3000, True)
+    console.print(promise.line(), highlight=False)
+    raise typer.Exit(0 if promise.kept else 1)
+
+
+@bench_app.command("loader")
+@one_line_errors
+def bench_loader(
+    shards: Annotated[Path, typer.Option(help="Shards whose train split is repeated.")] = Path(
+        "shards/walkers"
+    ),
+    pairs: Annotated[
+        int, typer.Option(min=64, help="In the repeated data set. Default: Market-1501's.")
+    ] = 12936,
+    workers: Annotated[list[int] | None, typer.Option(min=0, help="Repeatable. Default: 0, 1, 2, 4.")] = None,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Batches of 16 x 4 of a figure; 3 times as many of warm augmentation.")
+    ] = 24,
+    rounds: Annotated[int, typer.Option(min=1, help="Medians are over these.")] = 5,
+    cold: Annotated[bool, typer.Option(help="Measure with a cold page cache too.")] = True,
+    drop_caches: Annotated[
+        bool, typer.Option("--drop-caches", help="Cold: empty all caches of this machine, as root.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder for the CSV, the plot and the report.")] = None,
+) -> None:
+    """Pairs per second of reading, decoding and augmenting, beside webdataset and
+    loose files; memory of a worker."""
+    from maskreid_dist.bench import loader, loader_data, loader_report
+    from maskreid_kernels.bench.figures import Machine, write_whole
+
+    console = Console()
+    machine = Machine.here("cpu")
+    loader.check_peers()
+    if drop_caches:
+        loader_data.check_drop_caches()
+    with console.status("writing the data set") as status, loader_data.repeated_pairs(shards, pairs) as data:
+        bench = loader.LoaderBench(data, steps, drop_caches)
+        runs = loader.all_runs(tuple(sorted(set(workers or (0, 1, 2, 4)))), cold)
+        speeds = loader.measure(bench, runs, rounds, status.update)
+        status.update("memory of a worker over an epoch")
+        memory = loader.worker_memory(bench)
+        found = loader_report.LoaderResults(len(data.split), steps, drop_caches, speeds, memory)
+    table = Table(title=f"{found.pairs} pairs, pairs per second, medians of {rounds}", box=None)
+    for number, heading in enumerate(loader_report.COLUMNS):
+        table.add_column(heading, justify="right" if number in (2, 4, 5, 6, 7) else "left", no_wrap=True)
+    for cells in loader_report.table(found):
+        table.add_row(*cells, style="bold" if cells[3] == "shards" else "")
+    console.print(table)
+    promises = loader_report.promises(found)
+    for promise in promises:
+        console.print(promise.line(), highlight=False)
+    if output:
+        stem = output / f"{machine.date}-loader"
+        loader_report.write_csv(stem.with_suffix(".csv"), found, machine)
+        loader_report.write_plot(stem.with_suffix(".png"), found)
+        text = loader_report.markdown(found, machine, stem.with_suffix(".png"))
+        write_whole(stem.with_suffix(".md"), text.encode())
+        console.print(f"written: {stem}.csv, .md, .png")
+    raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)

@@ -1,0 +1,82 @@
+"""`maskreid demo`: the whole path on the data set that the repository carries."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from maskreid_dist.cli.launcher import launch_training
+from maskreid_dist.config import Config
+from maskreid_dist.data.batches import make_plan, open_recipe_shards
+from maskreid_dist.evaluation.evaluate import (
+    Ranked,
+    check_queries,
+    evaluate_checkpoint,
+    percentages,
+    print_table,
+    rank_histogram,
+    rank_network,
+    write_json,
+)
+from maskreid_dist.evaluation.histogram import HISTOGRAM_BASELINES
+from maskreid_dist.evaluation.run_report import write_run_report
+from maskreid_dist.model import build_network
+from maskreid_dist.model.checkpoint import find_checkpoint, finished_checkpoints
+from maskreid_dist.recipe import load_recipe
+from maskreid_dist.run_directory import CHECKPOINTS
+from maskreid_dist.training.world import EXIT_STOPPED
+
+
+def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> int:
+    """Train (or continue), evaluate, print the table, write `metrics.json` and
+    `report.html`; returns the exit status."""
+    started = time.monotonic()
+    config = load_recipe(recipe, overrides)
+    shards = open_recipe_shards(config.data)
+    run = runs / config.name
+    console = Console()
+    if torch.cuda.is_available():
+        ranks = min(ranks, torch.cuda.device_count())
+    # What would fail after minutes fails now.
+    make_plan(shards.split("train"), config.batch, config.seed, ranks)
+    check_queries(shards)
+    if not _is_trained(run, config):
+        status = launch_training(recipe, overrides, runs, run, ranks)
+        if status == EXIT_STOPPED:
+            console.print("stopped and saved; the same command continues")
+        if status:
+            return status
+    checkpoint, trained = evaluate_checkpoint(run, shards, console)
+    torch.manual_seed(config.seed)
+    untrained = rank_network("untrained network", build_network(config, 0), config, shards, console)
+    histograms = [rank_histogram(b.name, shards, b.stripes, b.masked) for b in HISTOGRAM_BASELINES]
+    rows = [
+        untrained,
+        *histograms,
+        Ranked(f"MaskReID, {checkpoint.step} steps", trained.query, trained.gallery, trained.result),
+    ]
+    print_table(console, rows)
+    result = trained.result
+    console.print(
+        f"{result.valid_queries} queries, {result.skipped_queries} skipped; {len(shards.split('gallery'))} gallery images"
+    )
+    best = max(histograms, key=lambda row: row.result.mAP_hits)
+    figures = {"untrained": untrained, "histogram": best, "trained": trained}
+    write_json(
+        run / "metrics.json", {"unit": "percent"} | {k: percentages(v.result) for k, v in figures.items()}
+    )
+    write_run_report(run / "report.html", checkpoint, shards, rows, rows[-1])
+    # Plain print: rich would wrap and restyle paths.
+    print(f"figures: {run / 'metrics.json'}\nreport:  {run / 'report.html'}")
+    console.print(f"this call took {(time.monotonic() - started) / 60:.1f} minutes")
+    return 0
+
+
+def _is_trained(run: Path, config: Config) -> bool:
+    """Whether the run's newest checkpoint is its last; the training itself checks that it fits the recipe."""
+    if not finished_checkpoints(run / CHECKPOINTS):
+        return False
+    checkpoint, _ = find_checkpoint(run)
+    return checkpoint.config.model_dump() == config.model_dump() and checkpoint.step >= config.optimizer.steps

@@ -1,0 +1,39 @@
+"""How every command ends on bad input: one line on standard error, exit status 2."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from maskreid_dist.errors import UserError
+from maskreid_dist.training.environment import is_first_process
+from maskreid_shards import RemoteError, ShardError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn the user's errors into one line on standard error and exit status 2.
+
+    All ranks raise alike (what only one of them meets is voted on), and rank 0 prints. Only before the ranks
+    know of each other may one of them fail alone, when the store does not answer it: that one prints too.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (UserError, ShardError) as error:
+            if is_first_process() or isinstance(error, RemoteError):
+                print(f"maskreid: error: {error}", file=sys.stderr, flush=True)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.filename is None:  # not about a file: a defect, with its traceback
+                raise
+            print(f"maskreid: error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+            raise typer.Exit(2) from None
+
+    return wrapped

@@ -1,0 +1,106 @@
+"""The options about masks that `convert` and `segment` have in common, and what they mean together."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from maskreid_dist.cli.progress import progress_bar
+from maskreid_dist.errors import UserError
+from maskreid_shards import Layout, MaskOptions
+
+Model = Literal["deeplabv3_resnet50", "fcn_resnet50", "maskrcnn_resnet50"]
+
+Masks = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|PATTERN",
+        help="Masks: a folder that mirrors the data set (same stem, .png), or a pattern with {folder}, {stem}, {name}, {split}. "
+        "Default: sibling folders <folder>_seg. With --segment: where the made masks go, default OUT-masks.",
+    ),
+]
+MaskKind = Annotated[
+    Literal["soft", "label", "parsing"] | None,
+    typer.Option(
+        help="Pixels are grey (soft, 255 = person), labels (see --person-label), or a parsing (above 0 = person). Default: soft."
+    ),
+]
+PersonLabels = Annotated[
+    list[int] | None,
+    typer.Option("--person-label", help="Pixel value that is person in a label map; repeatable."),
+]
+InvertMasks = Annotated[bool, typer.Option("--invert-masks", help="What the mask leaves out is the person.")]
+Segment = Annotated[
+    Model | None, typer.Option(help="Make the masks with this network of torchvision; resumable.")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--segment-weights", help="State dict. Default: torchvision's, from torch.hub's cache or the network."
+    ),
+]
+Device = Annotated[str, typer.Option("--segment-device", help="auto, cpu, cuda or cuda:N.")]
+Batch = Annotated[int, typer.Option("--segment-batch", min=1, help="Images a batch of the network.")]
+Height = Annotated[
+    int,
+    typer.Option(
+        "--segment-height", min=64, help="Height in pixels that crops are enlarged to for the network."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class MaskFlags:
+    """The values of the options above, as given."""
+
+    masks: str | None = None
+    mask_kind: Literal["soft", "label", "parsing"] | None = None
+    person_labels: tuple[int, ...] = ()
+    invert_masks: bool = False
+    segment: Model | None = None
+    segment_weights: Path | None = None
+    segment_device: str = "auto"
+    segment_batch: int = 16
+    segment_height: int = 512
+
+    def options(self, out: Path) -> MaskOptions:
+        """What `convert` is told; nothing is made yet.
+
+        Raises UserError: options that contradict each other. ShardError: see MaskOptions.
+        """
+        if self.segment is None:
+            if self.segment_weights is not None:
+                raise UserError(
+                    "--segment-weights without --segment: name the network, such as --segment fcn_resnet50"
+                )
+            kind = self.mask_kind or ("label" if self.person_labels else "soft")
+            return MaskOptions(self.masks, kind, self.person_labels, self.invert_masks)
+        if self.mask_kind or self.person_labels or self.invert_masks:
+            raise UserError(
+                "--segment makes soft masks: leave out --mask-kind, --person-label and --invert-masks"
+            )
+        if self.masks is not None and "{" in self.masks:
+            raise UserError(
+                f"--masks {self.masks}: with --segment this is the folder for the masks, without fields"
+            )
+        return MaskOptions(self.masks or str(out.with_name(f"{out.name}-masks")))
+
+    def make(self, layout: Layout, options: MaskOptions) -> list[str]:
+        """Segment what has no mask yet, if that was asked for; returns the report's lines."""
+        if self.segment is None or options.location is None:
+            return []
+        from maskreid_dist.segmentation.masks import segment
+
+        with progress_bar("segmenting") as progress:
+            report = segment(
+                layout,
+                Path(options.location),
+                model=self.segment,
+                weights=self.segment_weights,
+                device=self.segment_device,
+                batch_size=self.segment_batch,
+                input_height=self.segment_height,
+                progress=progress,
+            )
+        return report.lines()

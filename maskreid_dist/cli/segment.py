@@ -1,0 +1,53 @@
+"""What every `maskreid segment LAYOUT` does with what the layout's scanner found;
+its options are the parameters."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maskreid_dist.cli import mask_flags as flags
+from maskreid_dist.cli.progress import progress_bar
+from maskreid_shards import Layout
+
+
+def segment_layout(
+    scan: Callable[[], Layout],
+    name: str,
+    *,
+    out: Annotated[
+        Path, typer.Argument(help="Folder for the masks; existing ones are kept.", show_default=False)
+    ],
+    model: Annotated[flags.Model, typer.Option(help="Network of torchvision.")] = "deeplabv3_resnet50",
+    segment_weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights", help="State dict. Default: torchvision's, from torch.hub's cache or the network."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
+    height: Annotated[int, typer.Option(min=64, help="Height in pixels that crops are enlarged to.")] = 512,
+) -> None:
+    """Make the masks of what `scan` finds, and print the report."""
+    from maskreid_dist.segmentation.masks import segment
+
+    try:
+        layout = scan()
+        with progress_bar("segmenting") as progress:
+            report = segment(
+                layout,
+                out,
+                model=model,
+                weights=segment_weights,
+                device=device,
+                batch_size=batch,
+                input_height=height,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        print("maskreid: interrupted; the masks made are kept, the same command continues", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print("\n".join(report.lines()))

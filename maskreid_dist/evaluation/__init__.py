@@ -1,0 +1,1 @@
+"""From a checkpoint and a gallery to figures and a report."""

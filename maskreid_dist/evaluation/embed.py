@@ -1,0 +1,40 @@
+"""Embeddings of a whole split, by a network, trained or not."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from maskreid_dist.config import Config
+from maskreid_dist.data.batches import evaluation_loader
+from maskreid_dist.errors import SampleError
+from maskreid_dist.model import MaskReID
+from maskreid_shards import Split
+
+
+def embed_split(
+    network: MaskReID,
+    split: Split,
+    config: Config,
+    device: torch.device,
+    progress: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]:
+    """(N, D) float32 L2-normalised embeddings, in the split's order. `progress` gets the images done so far.
+
+    Raises SampleError for the first batch that cannot be read or decoded.
+    """
+    network = network.to(device).eval()
+    rows: list[torch.Tensor] = []
+    done = 0
+    with torch.inference_mode():
+        for batch in evaluation_loader(split, config, np.arange(len(split))):
+            if isinstance(batch, SampleError):
+                raise batch
+            image = batch.image_B3HW.to(device, memory_format=torch.channels_last)
+            rows.append(network(image, batch.mask_B1HW.to(device)).embedding_BD.cpu())
+            done += len(batch.pids_B)
+            if progress:
+                progress(done)
+    embeddings: NDArray[np.float32] = torch.cat(rows).numpy()
+    return embeddings

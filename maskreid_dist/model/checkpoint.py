@@ -1,0 +1,115 @@
+"""Finished checkpoints: found in a run directory, verified, and their weights loaded.
+
+`RUN/checkpoints/step_00000500/` holds DeepSpeed's own state (model, optimizer), `weights.safetensors` for
+inference, and `manifest.json` with the recipe and the size and sha256 of every file. A directory whose name
+ends in `.partial` is a save that has not ended, or was killed.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from maskreid_dist.config import Config
+from maskreid_dist.errors import CheckpointError, RecipeError
+from maskreid_dist.recipe import validate
+from maskreid_dist.run_directory import CHECKPOINTS
+
+FORMAT = "maskreid-checkpoint-1"
+PARTIAL = ".partial"
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished save whose files were verified. `step` is the number of steps done."""
+
+    path: Path
+    step: int
+    config: Config
+    classes: int
+    world_size: int
+    shards_fingerprint: str
+
+
+def finished_checkpoints(folder: Path) -> list[Path]:
+    """Committed checkpoint directories, oldest first."""
+    return sorted(p for p in folder.glob("step_*") if p.is_dir() and not p.name.endswith(PARTIAL))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Verify one checkpoint directory, every file by size and sha256. Raises
+    CheckpointError naming the file."""
+    manifest_path = path / MANIFEST
+    try:
+        manifest = json.loads(manifest_path.read_text())
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{manifest_path}: format {manifest['format']!r}, not {FORMAT!r}; save it again with this version"
+            )
+        files: dict[str, dict[str, Any]] = manifest["files"]
+        for name, expected in files.items():
+            _verify_file(path / name, expected["bytes"], expected["sha256"])
+        return Checkpoint(
+            path,
+            manifest["step"],
+            validate(manifest["config"], str(manifest_path)),
+            manifest["classes"],
+            manifest["world_size"],
+            manifest["shards_fingerprint"],
+        )
+    except RecipeError as error:
+        raise CheckpointError(f"{error}; it was saved by another version") from None
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{error.filename}: missing; name a directory such as runs/demo or one of its checkpoints"
+        ) from None
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{manifest_path}: not a checkpoint manifest ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _verify_file(path: Path, size: int, sha256: str) -> None:
+    if path.stat().st_size != size:
+        raise CheckpointError(
+            f"{path}: {path.stat().st_size} bytes, the manifest says {size}; use another checkpoint"
+        )
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise CheckpointError(f"{path}: its sha256 differs from the manifest's; use another checkpoint")
+
+
+def find_checkpoint(path: Path) -> tuple[Checkpoint, list[str]]:
+    """A checkpoint directory itself, or the newest one of a run directory that
+    verifies, with what was passed over.
+
+    Raises CheckpointError when there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return read_checkpoint(path), []
+    passed_over: list[str] = []
+    for candidate in reversed(finished_checkpoints(path / CHECKPOINTS)):
+        try:
+            return read_checkpoint(candidate), passed_over
+        except CheckpointError as error:
+            passed_over.append(str(error))
+    damaged = f" ({len(passed_over)} damaged: {passed_over[0]})" if passed_over else ""
+    raise CheckpointError(
+        f"{path}: no usable checkpoint here{damaged}; name a run directory or one of its checkpoints"
+    )
+
+
+def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Inference weights into a network of the checkpoint's own recipe. Raises
+    CheckpointError on a mismatch."""
+    try:
+        network.load_state_dict(load_file(checkpoint.path / WEIGHTS))
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{checkpoint.path / WEIGHTS}: does not match its recipe: {first}") from None

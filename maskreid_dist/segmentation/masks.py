@@ -1,0 +1,193 @@
+"""Masks made by a network, into a folder that mirrors the data set; what is there already is kept."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from maskreid_dist.errors import UserError
+from maskreid_dist.files import check_writable, write_atomically
+from maskreid_dist.segmentation.networks import (
+    INPUT_HEIGHT,
+    SegmentationModel,
+    Segmenter,
+    find_weights,
+    load_segmenter,
+)
+from maskreid_shards import Layout, Source
+from maskreid_shards.decode import IMAGE_FORMATS, decode
+from maskreid_shards.masks.options import mirrored
+from maskreid_shards.writing import read_image
+
+SETTINGS = "segmentation.json"
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """What decides a mask besides the image. Masks are soft: round(255 x probability of person)."""
+
+    model: SegmentationModel
+    weights_sha256: str
+    input_height: int = INPUT_HEIGHT
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class SegmentationReport:
+    """`made` masks were written now, `kept` ones were there. `empty` of those
+    made hold no pixel above 127."""
+
+    folder: Path
+    made: int
+    kept: int
+    empty: int
+
+    def lines(self) -> list[str]:
+        return [
+            f"masks: {self.made} made, {self.kept} kept in {self.folder}; {self.empty} of those made are empty"
+        ]
+
+
+def segment(
+    layout: Layout,
+    folder: Path,
+    *,
+    model: SegmentationModel,
+    weights: Path | None = None,
+    device: str = "auto",
+    batch_size: int = 16,
+    input_height: int = INPUT_HEIGHT,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SegmentationReport:
+    """Write a mask for every image of the layout that has none in `folder` yet.
+
+    To resume is to run it again. `folder` can then be given as `MaskOptions(location=...)`. `device` "auto"
+    is the GPU where there is one. `progress(done, total)` counts images; a download has a bar of torch's own.
+
+    Raises UserError: see `find_weights`, `load_segmenter`, `write_masks`; an unknown device.
+    """
+    where = _device(device)
+    file = find_weights(model, weights, progress=sys.stderr.isatty())
+    with file.open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    settings = SegmentationSettings(model, sha256, input_height)
+    sources = [source for part in layout.splits.values() for source in part]
+    # All that can be refused is, before the folder is there.
+    new = is_new_folder(folder, settings)
+    mask_files(sources, folder)
+    segmenter = load_segmenter(model, file, where, input_height=input_height)
+    if new:
+        write_atomically(folder / SETTINGS, (json.dumps(asdict(settings), indent=1) + "\n").encode())
+    return write_masks(sources, folder, segmenter, batch_size=batch_size, progress=progress)
+
+
+def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:
+    """Whether the folder is missing or empty; where it is neither, it was begun with these settings.
+
+    Raises UserError: other settings, a folder that holds something else, or one that cannot be written.
+    """
+    check_writable(folder, folder=True)
+    note = folder / SETTINGS
+    wanted = asdict(settings)
+    if note.is_file():
+        try:
+            found = json.loads(note.read_bytes())
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise UserError(
+                f"{note}: not the settings of a segmentation; choose another folder for the masks"
+            )
+        other = [name for name in wanted if found.get(name) != wanted[name]]
+        if other:
+            raise UserError(
+                f"{folder}: holds masks made with another {' and '.join(other)}; choose another folder or remove it"
+            )
+        return False
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(
+            f"{folder}: holds no {SETTINGS}, so its files are not ours; choose a new folder for the masks"
+        )
+    return True
+
+
+def mask_files(sources: Sequence[Source], folder: Path) -> dict[Path, Source]:
+    """Where each image's mask lies. Raises UserError: two images whose mask would be the same file."""
+    files: dict[Path, Source] = {}
+    for source in sources:
+        path = folder / mirrored(source.name)
+        if files.setdefault(path, source).name != source.name:
+            raise UserError(f"{files[path].name} and {source.name}: both have the mask {path}; rename one")
+    return files
+
+
+def write_masks(
+    sources: Sequence[Source],
+    folder: Path,
+    segmenter: Segmenter,
+    *,
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SegmentationReport:
+    """Segment the images that have no mask in `folder`, batch by batch.
+
+    Each mask is written beside its place and renamed: a killed run leaves whole masks only. They are not
+    synced one by one, so after a power cut some may be of 0 bytes; these are made again. A batch on a GPU, or
+    of another size, may round a pixel by one level differently.
+
+    Raises UserError: see `mask_files`. ShardError: an unreadable image.
+    """
+    files = mask_files(sources, folder)
+    waiting = [(path, source) for path, source in files.items() if not _is_there(path)]
+    for parent in {path.parent for path, _ in waiting}:
+        parent.mkdir(parents=True, exist_ok=True)
+    kept, empty = len(files) - len(waiting), 0
+    for start in range(0, len(waiting), batch_size):
+        batch = waiting[start : start + batch_size]
+        for (path, _), person in zip(batch, segmenter([_pixels(source) for _, source in batch]), strict=True):
+            levels = (person * 255).round().to(torch.uint8).numpy()
+            empty += int(levels.max()) < 128
+            _write(path, levels)
+        progress(kept + start + len(batch), len(files))
+    return SegmentationReport(folder, len(waiting), kept, empty)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _pixels(source: Source) -> torch.Tensor:
+    """uint8 (3, H, W)."""
+    picture = decode(read_image(source)[0], formats=IMAGE_FORMATS, where=str(source.path))
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+
+
+def _write(path: Path, levels: np.ndarray) -> None:
+    buffer = BytesIO()
+    Image.fromarray(levels).save(buffer, "PNG")
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_bytes(buffer.getvalue())
+    os.replace(beside, path)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name!r}: use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name}: torch finds no GPU here; use cpu")
+    return device

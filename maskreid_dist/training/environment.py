@@ -1,0 +1,101 @@
+"""What a launcher tells a process in environment variables; nothing else reads them.
+
+`deepspeed` and `torchrun` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Slurm's `srun` sets
+SLURM_PROCID, SLURM_NTASKS and SLURM_LOCALID, and leaves MASTER_ADDR to the user: without it a process is
+alone, since a batch script that has several tasks has these variables too. Tried by setting the variables;
+not yet under Slurm itself. With neither, a process is rank 0 of 1.
+"""
+
+import os
+import socket
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+
+from maskreid_dist.errors import UserError
+
+DEFAULT_PORT = "29500"  # torch's own
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among `size` ranks, and among the `local_size` of its machine."""
+
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+    local_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def place_of_process(environment: Mapping[str, str] = os.environ) -> Place:
+    """Raises UserError: a variable that is missing or no number, a rank outside its
+    world, srun without MASTER_ADDR."""
+    if "RANK" in environment:
+        return _place(environment, "RANK", "WORLD_SIZE", "LOCAL_RANK", ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"))
+    if "MASTER_ADDR" in environment and "SLURM_PROCID" in environment:
+        return _place(
+            environment, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ("SLURM_NTASKS_PER_NODE",)
+        )
+    # Only srun's own steps have it: several processes that take themselves for rank 0 would spoil each
+    # other's run.
+    if _number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
+        raise UserError(
+            f"srun starts {environment['SLURM_STEP_NUM_TASKS']} tasks, and MASTER_ADDR is not set: "
+            "export the first node's name there, and a free port in MASTER_PORT"
+        )
+    return Place()
+
+
+def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process speaks for all; one whose variables are wrong speaks, of srun's tasks the first."""
+    try:
+        return place_of_process(environment).is_first
+    except UserError:
+        return "RANK" in environment or environment.get("SLURM_PROCID", "0") == "0"
+
+
+def tell_libraries(place: Place, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set the variables that torch and DeepSpeed read, where the launcher has not."""
+    if (
+        "RANK" not in environment and place.size == 1
+    ):  # alone: a port of its own, beside others that are alone
+        environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    environment.setdefault("MASTER_PORT", DEFAULT_PORT)
+    environment.update(RANK=str(place.rank), WORLD_SIZE=str(place.size), LOCAL_RANK=str(place.local_rank))
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _place(
+    environment: Mapping[str, str], rank: str, size: str, local_rank: str, local_sizes: tuple[str, ...]
+) -> Place:
+    ranks = _number(environment, size)
+    local_size = next((name for name in local_sizes if name in environment), size)
+    place = Place(
+        _number(environment, rank),
+        _number(environment, local_rank, 0),
+        ranks,
+        max(1, _number(environment, local_size)),
+    )
+    if not 0 <= place.rank < ranks:
+        raise UserError(f"{rank} is {place.rank} and {size} is {ranks}: ranks count from 0 to {size} - 1")
+    return place
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    if name not in environment and default is not None:
+        return default
+    try:
+        return int(environment[name])
+    except KeyError:
+        raise UserError(f"{name} is not set; start with deepspeed, torchrun or srun, or unset RANK") from None
+    except ValueError:
+        raise UserError(f"{name} is {environment[name]!r}, not a number") from None

@@ -1,0 +1,159 @@
+"""Training: batches -> embeddings -> loss -> step -> checkpoint. The same on one CPU and on many nodes."""
+
+import math
+import time
+from contextlib import nullcontext
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from maskreid_dist.config import Config
+from maskreid_dist.data.bad_samples import BadSamples
+from maskreid_dist.data.batches import Batch, make_plan, open_recipe_shards, training_loader
+from maskreid_dist.errors import SampleError, UserError
+from maskreid_dist.model import build_network
+from maskreid_dist.model.checkpoint import finished_checkpoints
+from maskreid_dist.run_directory import CHECKPOINTS, STOP
+from maskreid_dist.training.engine import learning_rate, start_engine
+from maskreid_dist.training.environment import place_of_process
+from maskreid_dist.training.meter import Meter
+from maskreid_dist.training.objective import objective
+from maskreid_dist.training.resuming import checkpoint_to_continue, load_engine
+from maskreid_dist.training.run_lock import lock_run_directory
+from maskreid_dist.training.run_log import RunLog
+from maskreid_dist.training.saving import save_checkpoint
+from maskreid_dist.training.world import EXIT_STOPPED, StopRequest, World, leave_world, start_world
+from maskreid_shards import Plan, Split
+
+TRAIN_SPLIT = "train"
+
+
+def train(config: Config, runs: Path, resume: bool) -> int:
+    """Train a recipe in `runs/<name>`; returns the exit status, 0 or 75 (stopped on request, after a save).
+
+    All ranks call it. resume: continue from the newest checkpoint that verifies, from the start if there is
+    none; without it a run directory that holds checkpoints is an error. Raises UserError and
+    maskreid_shards.ShardError before anything starts.
+    """
+    run = runs / config.name
+    split = open_recipe_shards(config.data).split(TRAIN_SPLIT)
+    place = place_of_process()
+    plan = make_plan(split, config.batch, config.seed, place.size)
+    if config.data.decoder == "gpu" and not torch.cuda.is_available():
+        raise UserError('data.decoder = "gpu": torch finds no GPU here; use "torchvision" or "pillow"')
+    if not resume and finished_checkpoints(run / CHECKPOINTS):
+        raise UserError(f"{run}: holds checkpoints; continue with --resume, or choose another name")
+    world = start_world(place, config.engine.collective_timeout_s)
+    try:
+        lock = lock_run_directory(run) if world.is_first else None
+        if world.any_rank(isinstance(lock, str)):
+            raise UserError(f"{run}: {world.from_first(lock)}")
+        return _train(config, run, split, plan, world)
+    finally:
+        leave_world()
+
+
+def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) -> int:
+    checkpoint = checkpoint_to_continue(config, run, split.fingerprint, world)
+    classes = identity_classes(split)
+    torch.manual_seed(config.seed)  # every rank starts from the same weights
+    head_classes = len(classes) if config.loss.classifies else 0
+    network = build_network(config, head_classes)
+    rows = int(plan.summary().batch) // world.size
+    engine = start_engine(network, config, rows, world.size, run if world.is_first else None)
+    if checkpoint:
+        load_engine(engine, checkpoint)
+    step = start = checkpoint.step if checkpoint else 0
+    last = config.optimizer.steps
+    stop = StopRequest(run / STOP)
+    stop.listen()
+    batches = iter(training_loader(split, plan, config, start, world.rank, world.size, world.device))
+    with RunLog(run, start, last) if world.is_first else nullcontext() as log:
+        if log:
+            log.say_all([*plan.summary().lines(), f"ranks: {world.size}, steps: {start} of {last} done"])
+        meter = Meter(config.run.log_every)
+        bad_samples = BadSamples(config.data.bad_samples)
+        stopping = False
+        while step < last and not stopping:
+            asked = time.perf_counter()
+            item = next(batches)
+            waited_s = time.perf_counter() - asked
+            batch, stopping, news = _agree_on_step(item, stop, bad_samples, world)
+            if log and news:
+                log.say_all(news)
+            scalars = training_step(engine, batch, classes, config, step, world)
+            step += 1
+            meter.add(scalars, len(batch.pids_B) * world.size, waited_s)
+            if log:
+                log.advance(step)
+            saves = stopping or step == last or step % config.run.checkpoint_every == 0
+            if saves or step % config.run.log_every == 0:
+                means = meter.take(learning_rate(config.optimizer, step - 1), step // plan.steps_per_epoch)
+                if not math.isfinite(means["loss"]):  # the same value on every rank
+                    raise UserError(f"{run}: the loss is {means['loss']} at step {step}; lower optimizer.lr")
+                if log:
+                    log.write(step, means)
+            if saves:
+                save_checkpoint(engine, run, step, config, head_classes, split.fingerprint, world)
+        if log:
+            log.say_all(bad_samples.lines())
+        if log and stopping:
+            log.say(f"stopped on request after step {step} of {last}, saved")
+    if world.is_first:
+        stop.file.unlink(missing_ok=True)
+    return EXIT_STOPPED if step < last else 0
+
+
+def _agree_on_step(
+    item: Batch | SampleError, stop: StopRequest, bad_samples: BadSamples, world: World
+) -> tuple[Batch, bool, list[str]]:
+    """This rank's batch, whether any rank was asked to stop, and news of bad samples. All ranks take part.
+
+    Raises SampleError on every rank if any rank has no batch or the bad-sample budget is spent: a
+    rank leaving alone would hang the rest.
+    """
+    problem = str(item) if isinstance(item, SampleError) else None
+    replaced = () if isinstance(item, SampleError) else item.replaced
+    failed, stopping, some_replaced = world.any_ranks(problem is not None, stop.here(world), bool(replaced))
+    if failed or isinstance(item, SampleError):
+        raise SampleError(world.first_message(problem))
+    news = bad_samples.add(chain.from_iterable(world.gather(replaced))) if some_replaced else []
+    return item, stopping, news
+
+
+def training_step(
+    engine: Any, batch: Batch, classes: Tensor, config: Config, step: int, world: World
+) -> dict[str, Tensor]:
+    """A single training step; returns what to log as 0-d tensors on the device. All ranks take part.
+
+    The batch is global: the loss sees every rank's embeddings, and its gradient is scaled such that
+    DeepSpeed's average over ranks is the gradient of one process on the whole batch.
+    """
+    # Channels last is faster on CPUs and tensor cores; the weights stay as they are, DeepSpeed wants them
+    # contiguous.
+    image = batch.image_B3HW.to(world.device, non_blocking=True, memory_format=torch.channels_last)
+    mask = batch.mask_B1HW.to(world.device, non_blocking=True)
+    labels = torch.searchsorted(classes, batch.pids_B).to(world.device, non_blocking=True)
+    torch.manual_seed(dropout_seed(config.seed, step, world.rank))  # dropout: the same after a resume
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate(config.optimizer, step)
+    output = engine(image, mask)
+    loss, scalars = objective(output, labels, config.loss, dist.group.WORLD)
+    engine.backward(loss)
+    engine.step()
+    return {"loss": loss.detach(), **scalars}
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of everything random in a step on a rank, below 2**63."""
+    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63
+
+
+def identity_classes(split: Split) -> Tensor:
+    """(C,) int64: the identities in order; an identity's class is its place here.
+    Junk and distractors are none."""
+    return torch.from_numpy(split.identities[split.identities > 0].copy())

@@ -1,0 +1,69 @@
+"""The training objective of a recipe, on one global batch spread over the ranks."""
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from maskreid_dist.config import LossConfig
+from maskreid_dist.model import Output
+from maskreid_kernels import (
+    all_pairs_loss,
+    batch_hard_loss,
+    circle_loss,
+    n_pair_loss,
+    ranking_loss_with_statistics,
+    softmax_loss,
+    supervised_contrastive_loss,
+)
+
+
+def objective(
+    output: Output, labels_B: Tensor, config: LossConfig, group: dist.ProcessGroup | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss (0-d, the global mean on every rank) and what to log beside it (0-d tensors).
+
+    labels_B: int64 class numbers 0 ... C-1. All ranks of `group` take part; its gradient convention is that of
+    maskreid_kernels.ranks: data-parallel averaging gives the gradient of one process on the whole batch.
+    """
+    if config.name == "softmax":
+        assert output.logits_BC is not None
+        return softmax_loss(output.logits_BC, labels_B, group=group, backend=config.backend), {}
+    loss, scalars = pair_loss(output.embedding_BD, labels_B, config, group)
+    if config.identity_weight:
+        assert output.logits_BC is not None
+        identity = softmax_loss(output.logits_BC, labels_B, group=group)
+        scalars["identity_loss"] = identity.detach()
+        loss = loss + config.identity_weight * identity
+    return loss, scalars
+
+
+def pair_loss(
+    rows_BD: Tensor, labels_B: Tensor, config: LossConfig, group: dist.ProcessGroup | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The losses that compare embeddings; arguments and results as in `objective`."""
+    margin = config.margin
+    call: dict[str, Any] = {
+        "embeddings": rows_BD,
+        "labels": labels_B,
+        "group": group,
+        "backend": config.backend,
+    }
+    if config.name == "triplet":
+        return batch_hard_loss(**call, margin=margin, distance=config.distance), {}
+    assert margin != "soft"
+    if config.name == "n_pair":
+        return n_pair_loss(**call, scale=config.scale), {}
+    if config.name == "all_pairs":
+        return all_pairs_loss(**call, scale=config.scale, margin=margin), {}
+    if config.name == "circle":
+        return circle_loss(**call, margin=margin, gamma=config.gamma), {}
+    if config.name == "supcon":
+        return supervised_contrastive_loss(**call, temperature=config.temperature), {}
+    loss, statistics = ranking_loss_with_statistics(
+        **call, margin=margin, pull=config.pull, negatives=config.negatives
+    )
+    return loss, {
+        "loss_above_floor": loss.detach() - statistics.floor,
+        "active_negative_fraction": statistics.active_negative_fraction,
+    }

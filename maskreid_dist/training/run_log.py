@@ -1,0 +1,92 @@
+"""What a run leaves to look at: `metrics.jsonl`, TensorBoard scalars, a progress bar. Rank 0 only."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch.utils.tensorboard import SummaryWriter
+
+from maskreid_dist.files import write_atomically
+from maskreid_dist.run_directory import METRICS, TENSORBOARD
+
+
+class RunLog:
+    """Appends one JSON line per record and mirrors the numbers to TensorBoard.
+
+    On resume, lines of steps after `start` are dropped first: they are trained again.
+    """
+
+    def __init__(self, run: Path, start: int, stop: int) -> None:
+        self.path = run / METRICS
+        if self.path.exists():
+            self._drop_after(start)
+        self.file = self.path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=start)
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            refresh_per_second=2,
+        )
+        self.task = self.progress.add_task("training", total=stop, completed=start, note="")
+
+    def _drop_after(self, start: int) -> None:
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= start:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError, TypeError):
+                continue  # a killed run's torn last line
+        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        self.file.close()
+        self.board.close()
+
+    def advance(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def say_all(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.say(line)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """`step` is the number of steps done. A value that is not finite is written as null."""
+        line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in scalars.items()}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        for name, value in scalars.items():
+            self.board.add_scalar(name, value, step)
+        note = f"loss {scalars['loss']:.3f}, {scalars['images_per_second']:.0f} images/s"
+        self.progress.update(self.task, note=note)
+        if not self.console.is_terminal:  # a log file gets lines, not a bar
+            self.say(f"step {step}/{self.progress.tasks[0].total:.0f}: {note}")

@@ -1,0 +1,99 @@
+"""Saving checkpoints that a kill cannot spoil; `maskreid_dist.model.checkpoint` says what one holds.
+
+It is written as `step_00000500.partial`, and renamed when all of it is on disk. DeepSpeed's own `latest` file
+is not used (it is written before the other ranks have finished).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import nn
+
+from maskreid_dist.config import Config
+from maskreid_dist.files import sync_directory
+from maskreid_dist.model.checkpoint import FORMAT, MANIFEST, PARTIAL, WEIGHTS, finished_checkpoints
+from maskreid_dist.run_directory import CHECKPOINTS
+from maskreid_dist.training.world import World
+
+
+def save_checkpoint(
+    engine: Any, run: Path, step: int, config: Config, classes: int, shards_fingerprint: str, world: World
+) -> Path:
+    """Save the engine's state after `step` steps. All ranks take part; rank 0 commits."""
+    average_buffers(engine.module, world)
+    tag = f"step_{step:08d}"
+    folder = run / CHECKPOINTS
+    partial, final = folder / (tag + PARTIAL), folder / tag
+    if world.is_first:
+        folder.mkdir(exist_ok=True)
+        # A checkpoint at or past this step failed verification, or we would have resumed from it: remove it.
+        later = [path for path in finished_checkpoints(folder) if path.name >= tag]
+        for stale in (partial, *later):
+            shutil.rmtree(stale, ignore_errors=True)
+    world.barrier()
+    engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+    world.barrier()  # every rank's file is written
+    if world.is_first:
+        state = {name: t.detach().cpu().contiguous() for name, t in engine.module.state_dict().items()}
+        save_file(state, partial / WEIGHTS)
+        _write_manifest(
+            partial,
+            {
+                "format": FORMAT,
+                "step": step,
+                "classes": classes,
+                "world_size": world.size,
+                "shards_fingerprint": shards_fingerprint,
+                "config": config.model_dump(mode="json"),
+            },
+        )
+        os.replace(partial, final)
+        sync_directory(folder)
+        _prune(folder, config.run.keep_checkpoints)
+    world.barrier()
+    return final
+
+
+def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
+    with (folder / MANIFEST).open("w") as file:
+        json.dump({**facts, "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_directory(folder)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    finished = finished_checkpoints(folder)
+    for path in finished[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f"step_*{PARTIAL}"):  # left by a killed save
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def average_buffers(module: nn.Module, world: World) -> None:
+    """Give every rank the mean of the floating-point buffers (batch normalisation's running statistics).
+
+    DeepSpeed does not synchronise them, so ranks drift apart, and only rank 0's
+    would be saved. All ranks take part.
+    """
+    buffers = [b for b in module.buffers() if b.is_floating_point()]
+    if world.size == 1 or not buffers:
+        return
+    flat = torch.cat([b.detach().reshape(-1).float() for b in buffers])
+    dist.all_reduce(flat)
+    flat /= world.size
+    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))

@@ -1,0 +1,125 @@
+"""Which files of the project a batch passes from shard to gradient, in the order in which they are first entered.
+
+python tests/way_of_a_batch.py                          # of this working tree
+python tests/way_of_a_batch.py --checkout ../before     # of another commit, checked out there
+
+Two small steps of training on one process run through the program `maskreid`, and the second is watched, from the moment that
+the loop asks torch's DataLoader for a batch to the return of DeepSpeed's backward. Only names of torch and DeepSpeed are
+used, so that commits before and after a move can be compared.
+"""
+
+import argparse
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = {
+    "name": "way",
+    "batch.identities": 4,
+    "batch.images": 2,
+    "data.workers": 0,
+    "model.width": 0.25,
+    "loss.identity_weight": 0.0,  # one loss, the paper's
+    "optimizer.steps": 2,
+    "optimizer.warmup_steps": 0,
+    "run.checkpoint_every": 2,
+}
+
+
+class Watch:
+    """Notes the files below `root` in which a function is entered while it is on."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = f"{root}{os.sep}"
+        self.files: dict[str, None] = {}
+
+    def start(self) -> None:
+        sys.setprofile(self._entered)
+
+    def stop(self) -> None:
+        sys.setprofile(None)
+
+    def _entered(self, frame: FrameType, event: str, argument: object) -> None:
+        name = frame.f_code.co_filename
+        ours = name.startswith(self.root) and name != __file__ and frame.f_code.co_name != "<module>"
+        if event == "call" and ours:
+            self.files.setdefault(name.removeprefix(self.root))
+
+
+def wrapped(function: Callable[..., Any], before: Callable[[], None], after: Callable[[], None]) -> Any:
+    def call(*arguments: Any, **options: Any) -> Any:
+        before()
+        try:
+            return function(*arguments, **options)
+        finally:
+            after()
+
+    return call
+
+
+def watch_second_step(watch: Watch) -> None:
+    """Switch the watch on at the second batch that is asked for, and off behind its backward."""
+    import deepspeed
+    from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+    asked = 0
+
+    def count() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            watch.start()
+
+    _BaseDataLoaderIter.__next__ = wrapped(_BaseDataLoaderIter.__next__, count, lambda: None)
+    engine = deepspeed.DeepSpeedEngine
+    engine.backward = wrapped(engine.backward, lambda: None, watch.stop)
+
+
+def show(checkout: Path) -> None:
+    """Train in this process, and print the way."""
+    watch = Watch(checkout)
+    watch_second_step(watch)
+    with tempfile.TemporaryDirectory() as runs:
+        sys.argv = ["maskreid", "train", "launch/recipes/walkers_demo.toml", "--runs", runs]
+        for key, value in SETTINGS.items():
+            sys.argv += ["--set", f"{key}={value}"]
+        try:
+            runpy.run_module("maskreid_dist", run_name="__main__")
+        except SystemExit as end:
+            if end.code:
+                raise
+    for number, name in enumerate(watch.files, 1):
+        print(f"{number:3} {name}")
+    print(f"{len(watch.files)} files")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Print the files that a batch passes from shard to gradient."
+    )
+    parser.add_argument("--checkout", type=Path, default=ROOT, help="Another commit's folder.")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    checkout = options.checkout.resolve()
+    if options.here:
+        show(checkout)
+        return 0
+    if not (checkout / "maskreid_dist").is_dir():
+        print(f"error: {checkout}: no maskreid_dist there; name a checkout of this project", file=sys.stderr)
+        return 2
+    # A process of its own, that imports the checkout's packages.
+    paths = os.pathsep.join(str(checkout / folder) for folder in (".", "kernels", "shards"))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).resolve()), "--here", "--checkout", str(checkout)]
+    return subprocess.run(command, cwd=checkout, env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
