@@ -31,9 +31,13 @@ from .terms import LogSumExpTerms
 
 @dataclass(frozen=True)
 class AnchorNumbers:
-    """What the forward keeps of each anchor; [N] tensors in the compute dtype. See `LogSumExpTerms.anchor`."""
+    """What the forward keeps of each anchor; [N] tensors in the compute dtype. See `LogSumExpTerms.anchor`.
+
+    rest_N: what the compute dtype left out of log_weight_N, or None where that is nothing.
+    """
 
     log_weight_N: Tensor
+    rest_N: Tensor | None
     level_N: Tensor
 
 
@@ -59,7 +63,10 @@ class _LogSumExpLoss(torch.autograd.Function):
         valid_anchors = positives.valid_N.sum()
 
         dtype = rows_BD.dtype
-        ctx.numbers = AnchorNumbers(log_weight_N.to(dtype), level_N.to(dtype))
+        rest_N = None
+        if terms.exact_log_weight and dtype != torch.float64:
+            rest_N = torch.where(positives.valid_N, log_weight_N - log_weight_N.to(dtype), 0).to(dtype)
+        ctx.numbers = AnchorNumbers(log_weight_N.to(dtype), rest_N, level_N.to(dtype))
         ctx.positives, ctx.terms, ctx.layout = positives, terms, layout
         ctx.save_for_backward(x_ND, valid_anchors)
         # The same sum over the same gathered numbers on every rank, so the value is equal to the last bit.
@@ -109,8 +116,13 @@ def _pair_gradients(
     slope = terms.exponent.slope(S_bN)
     f_bN = terms.exponent.value_(S_bN)
     least = least_exponent(f_bN.dtype)  # an anchor that is not valid weighs this little, not exactly nothing
-    as_anchor_bN = torch.add(f_bN, numbers.log_weight_N[rows, None]).clamp_(min=least).exp_()
-    as_negative_bN = f_bN.add_(numbers.log_weight_N).clamp_(min=least).exp_()
+    as_anchor_bN = torch.add(f_bN, numbers.log_weight_N[rows, None])
+    as_negative_bN = f_bN.add_(numbers.log_weight_N)
+    if numbers.rest_N is not None:
+        as_anchor_bN.add_(numbers.rest_N[rows, None])
+        as_negative_bN.add_(numbers.rest_N)
+    as_anchor_bN.clamp_(min=least).exp_()
+    as_negative_bN.clamp_(min=least).exp_()
     G_bN = as_anchor_bN.add_(as_negative_bN).mul_(slope)
 
     # Both rows of a pair of positives are anchors of one identity, valid or not together.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..pair_matrix import products
 from ..ranks import RankLayout, gather_rows, gather_rows_with_gradient
 from ..unit_rows import unit_rows_reference
 from .terms import LogSumExpTerms
@@ -21,6 +22,6 @@ def log_sum_exp_loss(rows_BD: Tensor, labels_B: Tensor, terms: LogSumExpTerms, l
     same_NN = labels_N[:, None] == labels_N
     positive_NN = same_NN & ~torch.eye(len(labels_N), dtype=torch.bool, device=labels_N.device)
     valid_N = positive_NN.any(1) & ~same_NN.all(1)
-    S_VN = x_ND[valid_N] @ x_ND.t()
+    S_VN = products(x_ND[valid_N], x_ND)
     loss_V = terms.loss(S_VN, positive_NN[valid_N], ~same_NN[valid_N])
     return loss_V.sum() / max(len(loss_V), 1)

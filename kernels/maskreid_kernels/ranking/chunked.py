@@ -138,7 +138,7 @@ def _anchor_numbers(
         pushed_b = torch.zeros_like(active_b).index_add_(0, row_m, weight_m)
     else:
         active = None
-        pushed_b = violations_(gap_bN, shift_b1, terms.bounded).sum(1)
+        pushed_b = violations_(gap_bN, shift_b1, terms.bounded, inside_bN).sum(1)
     ones_b = 1 + (negatives_b - active_b if terms.negatives == "all" else torch.zeros_like(active_b))
     shift_b = torch.zeros_like(pushed_b) if shift_b1 is None else shift_b1.squeeze(1)
     Z_b = pushed_b + ones_b * torch.exp(-shift_b)

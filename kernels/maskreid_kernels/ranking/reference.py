@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..pair_matrix import products
 from ..ranks import RankLayout, gather_rows, gather_rows_with_gradient
 from ..unit_rows import unit_rows_reference
 from .terms import RankingStatistics, RankingTerms, ranking_statistics
@@ -21,7 +22,7 @@ def ranking_loss(
     if x_ND.shape[0] == 0:
         none = labels_N.bool()
         return x_ND.sum(), ranking_statistics(none, none, none, terms, x_ND.dtype)
-    S_NN = x_ND @ x_ND.t()
+    S_NN = products(x_ND, x_ND)
     same_NN = labels_N[:, None] == labels_N
     positive_NN = same_NN & ~torch.eye(len(labels_N), dtype=torch.bool, device=labels_N.device)
     positives_N, negatives_N = positive_NN.sum(1), (~same_NN).sum(1)
