@@ -113,13 +113,13 @@ def _shapes(
 
 
 @torch.library.custom_op("maskreid_kernels::scaled_gradient", mutates_args=())
-def scaled_gradient(gradient_BD: Tensor, of_loss: Tensor, loss: Tensor) -> Tensor:
-    """The gradient of the rows. Its derivative raises; `loss` ties it to the rows, or none would be asked for."""
+def scaled_gradient(gradient_BD: Tensor, of_loss: Tensor, rows_BD: Tensor) -> Tensor:
+    """The gradient of the rows. Its derivative raises; taking the rows ties it to them, or none would be asked for."""
     return (gradient_BD * of_loss).to(gradient_BD.dtype)
 
 
 @scaled_gradient.register_fake
-def _scaled_shape(gradient_BD: Tensor, of_loss: Tensor, loss: Tensor) -> Tensor:
+def _scaled_shape(gradient_BD: Tensor, of_loss: Tensor, rows_BD: Tensor) -> Tensor:
     return torch.empty_like(gradient_BD)
 
 
@@ -131,13 +131,13 @@ scaled_gradient.register_autograd(_refuse)
 
 
 def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[2], output[0])
+    ctx.save_for_backward(output[2], inputs[0])
     ctx.mark_non_differentiable(output[1], output[2])
 
 
 def _scale_gradient(ctx: Any, of_loss: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
-    gradient_BD, loss = ctx.saved_tensors
-    return (scaled_gradient(gradient_BD, of_loss, loss), *[None] * 6)
+    gradient_BD, rows_BD = ctx.saved_tensors
+    return (scaled_gradient(gradient_BD, of_loss, rows_BD), *[None] * 6)
 
 
 def _operator(name: str, tags: tuple[torch.Tag, ...] = ()) -> Any:

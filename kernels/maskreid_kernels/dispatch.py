@@ -71,21 +71,32 @@ class Loss:
 
 
 def compute(
-    loss: Loss, rows_BD: Tensor, labels_B: Tensor, constants: Mapping[str, Any], call: Call
+    loss: Loss,
+    rows_BD: Tensor,
+    labels_B: Tensor,
+    constants: Mapping[str, Any],
+    call: Call,
+    learned: float | None = None,
 ) -> tuple[Tensor, Any]:
     """The loss, and what it reports beside it: statistics, their packed form while compiled, or None.
 
+    learned: a number that stands in the rows and must be equal on all ranks, as the constants must.
     Raises ValueError, on every rank of the group alike, on bad input or options.
     """
     if torch.compiler.is_compiling() and call.backend != "reference":
         if call.reduction == "none":
             raise ValueError('reduction "none" under torch.compile: use backend="reference"')
         return compiled_loss(loss.name, rows_BD, labels_B, constants, call)
-    return compute_eagerly(loss, rows_BD, labels_B, constants, call)
+    return compute_eagerly(loss, rows_BD, labels_B, constants, call, learned)
 
 
 def compute_eagerly(
-    loss: Loss, rows_BD: Tensor, labels_B: Tensor, constants: Mapping[str, Any], call: Call
+    loss: Loss,
+    rows_BD: Tensor,
+    labels_B: Tensor,
+    constants: Mapping[str, Any],
+    call: Call,
+    learned: float | None = None,
 ) -> tuple[Tensor, Any]:
     """`compute` outside the compiler, or inside its operator."""
     check_group(call.group)
@@ -95,7 +106,7 @@ def compute_eagerly(
         kept_B = labels_B != call.ignore_index
         rows_BD, labels_B = rows_BD[kept_B], labels_B[kept_B]
     problem = problem or loss.family.find_problem(rows_BD, labels_B)
-    options = {} if call.group is None else _options(loss, constants, call)
+    options = {} if call.group is None else _options(loss, {**constants, "learned": learned}, call)
     layout = agree_on_layout(rows_BD, problem, call.group, options)
     value, statistics = _computed(loss.family, rows_BD, labels_B, terms, layout, call)
     if kept_B is not None and call.reduction == "none":

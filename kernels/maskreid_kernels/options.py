@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch.distributed as dist
 from torch import Tensor
@@ -54,7 +54,7 @@ def check_ignore_index(ignore_index: object) -> None:
         raise ValueError(f"ignore_index: expected an integer or None, got {ignore_index!r}")
 
 
-def requires_grad(value: object) -> bool:
+def requires_grad(value: object) -> TypeGuard[Tensor]:
     """Whether an option is a tensor that waits for a gradient."""
     return isinstance(value, Tensor) and value.requires_grad
 
