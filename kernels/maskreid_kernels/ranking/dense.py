@@ -21,12 +21,12 @@ from .terms import NEVER, RankingStatistics, RankingTerms, ranking_statistics, v
 
 
 def ranking_loss(
-    rows_BD: Tensor, labels_B: Tensor, terms: RankingTerms, layout: RankLayout
+    rows_BD: Tensor, labels_B: Tensor, terms: RankingTerms, layout: RankLayout, *, per_anchor: bool = False
 ) -> tuple[Tensor, RankingStatistics | None]:
     """Collectives in the forward, none in the backward: rows and labels."""
     if layout.total_rows == 0:
-        return reference.ranking_loss(rows_BD, labels_B, terms, layout)
-    loss, *numbers = _RankingLoss.apply(rows_BD, labels_B, terms, layout)
+        return reference.ranking_loss(rows_BD, labels_B, terms, layout, per_anchor=per_anchor)
+    loss, *numbers = _RankingLoss.apply(rows_BD, labels_B, terms, layout, per_anchor)
     return loss, RankingStatistics(*numbers) if terms.statistics else None
 
 
@@ -38,6 +38,7 @@ class _RankingLoss(torch.autograd.Function):
         labels_B: Tensor,
         terms: RankingTerms,
         layout: RankLayout,
+        per_anchor: bool,
     ) -> tuple[Tensor, ...]:
         x_ND, labels_N = gather_rows(rows_BD, layout), gather_rows(labels_B, layout)
         inverse_N1 = inverse_norms(x_ND) if terms.normalize else None
@@ -73,8 +74,8 @@ class _RankingLoss(torch.autograd.Function):
         squares_N = torch.linalg.vecdot(short_NN, short_NN)
         value_N = torch.where(valid_N, log_Z_N, 0).addcmul_(squares_N, pull_N, value=0.5)
         valid_anchors = valid_N.sum()
-        loss = value_N.sum() / valid_anchors.clamp(min=1)
-        ctx.layout = layout
+        loss = value_N if per_anchor else value_N.sum() / valid_anchors.clamp(min=1)
+        ctx.layout, ctx.per_anchor = layout, per_anchor
         ctx.save_for_backward(x_ND, inverse_N1, G_NN, valid_anchors)
         if not terms.statistics:
             return (loss,)
@@ -85,8 +86,12 @@ class _RankingLoss(torch.autograd.Function):
 
     @staticmethod
     @first_order_only
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         x_ND, inverse_N1, G_NN, valid_anchors = ctx.saved_tensors
         layout: RankLayout = ctx.layout
+        if ctx.per_anchor:
+            G_NN = G_NN * gradients[0][:, None]
+            one = G_NN.new_ones(())
+            return rows_gradient(G_NN, x_ND, inverse_N1, layout.own, one), None, None, None, None
         scale = gradients[0] * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
-        return rows_gradient(G_NN, x_ND, inverse_N1, layout.own, scale), None, None, None
+        return rows_gradient(G_NN, x_ND, inverse_N1, layout.own, scale), None, None, None, None

@@ -12,7 +12,7 @@ from .terms import RankingStatistics, RankingTerms, ranking_statistics
 
 
 def ranking_loss(
-    rows_BD: Tensor, labels_B: Tensor, terms: RankingTerms, layout: RankLayout
+    rows_BD: Tensor, labels_B: Tensor, terms: RankingTerms, layout: RankLayout, *, per_anchor: bool = False
 ) -> tuple[Tensor, RankingStatistics]:
     """Every rank computes the whole loss (collectives: rows, labels) and keeps its own rows' gradient."""
     x_ND = gather_rows_with_gradient(rows_BD, layout)
@@ -21,7 +21,8 @@ def ranking_loss(
         x_ND = unit_rows_reference(x_ND)
     if x_ND.shape[0] == 0:
         none = labels_N.bool()
-        return x_ND.sum(), ranking_statistics(none, none, none, terms, x_ND.dtype)
+        zero = x_ND.sum(1) if per_anchor else x_ND.sum()
+        return zero, ranking_statistics(none, none, none, terms, x_ND.dtype)
     S_NN = products(x_ND, x_ND)
     same_NN = labels_N[:, None] == labels_N
     positive_NN = same_NN & ~torch.eye(len(labels_N), dtype=torch.bool, device=labels_N.device)
@@ -41,5 +42,6 @@ def ranking_loss(
         push_N = torch.logsumexp(torch.cat([one_N1, exponent_NN], 1), 1)
     pull_N = (S_NN - 1).square().mul(positive_NN).sum(1) * (terms.pull / 2) / positives_N.clamp(min=1)
 
-    loss = torch.where(valid_N, push_N + pull_N, 0).sum() / valid_N.sum().clamp(min=1)
+    value_N = torch.where(valid_N, push_N + pull_N, 0)
+    loss = value_N if per_anchor else value_N.sum() / valid_N.sum().clamp(min=1)
     return loss, ranking_statistics(valid_N, negatives_N, active_NN.sum(1), terms, x_ND.dtype)
