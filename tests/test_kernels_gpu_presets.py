@@ -28,7 +28,7 @@ SHAPES = pick(
     in_ci=[(700, 130), (700, 256), (700, 2048)],
     interpreted=[(44, 40)],
 )
-IN_CI = [PRESETS[0], PRESETS[2], PRESETS[5], PRESETS[6]]
+IN_CI = [PRESETS[0], PRESETS[2]]  # the other Triton tests are in float32 and float64
 PRESETS_HERE = pick(PRESETS, IN_CI, INTERPRETED[1:])
 CHUNKS = ("one chunk", "few chunks")
 WALKS = pick(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -191,3 +192,21 @@ def test_a_group_of_one_rank_is_no_group(tmp_path: Path) -> None:
 def test_capturable_losses() -> None:
     found = {name for name, registered in compiled.REGISTERED.items() if "auto" in registered.capturable}
     assert found == {"batch_hard", "softmax"}
+
+
+@pytest.mark.parametrize(
+    "major,shared_kb,chip",
+    [(8, 163, "large"), (8, 99, "small"), (9, 227, "wide"), (10, 227, "wide"), (12, 99, "small")],
+)
+def test_tiles_fit_the_chip(major: int, shared_kb: int, chip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(major=major, shared_memory_per_block_optin=shared_kb << 10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(triton_tiles, "INTERPRETED", False)
+    assert triton_tiles.chip_of(torch.device("cuda")) == chip
+    for columns in (64, 256, 2048):
+        tile = triton_tiles.tile_shape(columns, torch.bfloat16, chip=chip, wide=True)
+        both_operands = (
+            2 * (tile.block_m + tile.block_n) * tile.block_d * (1 if tile.one_slab else tile.stages)
+        )
+        assert both_operands <= shared_kb << 10, (columns, tile)
+        assert tile.block_n == (256 if chip == "wide" and columns > 256 else 128)

@@ -16,7 +16,7 @@ from .first_order import first_order_only
 from .inputs import compute_dtype
 from .precision import PRECISIONS
 from .row_programs import norms_program, unit_rows_gradient_program, unit_rows_program
-from .triton_tiles import Variant, accumulator
+from .triton_tiles import Chip, Variant, accumulator
 from .unit_rows import EPSILON
 
 ROWS = 4  # of a program
@@ -74,7 +74,7 @@ def _options(columns: int, acc: tl.dtype) -> dict[str, Any]:
     return {"BLOCK_M": ROWS, "BLOCK_D": slab, "ACC": acc, "num_warps": 4}
 
 
-def variants(columns: int, precision_name: str, *, amd: bool = False, wide: bool = False) -> list[Variant]:
+def variants(columns: int, precision_name: str, chip: Chip = "large") -> list[Variant]:
     """What rows of `columns` columns compile under a preset; on every target alike."""
 
     rows = PRECISIONS[precision_name].rows

@@ -21,7 +21,7 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton
@@ -33,9 +33,14 @@ from .ranks import RankLayout
 
 # Places are int32, and the last tile counts beyond the last place.
 MAX_PLACES = 2**31 - 2**10
+ALIGNED = 16  # columns
 # Chunks that share a row block in the L2 cache, while their partial results stay small.
 SIDE_BY_SIDE = 16
 PARTIAL_BYTES = 64 << 20
+# What a tile may take: 64 KB of shared memory (AMD, and NVIDIA's consumer chips, which have 99); 160 KB (A100); 227 KB and
+# products that read it, which leaves registers free (from Hopper on).
+Chip = Literal["small", "large", "wide"]
+LARGE_SHARED, WIDE_SHARED = 160 << 10, 227 << 10
 INTERPRETED = triton.knobs.runtime.interpret
 
 
@@ -92,27 +97,24 @@ def sort_by_identity(labels_N: Tensor, layout: RankLayout) -> SortedRows:
     return SortedRows(order_N, start_N, stop_N, anchor_M, layout.own)
 
 
-def tile_shape(
-    columns: int, rows: torch.dtype, *, amd: bool = torch.version.hip is not None, wide: bool = False
-) -> TileShape:
+def tile_shape(columns: int, rows: torch.dtype, *, chip: Chip = "large", wide: bool = False) -> TileShape:
     """The tile for rows of `columns` columns stored in `rows`; small ones where programs are interpreted.
 
-    `wide`: for a program that has registers to spare on the device: twice the columns where rows come in several slabs,
-    so that a byte from the L2 cache feeds a third more products. AMD's compute units have 64 KB of shared memory, too
-    little for that, and for whole rows of 256 columns.
+    `wide`: for a program that has registers to spare on a "wide" chip: twice the columns where rows come in several
+    slabs, so that a byte from the L2 cache feeds a third more products.
     """
     depth = max(triton.next_power_of_2(columns), 16)
     if INTERPRETED:
         return TileShape(32, 64, min(depth, 64), 4, 1, one_slab=columns <= min(depth, 64))
+    small = chip == "small"
     if rows == torch.bfloat16:
-        whole = 64 if amd else 256
+        whole = 64 if small else 256
         depth = depth if columns <= whole else 64
         one_slab = columns <= depth
-        return TileShape(
-            128, 256 if wide and not (amd or one_slab) else 128, depth, 8, 2 if amd else 3, one_slab
-        )
+        block_n = 256 if wide and chip == "wide" and not one_slab else 128
+        return TileShape(128, block_n, depth, 8, 2 if small else 3, one_slab)
     depth = min(depth, 32)
-    return TileShape(64, 128, depth, 8, 2 if amd else 3, one_slab=columns <= depth)
+    return TileShape(64, 128, depth, 8, 2 if small else 3, one_slab=columns <= depth)
 
 
 def tile_options(tile: TileShape, columns: int, precision: Precision, acc: tl.dtype) -> dict[str, Any]:
@@ -182,13 +184,15 @@ def column_chunks(
     return tiles_per_chunk, triton.cdiv(tiles, tiles_per_chunk)
 
 
-def has_wide_tiles(device: torch.device) -> bool:
-    """Whether a tile of 128 x 256 fits the registers: from Hopper on, whose products read shared memory."""
-    return (
-        device.type == "cuda"
-        and torch.version.hip is None
-        and torch.cuda.get_device_capability(device) >= (9, 0)
-    )
+def chip_of(device: torch.device) -> Chip:
+    """What a tile may take on the device."""
+    if device.type != "cuda":
+        return "large"
+    properties = torch.cuda.get_device_properties(device)
+    shared = getattr(properties, "shared_memory_per_block_optin", 0)  # AMD has no such number
+    if torch.version.hip is not None or shared < LARGE_SHARED:
+        return "small"
+    return "wide" if properties.major >= 9 and shared >= WIDE_SHARED else "large"
 
 
 def processors(device: torch.device) -> int:
@@ -205,8 +209,23 @@ def split_float(value: float) -> tuple[float, float]:
     return high, float(value - high) if math.isfinite(high) else 0.0
 
 
+def dot_rows(x_ND: Tensor, precision: Precision) -> Tensor:
+    """The rows as the tiles read them: in the preset's dtype, and a multiple of ALIGNED columns wide, zeros filled up.
+
+    A row whose start is not aligned is loaded element by element, which costs more registers than there are. No copy of
+    rows that are both already.
+    """
+    missing = -x_ND.shape[1] % ALIGNED
+    rows_ND = x_ND.to(precision.rows)
+    return torch.nn.functional.pad(rows_ND, (0, missing)) if missing else rows_ND
+
+
 def add_product_(out_bD: Tensor, weight_bc: Tensor, x_cD: Tensor) -> None:
-    """out += weight @ x, accumulated in out's dtype (float32 or float64) whatever the operands'."""
+    """out += weight @ x, accumulated in out's dtype (float32 or float64) whatever the operands'.
+
+    x may have more columns than out, see `dot_rows`.
+    """
+    x_cD = x_cD[:, : out_bD.shape[1]]
     if x_cD.dtype == out_bD.dtype:
         out_bD.addmm_(weight_bc, x_cD)
     else:  # CUDA only, where alone rows are of low precision

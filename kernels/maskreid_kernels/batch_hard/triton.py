@@ -26,11 +26,13 @@ from ..inputs import compute_dtype
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
 from ..triton_tiles import (
+    Chip,
     SortedRows,
     Variant,
     accumulator,
+    chip_of,
     column_chunks,
-    has_wide_tiles,
+    dot_rows,
     sort_by_identity,
     split_float,
     tile_options,
@@ -65,7 +67,7 @@ class _BatchHardLoss(torch.autograd.Function):
     ) -> Tensor:
         x_ND = gather_rows(rows_BD, layout).contiguous()
         rows = sort_by_identity(gather_rows(labels_B, layout), layout)
-        x_dot_ND = x_ND.to(precision.rows)
+        x_dot_ND = dot_rows(x_ND, precision)
         square_N = row_norms(x_dot_ND, inverse=False)
         packed = precision.rows == torch.bfloat16  # the mantissa's low bits mean little there
         best_CM, place_CM = nearest_negatives(
@@ -106,7 +108,10 @@ def nearest_negatives(
     square_N: |b|^2 by row, in the compute dtype. `packed` is for float32 accumulators.
     """
     (places, columns), anchors = x_ND.shape, len(rows.anchor_M)
-    tile, acc = tile_shape(columns, x_ND.dtype, wide=has_wide_tiles(x_ND.device)), accumulator(x_ND.dtype)[1]
+    tile, acc = (
+        tile_shape(columns, x_ND.dtype, chip=chip_of(x_ND.device), wide=True),
+        accumulator(x_ND.dtype)[1],
+    )
     tiles_per_chunk, chunks = column_chunks(anchors, places, tile, x_ND.device)
     place_CM = rows.anchor_M.new_empty((chunks, anchors))
     best_CM = torch.empty_like(place_CM) if packed else square_N.new_empty((chunks, anchors))
@@ -155,11 +160,11 @@ def pairs_gradient(
     return gradient_BD
 
 
-def variants(columns: int, precision_name: str, *, amd: bool = False, wide: bool = False) -> list[Variant]:
-    """What a batch of `columns` columns compiles under a preset; wide: see `tile_shape`."""
+def variants(columns: int, precision_name: str, chip: Chip = "large") -> list[Variant]:
+    """What a batch of `columns` columns compiles under a preset on a chip."""
     precision = PRECISIONS[precision_name]
     rows, acc = precision.rows, accumulator(precision.rows)[1]
-    tiles = tile_options(tile_shape(columns, rows, amd=amd, wide=wide), columns, precision, acc)
+    tiles = tile_options(tile_shape(columns, rows, chip=chip, wide=True), columns, precision, acc)
     packed = rows == torch.bfloat16
     best = {"best_ptr": "*i32" if packed else "*fp32", "best_place_ptr": "*i32"}
     picks = _picks_options(columns, BatchHardTerms(0.3, "euclidean", False)) | {"ACC": acc}

@@ -23,9 +23,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from ..precision import PRECISIONS
-from ..triton_tiles import INTERPRETED, Variant
+from ..triton_tiles import INTERPRETED, Chip, Variant
 
-LOSSES = ("batch_hard", "ranking", "logsumexp")
+# Where the programs of each loss are launched from, and those that all losses share.
+MODULES = {
+    "batch_hard": "batch_hard.triton",
+    "ranking": "ranking.triton",
+    "logsumexp": "logsumexp.triton",
+    "rows": "fused_rows",
+}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FLOAT_ATOMIC = re.compile(
     r"(?:red|atom)\.[\w.:]*\.(?:f16|f32|f64|bf16|f16x2|bf16x2)\b|\w+_atomic_(?:pk_)?add_(?:f|bf)\w+"
@@ -37,11 +43,12 @@ INSTRUCTION = re.compile(
 
 @dataclass(frozen=True)
 class Target:
-    """A GPU to compile for; `shared_limit`: bytes of shared memory that one program may take."""
+    """A GPU to compile for; `shared_limit`: bytes of shared memory that one program may take; `chip`: see `tile_shape`."""
 
     gpu: GPUTarget
     shared_limit: int
     matrix_instruction: str
+    chip: Chip = "large"
     missing_presets: tuple[str, ...] = ()
 
     @property
@@ -51,10 +58,14 @@ class Target:
 
 TARGETS = {
     "sm_80": Target(GPUTarget("cuda", 80, 32), 163 << 10, "mma.sync"),
-    "sm_90": Target(GPUTarget("cuda", 90, 32), 227 << 10, "wgmma"),
-    "sm_100": Target(GPUTarget("cuda", 100, 32), 227 << 10, "tcgen05"),
+    # Consumer and workstation chips of that generation and the next ones: 99 KB.
+    "sm_89": Target(GPUTarget("cuda", 89, 32), 99 << 10, "mma.sync", chip="small"),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), 227 << 10, "wgmma", chip="wide"),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), 227 << 10, "tcgen05", chip="wide"),
     # AMD's compiler has no tf32x3.
-    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 << 10, "mfma", ("tf32x3",)),
+    "gfx942": Target(
+        GPUTarget("hip", "gfx942", 64), 64 << 10, "mfma", chip="small", missing_presets=("tf32x3",)
+    ),
 }
 
 
@@ -109,10 +120,10 @@ class Compiled:
         return found
 
 
-def variants(loss: str, columns: int, preset: str, *, amd: bool) -> list[Variant]:
-    """A loss's programs as `columns` columns under a preset launch them."""
-    module = importlib.import_module(f"maskreid_kernels.{loss}.triton")
-    found: list[Variant] = module.variants(columns, preset, amd=amd)
+def variants(loss: str, columns: int, preset: str, target: Target) -> list[Variant]:
+    """A loss's programs as `columns` columns under a preset launch them on a target."""
+    module = importlib.import_module(f"maskreid_kernels.{MODULES[loss]}")
+    found: list[Variant] = module.variants(columns, preset, target.chip)
     return found
 
 
@@ -125,12 +136,12 @@ def jobs(
     columns, presets = tuple(columns), tuple(presets)
     seen_of: dict[tuple[str, str], list[Variant]] = {}
     for name in targets:
-        for loss in LOSSES:
+        for loss in MODULES:
             for width in columns:
                 for preset in presets:
                     if preset not in TARGETS[name].missing_presets:
                         seen: list[Variant] = seen_of.setdefault((name, loss), [])
-                        for index, variant in enumerate(variants(loss, width, preset, amd=TARGETS[name].amd)):
+                        for index, variant in enumerate(variants(loss, width, preset, TARGETS[name])):
                             if variant not in seen:  # many do not depend on the preset, or on the width
                                 yield Job(name, loss, width, preset, index)
                             seen.append(variant)
@@ -138,8 +149,7 @@ def jobs(
 
 def walks_tiles(job: Job) -> bool:
     """Whether the job's program multiplies tiles: only of those are times predicted."""
-    amd = TARGETS[job.target].amd
-    return "DOT" in variants(job.loss, job.columns, job.preset, amd=amd)[job.index].options
+    return "DOT" in variants(job.loss, job.columns, job.preset, TARGETS[job.target])[job.index].options
 
 
 def compile_all(work: Iterable[Job], processes: int) -> Iterator[Compiled]:
@@ -153,7 +163,7 @@ def compile_all(work: Iterable[Job], processes: int) -> Iterator[Compiled]:
 def compile_job(job: Job) -> Compiled:
     """Compile one program and read its binary."""
     target = TARGETS[job.target]
-    variant = variants(job.loss, job.columns, job.preset, amd=target.amd)[job.index]
+    variant = variants(job.loss, job.columns, job.preset, target)[job.index]
     name = f"{job.loss}.{variant.program.fn.__name__.removesuffix('_program')}"
     name += " unbounded" if variant.options.get("BOUNDED") is False else ""
     name += " raw" if "inverse_ptr" in variant.options else ""  # rows that are not normalised

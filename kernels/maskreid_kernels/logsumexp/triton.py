@@ -27,12 +27,14 @@ from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
 from ..triton_tiles import (
     INTERPRETED,
+    Chip,
     SortedRows,
     Variant,
     accumulator,
     add_product_,
+    chip_of,
     column_chunks,
-    has_wide_tiles,
+    dot_rows,
     sort_by_identity,
     split_float,
     tile_options,
@@ -83,7 +85,7 @@ class _LogSumExpLoss(torch.autograd.Function):
         x_ND = gather_rows(rows_BD, layout).contiguous()
         rows = sort_by_identity(gather_rows(labels_B, layout), layout)
         widest = int((rows.stop_N - rows.start_N).max()) if len(x_ND) else 0  # host sync
-        x_dot_ND = x_ND.to(precision.rows)
+        x_dot_ND = dot_rows(x_ND, precision)
         A_M = _negatives(x_dot_ND, rows, terms.exponent, precision)
         own_B4 = x_ND.new_empty((rows_BD.shape[0], NUMBERS.value), dtype=torch.float64)
         for band in _bands(rows, 40 * widest):
@@ -153,7 +155,10 @@ def negative_partials(
 ) -> tuple[Tensor, Tensor]:
     """top, sum [C, M]: the one pass over the tiles; sum over a chunk's negatives of 2^(f log2(e) - top)."""
     (N, D), M = x_ND.shape, len(rows.anchor_M)
-    tile, (dtype, acc) = tile_shape(D, x_ND.dtype, wide=has_wide_tiles(x_ND.device)), accumulator(x_ND.dtype)
+    tile, (dtype, acc) = (
+        tile_shape(D, x_ND.dtype, chip=chip_of(x_ND.device), wide=True),
+        accumulator(x_ND.dtype),
+    )
     tiles_per_chunk, chunks = column_chunks(M, N, tile, x_ND.device)
     top_CM, sum_CM = (x_ND.new_empty((chunks, M), dtype=dtype) for _ in range(2))
     if M:
@@ -200,7 +205,7 @@ def _add_negatives_(
 ) -> None:
     """Add sum_b (G_ab + G_ba) x_b over the negatives b of the band's anchors a, panel by panel of candidates."""
     anchor_b, (N, D) = rows.anchor_M[band], x_ND.shape
-    tile, acc = tile_shape(D, x_ND.dtype), accumulator(x_ND.dtype)[1]
+    tile, acc = tile_shape(D, x_ND.dtype, chip=chip_of(x_ND.device)), accumulator(x_ND.dtype)[1]
     for start in range(0, N, PANEL_COLUMNS):
         stop = min(start + PANEL_COLUMNS, N)
         G_bc = x_ND.new_empty((len(anchor_b), stop - start))
@@ -227,13 +232,13 @@ def _merge_options(rows: torch.dtype) -> dict[str, Any]:
     return {"BLOCK_M": MERGE_ROWS, "ACC": accumulator(rows)[1], "num_warps": 4}
 
 
-def variants(columns: int, precision_name: str, *, amd: bool = False, wide: bool = False) -> list[Variant]:
-    """What a batch of `columns` columns compiles under a preset: linear exponents, then circle's; wide: see `tile_shape`."""
+def variants(columns: int, precision_name: str, chip: Chip = "large") -> list[Variant]:
+    """What a batch of `columns` columns compiles under a preset: linear exponents, then circle's."""
     precision = PRECISIONS[precision_name]
     rows, acc = precision.rows, accumulator(precision.rows)[1]
     tiles, wide_tiles = (
-        tile_options(tile_shape(columns, rows, amd=amd, wide=is_wide), columns, precision, acc)
-        for is_wide in (False, wide)
+        tile_options(tile_shape(columns, rows, chip=chip, wide=wide), columns, precision, acc)
+        for wide in (False, True)
     )
     identity = identity_options(columns, torch.float32)
     types = {"row_ptr": "*i64", "G_ptr": "*bf16" if rows == torch.bfloat16 else "*fp32"}

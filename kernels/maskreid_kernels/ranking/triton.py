@@ -23,7 +23,7 @@ from ..fused_rows import row_norms
 from ..inputs import compute_dtype, without_autocast
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
-from ..triton_tiles import Variant, accumulator, sort_by_identity, tile_options
+from ..triton_tiles import Chip, Variant, accumulator, dot_rows, sort_by_identity, tile_options
 from .gradient_programs import dense_weights_program, gradient_program
 from .programs import anchors_program, forward_program, positives_program
 from .terms import RankingStatistics, RankingTerms
@@ -57,7 +57,7 @@ class _RankingLoss(torch.autograd.Function):
         inverse_N = row_norms(x_ND, inverse=True) if terms.normalize else None
         least_row_M, squares_M, t_B = least_positives(x_ND, inverse_N, rows, terms)
         t_N = gather_rows(t_B, layout)
-        x_dot_ND = x_ND.to(precision.rows)  # the rows themselves where they have that dtype
+        x_dot_ND = dot_rows(x_ND, precision)
         partials = push_away(x_dot_ND, inverse_N, rows, t_N, terms, precision)
         numbers_B9, marks = anchor_numbers(rows, partials, least_row_M, squares_M, terms)
         numbers_N9 = gather_rows(numbers_B9, layout)
@@ -83,14 +83,11 @@ class _RankingLoss(torch.autograd.Function):
             return gradient(x_ND, x_dot_ND, ctx.saved, of_loss, ctx.precision), None, None, None, None
 
 
-def variants(columns: int, precision_name: str, *, amd: bool = False, wide: bool = False) -> list[Variant]:
-    """What a batch of `columns` columns compiles under a preset, its rows given in the preset's dtype.
-
-    `wide` changes nothing here: both roles of a pair leave no registers for a wider tile.
-    """
+def variants(columns: int, precision_name: str, chip: Chip = "large") -> list[Variant]:
+    """What a batch of `columns` columns compiles under a preset, its rows given in the preset's dtype."""
     precision = PRECISIONS[precision_name]
     rows, acc = precision.rows, accumulator(precision.rows)[1]
-    tiles = tile_options(ranking_tile(columns, rows, amd=amd), columns, precision, acc)
+    tiles = tile_options(ranking_tile(columns, rows, chip=chip), columns, precision, acc)
     types = {"mark_ptr": "*i64", "listed_ptr": "*i64", "least_row_ptr": "*i64"}
     types |= dict.fromkeys(("active_ptr", "mark_count_ptr", "many_ptr"), "*i32")
     types["G_ptr"] = types["gradient_ptr"] = "*bf16" if rows == torch.bfloat16 else "*fp32"

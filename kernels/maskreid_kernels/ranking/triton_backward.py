@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..precision import Precision
 from ..ranks import RankLayout
-from ..triton_tiles import SortedRows, accumulator, add_product_, split_float, tile_options
+from ..triton_tiles import SortedRows, accumulator, add_product_, chip_of, split_float, tile_options
 from .gradient_programs import dense_weights_program, gradient_program
 from .terms import RankingTerms
 from .triton_forward import Marks, ranking_tile, row_options
@@ -57,7 +57,8 @@ def gradient(x_ND: Tensor, x_dot_ND: Tensor, saved: Saved, of_loss: Tensor, prec
         _finish_(gradient_BD, x_ND, saved, of_loss, listed_M[: anchors - many], None)
     height = min(BAND_ROWS, max(GRADIENT_BYTES // (x_ND.shape[1] * saved.t_N.element_size()), 1))
     for listed_b in listed_M[anchors - many :].split(height):
-        pushed_bD = _pushed(x_dot_ND, saved, rows.anchor_M[listed_b], precision)
+        pushed_bD = gradient_BD.new_zeros((len(listed_b), x_ND.shape[1]), dtype=saved.t_N.dtype)
+        _push_(pushed_bD, x_dot_ND, saved, rows.anchor_M[listed_b], precision)
         _finish_(gradient_BD, x_ND, saved, of_loss, listed_b, pushed_bD)
     return gradient_BD
 
@@ -82,11 +83,10 @@ def _finish_(
     )  # fmt: skip
 
 
-def _pushed(x_ND: Tensor, saved: Saved, anchor_b: Tensor, precision: Precision) -> Tensor:
-    """[b, D] what negatives add to the anchors' unit rows: bands of weights, in the rows' dtype, and a product each."""
+def _push_(pushed_bD: Tensor, x_ND: Tensor, saved: Saved, anchor_b: Tensor, precision: Precision) -> None:
+    """Add what negatives push the anchors' unit rows: bands of weights, in the rows' dtype, and a product each."""
     rows, (places, columns) = saved.sorted_rows, x_ND.shape
-    tile, (dtype, acc) = ranking_tile(columns, x_ND.dtype), accumulator(x_ND.dtype)
-    pushed_bD = x_ND.new_zeros((len(anchor_b), columns), dtype=dtype)
+    tile, acc = ranking_tile(columns, x_ND.dtype, chip=chip_of(x_ND.device)), accumulator(x_ND.dtype)[1]
     fits = min(BAND_BYTES // len(anchor_b), GRADIENT_BYTES // columns) // x_ND.element_size()
     width = max(min(places, fits), tile.block_n)
     for first in range(0, places, width):
@@ -98,4 +98,3 @@ def _pushed(x_ND: Tensor, saved: Saved, anchor_b: Tensor, precision: Precision) 
             G_bc, len(anchor_b), first, stop - first, columns, **tile_options(tile, columns, precision, acc),
         )  # fmt: skip
         add_product_(pushed_bD, G_bc, x_ND[rows.order_N[first:stop]])
-    return pushed_bD

@@ -15,9 +15,11 @@ from torch import Tensor
 from ..precision import Precision
 from ..triton_tiles import (
     INTERPRETED,
+    Chip,
     SortedRows,
     TileShape,
     accumulator,
+    chip_of,
     column_chunks,
     split_float,
     tile_options,
@@ -31,7 +33,9 @@ MARK_BYTES = 160 << 20  # bound of the recorded pairs, 8 bytes per mark
 SPARSE_UP_TO = 1 / 64
 FEW_MARKS = 16  # per anchor: always few
 PARTIAL_BYTES_PER_ANCHOR = 16  # sum, shift, active, count
-ROWS_BYTES = 64 << 10  # of whole rows, in a program's registers at a time
+ROWS_BYTES = (
+    64 << 10
+)  # of whole rows, in a program's registers at a time; half of it in float64, which takes two each
 MOST_ROWS = 16
 ANCHORS = 128  # per program of the one that merges the chunks
 
@@ -59,9 +63,9 @@ class Partials:
     entry: Tensor
 
 
-def ranking_tile(columns: int, rows: torch.dtype, *, amd: bool = torch.version.hip is not None) -> TileShape:
+def ranking_tile(columns: int, rows: torch.dtype, *, chip: Chip = "large") -> TileShape:
     """Half the columns of the shared tile: both roles of a pair per element leave no registers for more."""
-    tile = tile_shape(columns, rows, amd=amd)
+    tile = tile_shape(columns, rows, chip=chip)
     if INTERPRETED:
         return tile
     return replace(tile, block_m=128 if rows == torch.bfloat16 else 64, block_n=64)
@@ -71,7 +75,8 @@ def row_options(columns: int, rows: torch.dtype) -> dict[str, Any]:
     """Constants and launch options of the programs that own one anchor each and hold whole rows."""
     acc = accumulator(rows)
     block = max(int(triton.next_power_of_2(columns)), 16)
-    span = min(max(ROWS_BYTES // (block * acc[0].itemsize), 1), MOST_ROWS)
+    size = ROWS_BYTES if acc[0] == torch.float32 else ROWS_BYTES // 2
+    span = min(max(size // (block * acc[0].itemsize), 1), MOST_ROWS)
     warps = 4 if block <= 512 else 8 if block <= 4096 else 16
     return {"BLOCK_D": block, "SPAN": span, "ACC": acc[1], "num_warps": warps}
 
@@ -101,7 +106,8 @@ def push_away(
 ) -> Partials:
     """Per anchor and chunk: the sum over violating negatives and its shift, their number; the marks of both roles."""
     (places, columns), anchors = x_ND.shape, len(rows.anchor_M)
-    tile, (dtype, acc) = ranking_tile(columns, x_ND.dtype), accumulator(x_ND.dtype)
+    tile = ranking_tile(columns, x_ND.dtype, chip=chip_of(x_ND.device))
+    dtype, acc = accumulator(x_ND.dtype)
     tiles_per_chunk, chunks = column_chunks(anchors, places, tile, x_ND.device, PARTIAL_BYTES_PER_ANCHOR)
     cap = mark_cap(anchors, chunks, tiles_per_chunk * tile.block_n)
     sum_CM, shift_CM = (x_ND.new_empty((chunks, anchors), dtype=dtype) for _ in range(2))

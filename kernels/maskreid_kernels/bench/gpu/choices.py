@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import triton
 
+from ...triton_tiles import chip_of
 from .. import eager
 from ..providers import OURS
 from .passes import forward_pass
@@ -68,7 +69,9 @@ def tiles(setting: Setting) -> Iterator[Figure]:
             batch = Batch.of(setting, kernel, 32768, columns)
             key = f"{kernel} forward pass 32768, D = {columns}, tile"
             yield Figure.of(f"{key} as shipped", timed(setting, forward_pass(batch), 0.3))
-            shipped = module.tile_shape(setting.columns(columns), batch.x_ND.dtype)
+            shipped = module.tile_shape(
+                setting.columns(columns), batch.x_ND.dtype, chip=chip_of(batch.x_ND.device), wide=True
+            )
             for m, n, d, warps, stages in TILES[:: 4 if setting.dry else 1]:
                 tile = replace(
                     shipped, block_m=m, block_n=n, block_d=d, warps=warps, stages=stages,

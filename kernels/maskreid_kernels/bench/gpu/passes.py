@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ...batch_hard.triton import nearest_negatives
+from ...fused_rows import row_norms
 from ...logsumexp.exponent import Exponent
 from ...logsumexp.triton import negative_partials
 from ...precision import choose_precision
 from ...ranking.terms import RankingTerms
 from ...ranking.triton_forward import least_positives, push_away
 from ...ranks import RankLayout
-from ...row_programs import row_norms
-from ...triton_tiles import sort_by_identity
+from ...triton_tiles import dot_rows, sort_by_identity
 from .results import Figure
 from .setting import Batch, Setting, timed
 
@@ -43,7 +43,7 @@ def forward_pass(batch: Batch) -> Callable[[], object]:
     x_ND = batch.x_ND.detach()
     rows = sort_by_identity(batch.y_N, RankLayout(None, 0, (len(x_ND),)))
     precision = choose_precision("auto", x_ND.dtype)
-    x_dot_ND = x_ND.to(precision.rows)
+    x_dot_ND = dot_rows(x_ND, precision)
     if batch.kernel == "batch_hard":
         square_N = row_norms(x_dot_ND, inverse=False)
         packed = precision.rows == torch.bfloat16
