@@ -15,6 +15,15 @@ from .logsumexp.all_pairs import all_pairs_loss
 from .logsumexp.circle import circle_loss
 from .logsumexp.n_pair import n_pair_loss
 from .logsumexp.supervised_contrastive import supervised_contrastive_loss
+from .modules import (
+    AllPairsLoss,
+    BatchHardLoss,
+    CircleLoss,
+    NPairLoss,
+    RankingLoss,
+    SoftmaxLoss,
+    SupervisedContrastiveLoss,
+)
 from .options import Call
 from .ranking import RankingStatistics, ranking_loss, ranking_loss_with_statistics
 from .softmax import softmax_loss
@@ -31,7 +40,14 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 __all__ = [
     "LOSSES",
+    "AllPairsLoss",
+    "BatchHardLoss",
+    "CircleLoss",
+    "NPairLoss",
+    "RankingLoss",
     "RankingStatistics",
+    "SoftmaxLoss",
+    "SupervisedContrastiveLoss",
     "all_pairs_loss",
     "batch_hard_loss",
     "circle_loss",
