@@ -177,3 +177,41 @@ def test_a_group_that_is_none() -> None:
     x, y = batch()
     with pytest.raises(ValueError, match="group: expected a torch"):
         kernels.ranking_loss(x, y, group="world")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", kernels.LOSSES)
+def test_no_rows_under_compile(name: str) -> None:
+    torch._dynamo.reset()
+    rows, labels = torch.zeros(0, 8, requires_grad=True), torch.zeros(0, dtype=torch.int64)
+    loss = torch.compile(kernels.LOSSES[name], backend="aot_eager")(rows, labels)
+    loss.backward()
+    assert float(loss) == 0 and rows.grad is not None and rows.grad.shape == (0, 8)
+
+
+@pytest.mark.parametrize("options", [{"reduction": "sum"}, {"ignore_index": 2}])
+@pytest.mark.parametrize("name", ["ranking", "batch_hard", "circle", "softmax"])
+def test_options_under_compile(name: str, options: dict[str, object]) -> None:
+    torch._dynamo.reset()
+    x, y = batch()
+    compiled = torch.compile(kernels.LOSSES[name], backend="aot_eager", fullgraph=True)
+    found, expected = (gradient(loss, x, y % 8, **options) for loss in (compiled, kernels.LOSSES[name]))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", kernels.LOSSES)
+def test_torch_func_is_the_references(name: str) -> None:
+    x, y = batch()
+    y %= 8
+
+    def loss(rows: Tensor, backend: str = "reference") -> Tensor:
+        return kernels.LOSSES[name](rows, y, backend=backend)
+
+    found = torch.func.grad(loss)(x)
+    torch.testing.assert_close(found, gradient(kernels.LOSSES[name], x, y, backend="reference"))
+    both = torch.func.vmap(loss)(torch.stack([x, 2 * x]))
+    torch.testing.assert_close(both, torch.stack([loss(x), loss(2 * x)]))
+    assert torch.func.hessian(loss)(x).isfinite().all()
+    with pytest.raises(
+        RuntimeError, match=r'torch\.func: not by the chunked backend; use backend="reference"'
+    ):
+        torch.func.grad(lambda rows: loss(rows, "chunked"))(x)

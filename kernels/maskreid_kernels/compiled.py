@@ -92,10 +92,22 @@ def _loss_with_gradient(
     with torch.enable_grad():
         rows = rows_BD.detach().to(compute_dtype(rows_BD.dtype)).requires_grad_(wants_gradient)
         loss, statistics = REGISTERED[name].compute(rows, labels_B, constants, call)
-        gradient = (
-            torch.autograd.grad(loss, rows)[0].to(rows_BD.dtype) if wants_gradient else rows_BD.new_empty(0)
-        )
-    return loss.detach(), loss.new_empty(0).double() if statistics is None else statistics, gradient
+        if not wants_gradient:
+            gradient_BD = rows_BD.new_empty(0)
+        elif loss.requires_grad:
+            gradient_BD = torch.autograd.grad(loss, rows)[0].to(rows_BD.dtype)
+        elif _none_counts(labels_B, call.ignore_index):  # then nothing was recorded
+            gradient_BD = torch.zeros_like(rows_BD)
+        else:
+            raise RuntimeError(
+                f"{name}: the {call.backend} backend recorded no gradient inside torch.compile"
+            )
+    return loss.detach(), loss.new_empty(0).double() if statistics is None else statistics, gradient_BD
+
+
+def _none_counts(labels_B: Tensor, ignore_index: int | None) -> bool:
+    ignored = 0 if ignore_index is None else int(torch.eq(labels_B, ignore_index).sum())
+    return ignored == len(labels_B)
 
 
 def _shapes(

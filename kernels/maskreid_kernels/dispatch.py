@@ -17,11 +17,12 @@ from torch import Tensor
 from .agreement import agree_on_layout
 from .backends import check_backend, check_device, choose_backend
 from .compiled import compiled_loss, register
-from .inputs import compute_dtype, find_problem, on_their_device
+from .inputs import compute_dtype, find_problem, on_their_device, under_transforms
 from .options import Call, check_group, check_ignore_index, check_reduction
 from .positives import count_valid_anchors
 from .precision import check_precision, choose_precision
 from .ranks import RankLayout
+from .recorded import kept_rows, scaled
 
 
 class Statistics(Protocol):
@@ -104,7 +105,9 @@ def compute_eagerly(
     kept_B = None
     if problem is None and call.ignore_index is not None:
         kept_B = labels_B != call.ignore_index
-        rows_BD, labels_B = rows_BD[kept_B], labels_B[kept_B]
+        plain = call.backend == "reference"  # which has derivatives of any order
+        rows_BD = rows_BD[kept_B] if plain else kept_rows(rows_BD, kept_B)
+        labels_B = labels_B[kept_B]
     problem = problem or loss.family.find_problem(rows_BD, labels_B)
     options = {} if call.group is None else _options(loss, {**constants, "learned": learned}, call)
     layout = agree_on_layout(rows_BD, problem, call.group, options)
@@ -152,6 +155,8 @@ def _computed(
     chosen = choose_backend(
         call.backend, layout.total_rows, family.plain_up_to, device=rows_BD.device, available=available
     )
+    if chosen != "reference" and under_transforms():
+        raise RuntimeError(f'torch.func: not by the {chosen} backend; use backend="reference"')
     labels_B = labels_B.to(torch.int64)
     arguments: dict[str, Any] = {"per_anchor": True} if call.reduction == "none" else {}
     if chosen == "triton":
@@ -164,7 +169,8 @@ def _computed(
         found = family.backends[chosen](rows_BD, labels_B, terms, layout, **arguments)
         value, statistics = found if isinstance(found, tuple) else (found, None)
         if call.reduction == "sum":
-            value = value * family.count(labels_B, layout)
+            count = family.count(labels_B, layout)
+            value = value * count if chosen == "reference" else scaled(value, count)
     return value, statistics
 
 

@@ -69,6 +69,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def under_transforms() -> bool:
+    """Whether torch.func (grad, vmap, hessian, ...) is at work, outside the compiler."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 @contextmanager
 def on_their_device(rows: Tensor) -> Iterator[None]:
     """Full precision, on the rows' GPU: autocast is off, and launches go to the stream of the device the rows are on.

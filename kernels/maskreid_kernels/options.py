@@ -13,7 +13,14 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 class Call(NamedTuple):
-    """How a loss is computed, whichever loss it is; the meaning of each stands in kernels/README.md, "Options"."""
+    """How a loss is computed, whichever loss it is.
+
+    group: the ranks whose rows are one batch (convention: `maskreid_kernels.ranks`); None: this process alone. backend:
+    see `maskreid_kernels.backends`; precision: see `maskreid_kernels.precision`. reduction: "mean" over the valid
+    anchors of all ranks (softmax: rows), "sum" over them, or "none", each anchor's value [B], 0 where it is not valid:
+    of one process, not by "triton", under torch.compile by "reference" alone. ignore_index: rows of this label take no
+    part, neither as anchors nor as candidates, and get no gradient; None: every integer is a label.
+    """
 
     group: dist.ProcessGroup | None = None
     backend: str = "auto"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
-from .inputs import without_autocast
+from .inputs import under_transforms, without_autocast
 
 
 def rows_gradient(G_NN: Tensor, x_ND: Tensor, inverse_N1: Tensor | None, own: slice, scale: Tensor) -> Tensor:
@@ -29,8 +30,6 @@ def rows_gradient(G_NN: Tensor, x_ND: Tensor, inverse_N1: Tensor | None, own: sl
 
 
 class _Products(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(a_MD: Tensor, b_ND: Tensor) -> Tensor:
         return a_MD @ b_ND.t()
@@ -49,7 +48,11 @@ class _Products(torch.autograd.Function):
 def products(a_MD: Tensor, b_ND: Tensor) -> Tensor:
     """a b^T [M, N] for plain autograd, with derivatives of any order.
 
-    Its backward's products are in the operands' dtype also where `backward()` is called inside autocast.
+    Its backward's products are in the operands' dtype also where `backward()` is called inside autocast. torch.func and
+    forward mode, which an own backward would not serve, get torch's product; the compiler too, whose backwards run out of
+    autocast's reach, and which takes a function of the same rows twice for one of two inputs.
     """
+    if torch.compiler.is_compiling() or under_transforms() or fwAD._current_level >= 0:
+        return a_MD @ b_ND.t()
     product_MN: Tensor = _Products.apply(a_MD, b_ND)
     return product_MN
