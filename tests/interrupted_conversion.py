@@ -27,5 +27,7 @@ def press_after(samples: int) -> None:
 
 
 if __name__ == "__main__":
+    # A process that a shell started in the background ignores Ctrl-C, and so do those that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     press_after(int(sys.argv.pop(1)))
     main()

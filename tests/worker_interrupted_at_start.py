@@ -8,6 +8,8 @@ import signal
 if __name__ == "__main__":
     from maskreid_dist.cli import main
 
+    # A process that a shell started in the background ignores Ctrl-C, and so do those that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
 else:
     signal.raise_signal(signal.SIGINT)
