@@ -1,7 +1,8 @@
 """What every loss does: check, agree over the ranks, choose a backend, compute in full precision, reduce.
 
-A loss says what differs (`Loss`): the terms that its constants make, and the backends that compute with them. Its public
-function calls `compute`. While it is being compiled it is one operator of the graph (compiled.py), which calls back here.
+A loss says what differs (`Loss`): the terms that its constants make, and the backends that compute with
+them. Its public function calls `compute`. While it is being compiled it is one operator of the graph
+(compiled.py), which calls back here.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ class Statistics(Protocol):
 class Family:
     """Losses that share their backends.
 
-    backends: by name, each called with (rows, labels, terms, layout), "triton" with the preset of `precision` too;
-    `per_anchor=True` asks those but "triton" for every anchor's value [B], 0 where it is not valid. A result is a tensor or
-    (tensor, statistics). plain_up_to: rows up to which the plain backend is chosen on a CPU. capturable: backends that
-    read nothing on the host. as_given: backends that take rows in any dtype, others in the compute dtype. find_problem: one line on values, or None; shapes are checked before. count: of what the mean
-    is taken, for a sum.
+    backends: by name, each called with (rows, labels, terms, layout), "triton" with the preset of
+    `precision` too; `per_anchor=True` asks those but "triton" for every anchor's value [B], 0 where it is
+    not valid. A result is a tensor or (tensor, statistics). plain_up_to: rows up to which the plain
+    backend is chosen on a CPU. capturable: backends that read nothing on the host. as_given: backends
+    that take rows in any dtype, others in the compute dtype. find_problem: one line on values, or None;
+    shapes are checked before. count: of what the mean is taken, for a sum.
     """
 
     backends: Mapping[str, Callable[..., Any]]

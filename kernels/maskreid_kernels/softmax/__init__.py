@@ -74,8 +74,9 @@ def softmax_loss(
     group: the mean is over the rows of all its ranks, which may hold unequal counts; convention in
     `maskreid_kernels.ranks`. None: this process alone. Logits never leave their rank ("chunked").
     backend: "reference" (plain autograd), "chunked" (O(B) memory beside the gradient; differentiating its
-    gradient raises RuntimeError) or "auto": torch's own cross-entropy without a group, else "chunked". Raises
-    ValueError on bad input (targets outside [0, C) are looked for on the CPU only, elsewhere it would wait for the device) or an unavailable backend.
+    gradient raises RuntimeError) or "auto": torch's own cross-entropy without a group, else "chunked".
+    Raises ValueError on bad input (targets outside [0, C) are looked for on the CPU only, elsewhere it
+    would wait for the device) or an unavailable backend.
     label_smoothing: in [0, 1]; the target's share 1 - label_smoothing, the rest equal over all C, as in torch.
     reduction, ignore_index: see `maskreid_kernels.options`.
     """
