@@ -72,7 +72,8 @@ class _LogSumExpLoss(torch.autograd.Function):
         dtype = rows_BD.dtype
         rest_N = None
         if terms.exact_log_weight and dtype != torch.float64:
-            rest_N = torch.where(positives.valid_N, log_weight_N - log_weight_N.to(dtype), 0).to(dtype)
+            rest_N = log_weight_N - log_weight_N.to(dtype)
+            rest_N = torch.where(log_weight_N.isfinite(), rest_N, 0).to(dtype)  # -inf: no weight
         ctx.numbers = AnchorNumbers(log_weight_N.to(dtype), rest_N, level_N.to(dtype))
         ctx.positives, ctx.terms, ctx.layout, ctx.per_anchor = positives, terms, layout, per_anchor
         ctx.save_for_backward(x_ND, valid_anchors)
