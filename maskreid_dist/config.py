@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -107,28 +107,38 @@ class ModelConfig(Section):
         return self
 
 
+RENAMED_LOSSES = {"triplet": "batch_hard", "supcon": "supervised_contrastive"}
 DEFAULT_MARGINS = {"all_pairs": 0.0, "circle": 0.25}  # what their papers take where a recipe does not say
 
 
 class LossConfig(Section):
-    """`ranking`: Eq. 5 of the paper. `triplet`: online hard mining. `softmax`: identity classification.
+    """`ranking`: Eq. 5 of the paper. `batch_hard`: triplets, online hard mining. `softmax`: identity classification.
 
-    `n_pair` and `all_pairs`: Eq. 3 and 4 of the paper. `circle`, `supcon`: supervised contrastive. Each reads the keys that
+    `n_pair` and `all_pairs`: Eq. 3 and 4 of the paper. `circle`, `supervised_contrastive`: their papers'. Each reads the keys that
     name it. `identity_weight` adds that much of the softmax loss to the others; the paper adds none.
     """
 
-    name: Literal["ranking", "triplet", "softmax", "n_pair", "all_pairs", "circle", "supcon"] = "ranking"
-    # of ranking, triplet, all_pairs (0) and circle (0.25)
+    name: Literal[
+        "ranking", "batch_hard", "softmax", "n_pair", "all_pairs", "circle", "supervised_contrastive"
+    ] = "ranking"
+    # of ranking, batch_hard, all_pairs (0) and circle (0.25)
     margin: Annotated[float, Field(ge=0)] | Literal["soft"] = 0.15
     pull: Annotated[float, Field(ge=0)] = 2.0  # lambda of Eq. 5
     negatives: Literal["all", "violating"] = "all"
-    distance: Literal["euclidean", "squared_euclidean", "cosine"] = "euclidean"  # triplet
+    distance: Literal["euclidean", "squared_euclidean", "cosine"] = "euclidean"  # batch_hard
     scale: Annotated[float, Field(gt=0)] = 1.0  # n_pair, all_pairs: of the similarities in the exponent
     gamma: Annotated[float, Field(gt=0)] = 128.0  # circle
-    temperature: Annotated[float, Field(gt=0)] = 0.1  # supcon
+    temperature: Annotated[float, Field(gt=0)] = 0.1  # supervised_contrastive
     identity_weight: Annotated[float, Field(ge=0)] = 0.0
     # Backend of `loss.name`; the added softmax uses auto.
     backend: Literal["auto", "reference", "dense", "chunked", "triton"] = "auto"
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _not_an_old_name(cls, name: object) -> object:
+        if isinstance(name, str) and name in RENAMED_LOSSES:
+            raise ValueError(f'"{name}" is now called "{RENAMED_LOSSES[name]}"')
+        return name
 
     @model_validator(mode="before")
     @classmethod
@@ -139,8 +149,8 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:
-        if self.margin == "soft" and self.name != "triplet":
-            raise ValueError('margin = "soft" belongs to the triplet loss')
+        if self.margin == "soft" and self.name != "batch_hard":
+            raise ValueError('margin = "soft" belongs to the batch_hard loss')
         if self.backend in ("dense", "triton") and self.name == "softmax":
             raise ValueError(f'the softmax loss has no {self.backend} backend; use backend = "auto"')
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,10 +80,11 @@ def test_statistics_and_no_gradient() -> None:
 
 def test_operator_is_registered_as_torch_wants_it() -> None:
     x, y = batch(12)
-    arguments = ("margin pull normalize", [0.15, 2.0, 1.0], "backend=chunked", "", True)
+    packed = {"words": {"negatives": "all", "normalize": True}, "numbers": ["margin", "pull"]}
+    options = json.dumps(packed | {"call": ["chunked", "auto", "mean", None]})
     torch.library.opcheck(
         torch.ops.maskreid_kernels.loss_with_gradient.default,
-        (x.requires_grad_(), y, "ranking_loss", *arguments),
+        (x.requires_grad_(), y, "ranking", options, [0.15, 2.0], "", True),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
 

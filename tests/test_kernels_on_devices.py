@@ -15,8 +15,9 @@ from torch import Tensor
 import maskreid_kernels as kernels
 from gloo import run_ranks
 from maskreid_kernels import compiled, triton_tiles
+from maskreid_kernels.agreement import agree_on_layout
 from maskreid_kernels.precision import choose_precision, matmul_precision
-from maskreid_kernels.ranks import RankLayout, agree_on_layout
+from maskreid_kernels.ranks import RankLayout
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "ranking": kernels.ranking_loss,
@@ -188,9 +189,9 @@ def test_a_group_of_one_rank_is_no_group(tmp_path: Path) -> None:
     run_ranks(one_rank, 1, tmp_path)
 
 
-def test_capturable_names_exist() -> None:
-    for name, backends in compiled.CAPTURABLE.items():
-        assert callable(getattr(kernels, name)) and "auto" in backends
+def test_capturable_losses() -> None:
+    found = {name for name, registered in compiled.REGISTERED.items() if "auto" in registered.capturable}
+    assert found == {"batch_hard", "softmax"}
 
 
 @pytest.mark.parametrize(

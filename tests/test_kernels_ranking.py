@@ -106,7 +106,7 @@ def test_against_loop(rows, columns, identities, negatives, normalize, backend) 
 @pytest.mark.parametrize("backend", WITH_TRITON)
 def test_margin_and_pull(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if backend == "triton":  # the dense way: many marks take the interpreter long
-        monkeypatch.setattr("maskreid_kernels.ranking.triton_backward.FEW_MARKS", -1)
+        monkeypatch.setattr("maskreid_kernels.ranking.triton_forward.FEW_MARKS", -1)
     embeddings, labels = batch(20, 6, 5)
     for margin in (-0.2, 0.0, 0.5, 20.0):  # 20: beyond the margin up to which exp needs no running maximum
         for pull in (0.0, 5.0):

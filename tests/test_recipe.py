@@ -4,18 +4,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
+from maskreid_dist.config import DEFAULT_MARGINS, LossConfig
 from maskreid_dist.errors import RecipeError
 from maskreid_dist.model import Output
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.training.objective import objective
 from maskreid_kernels import (
+    LOSSES,
     all_pairs_loss,
     batch_hard_loss,
     circle_loss,
+    constants,
     n_pair_loss,
     ranking_loss,
     supervised_contrastive_loss,
@@ -65,11 +69,17 @@ def test_defaults_are_the_papers(tmp_path):
         ("[batch]\nidentites = 4\n", [], ["batch.identites", "batch.identities"]),
         ("[batch]\nidentities = 2.5\n", [], ["batch.identities", "integer", "2.5"]),
         ("[batch]\nidentities = 0\n", [], ["batch.identities", "greater than 0"]),
-        ("[loss]\nmargin = 'soft'\n", [], ["loss", "triplet"]),
+        ("[loss]\nmargin = 'soft'\n", [], ["loss", "batch_hard"]),
+        ("[loss]\nname = 'triplet'\n", [], ["loss.name", '"triplet" is now called "batch_hard"']),
+        ("[loss]\nname = 'supcon'\n", [], ["loss.name", 'is now called "supervised_contrastive"']),
         ("[loss]\nname = 'contrastive'\n", [], ["loss.name", "ranking", "contrastive"]),
         ("[loss]\nname = 'circle'\ngamma = 0.0\n", [], ["loss.gamma", "greater than 0"]),
-        ("[loss]\nname = 'supcon'\ntemperature = -0.1\n", [], ["loss.temperature", "greater than 0"]),
-        ("[loss]\nname = 'circle'\nmargin = 'soft'\n", [], ["loss", "triplet"]),
+        (
+            "[loss]\nname = 'supervised_contrastive'\ntemperature = -0.1\n",
+            [],
+            ["loss.temperature", "greater than 0"],
+        ),
+        ("[loss]\nname = 'circle'\nmargin = 'soft'\n", [], ["loss", "batch_hard"]),
         ("[loss]\nname = 'n_pair'\n", ["batch.images=1"], ["n_pair loss", "batch.images must be at least 2"]),
         ("[model]\nstreams = ['raw', 'raw']\n", [], ["model", "each once"]),
         ("", ["optimizer.lr=inf"], ["optimizer.lr", "finite"]),
@@ -99,10 +109,10 @@ def test_missing_key_and_missing_file(tmp_path):
 def test_overrides_take_toml_values_and_bare_words(tmp_path):
     path = write(tmp_path, MINIMAL)
     config = load_recipe(
-        path, ["model.streams=['raw']", "loss.name=triplet", "loss.margin=soft", "optimizer.lr=3e-4"]
+        path, ["model.streams=['raw']", "loss.name=batch_hard", "loss.margin=soft", "optimizer.lr=3e-4"]
     )
     assert config.model.streams == ("raw",)
-    assert (config.loss.name, config.loss.margin, config.optimizer.lr) == ("triplet", "soft", 3e-4)
+    assert (config.loss.name, config.loss.margin, config.optimizer.lr) == ("batch_hard", "soft", 3e-4)
 
 
 def test_configuration_is_frozen(tmp_path):
@@ -125,12 +135,12 @@ def test_configuration_is_frozen(tmp_path):
             "name = 'circle'\nmargin = 0.4\ngamma = 80.0",
             lambda x, y: circle_loss(x, y, margin=0.4, gamma=80.0),
         ),
-        ("name = 'supcon'", lambda x, y: supervised_contrastive_loss(x, y)),
+        ("name = 'supervised_contrastive'", lambda x, y: supervised_contrastive_loss(x, y)),
         (
-            "name = 'supcon'\ntemperature = 0.5",
+            "name = 'supervised_contrastive'\ntemperature = 0.5",
             lambda x, y: supervised_contrastive_loss(x, y, temperature=0.5),
         ),
-        ("name = 'triplet'\nmargin = 'soft'", lambda x, y: batch_hard_loss(x, y, margin="soft")),
+        ("name = 'batch_hard'\nmargin = 'soft'", lambda x, y: batch_hard_loss(x, y, margin="soft")),
         ("name = 'ranking'\nmargin = 0.3", lambda x, y: ranking_loss(x, y, margin=0.3)),
     ],
 )
@@ -140,3 +150,10 @@ def test_a_recipe_names_its_loss_and_constants(tmp_path, extra, expected):
     loss, scalars = objective(Output(x, None), labels, config, None)
     assert torch.equal(loss, expected(x, labels))
     assert ("loss_above_floor" in scalars) == (config.name == "ranking")
+
+
+def test_recipes_know_every_loss_of_the_table():
+    assert set(get_args(LossConfig.model_fields["name"].annotation)) == set(LOSSES)
+    assert {name: constants(name)["margin"] for name in DEFAULT_MARGINS} == DEFAULT_MARGINS
+    for name in set(LOSSES) - {"softmax"}:
+        assert set(constants(name)) - {"normalize"} <= set(LossConfig.model_fields)

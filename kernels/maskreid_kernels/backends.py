@@ -28,10 +28,8 @@ def choose_backend(
     in the same collectives. Raises ValueError when the backend is unknown or not available.
     """
     check_backend(backend, available)
-    if backend == "triton" and device.type == "cpu" and not interpreted():
-        raise ValueError(
-            'backend "triton" needs rows on a GPU, they are on the CPU (or set TRITON_INTERPRET=1 before the first import)'
-        )
+    if backend == "triton":
+        check_device(device)
     if backend != "auto":
         return backend
     plain = "dense" if "dense" in available else "reference"
@@ -45,6 +43,14 @@ def check_backend(backend: str, available: tuple[str, ...] = BACKENDS) -> None:
     if backend != "auto" and backend not in available:
         names = ", ".join(repr(name) for name in ("auto", *available))
         raise ValueError(f"backend {backend!r} is not available; available: {names}")
+
+
+def check_device(device: torch.device) -> None:
+    """Raise ValueError where Triton programs cannot run on the device."""
+    if device.type == "cpu" and not interpreted():
+        raise ValueError(
+            'backend "triton" needs rows on a GPU, they are on the CPU (or set TRITON_INTERPRET=1 before the first import)'
+        )
 
 
 def interpreted() -> bool:

@@ -2,9 +2,9 @@
 
 torch.compile cannot trace collectives, Triton launches and choices by shape, and need not: to the compiler a loss is
 `maskreid_kernels::loss_with_gradient`, whose fake kernel gives shapes alone. Its forward computes the gradient too, as
-training always wants it; the backward scales it. Every public loss calls `compiled_loss` while it is being compiled.
-Autograd does not see into an operator, so only backends with a backward of their own run in it; the reference is plain
-torch, and traced as such.
+training always wants it; the backward scales it. Losses register what the operator calls (`register`), so nothing here
+knows them. Autograd does not see into an operator, so only backends with a backward of their own run in it; the
+reference is plain torch, and traced as such.
 
 There are two of the operator: a loss that reads something on the host (any with a group, ranking to choose its backward,
 the log-sum-exp family the largest identity) cannot be captured in a CUDA graph, and its operator is tagged so: the
@@ -13,103 +13,143 @@ compiler captures what lies before and after it. Batch-hard and softmax without 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 
+from .first_order import NO_SECOND_DERIVATIVE
 from .inputs import compute_dtype
+from .options import Call
+from .precision import preset_of_rows
 
-STATISTICS = {"ranking_loss_with_statistics": 3}
-CAPTURABLE = {"batch_hard_loss": ("auto", "dense", "triton"), "softmax_loss": ("auto", "chunked")}
+# rows, labels, constants and call -> the loss (0-d) and its statistics (float64), or None where it has none.
+Compute = Callable[[Tensor, Tensor, Mapping[str, Any], Call], tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A loss as the operator sees it. `capturable`: backends that read nothing on the host."""
+
+    compute: Compute
+    statistics: int
+    capturable: tuple[str, ...]
+
+
+REGISTERED: dict[str, Registered] = {}
+
+
+def register(name: str, compute: Compute, *, statistics: int = 0, capturable: tuple[str, ...] = ()) -> None:
+    """Make a loss known to the operator. `statistics`: how many numbers it has beside its value."""
+    REGISTERED[name] = Registered(compute, statistics, capturable)
 
 
 def compiled_loss(
-    name: str, rows_BD: Tensor, labels_B: Tensor, group: dist.ProcessGroup | None, options: dict[str, Any]
+    name: str, rows_BD: Tensor, labels_B: Tensor, constants: Mapping[str, Any], call: Call
 ) -> tuple[Tensor, Tensor]:
-    """The loss (0-d) of the public function `name`, and its statistics (float64), as one operator of the graph.
+    """The loss (0-d) registered as `name`, and its statistics (float64), as one operator of the graph.
 
-    All ranks of `group` take part. The gradient has no derivative of its own.
+    All ranks of the group take part. The gradient has no derivative of its own.
     """
-    words = {key: value for key, value in options.items() if isinstance(value, str)}
-    numbers = {key: float(value) for key, value in options.items() if not isinstance(value, str)}
-    capturable = group is None and options["backend"] in CAPTURABLE.get(name, ())
+    words = {key: value for key, value in constants.items() if isinstance(value, str | bool)}
+    numbers = {key: float(value) for key, value in constants.items() if not isinstance(value, str | bool)}
+    options = _packed(words, tuple(numbers), *call[1:])  # the group travels by its name
+    capturable = call.group is None and call.backend in REGISTERED[name].capturable
     operator = capturable_loss_with_gradient if capturable else loss_with_gradient
+    group_name = "" if call.group is None else call.group.group_name
     loss, statistics, _ = operator(
-        rows_BD,
-        labels_B,
-        name,
-        " ".join(numbers),
-        list(numbers.values()),
-        " ".join(f"{key}={value}" for key, value in words.items()),
-        "" if group is None else group.group_name,
-        rows_BD.requires_grad,
+        rows_BD, labels_B, name, options, list(numbers.values()), group_name, rows_BD.requires_grad
     )
     return loss, statistics
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # the compiler does not look into json
+def _packed(words: dict[str, Any], numbers: tuple[str, ...], *call: object) -> str:
+    """What the compiler may take for constant, as an operator's argument can be. Numbers may change from call to call."""
+    return json.dumps({"words": words, "numbers": numbers, "call": call})
 
 
 def _loss_with_gradient(
     rows_BD: Tensor,
     labels_B: Tensor,
     name: str,
-    number_names: str,
+    options: str,
     numbers: list[float],
-    words: str,
     group_name: str,
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (0-d), statistics (float64, as many as the loss has) and gradient on the rows (empty if not wanted).
-
-    Options travel as an operator's arguments may: names "margin pull" of `numbers`, and words "backend=auto".
-    """
-    import maskreid_kernels  # the public losses import this module
-
-    options: dict[str, Any] = dict(zip(number_names.split(), numbers, strict=True))
-    options |= dict(word.split("=") for word in words.split())
-    if "normalize" in options:
-        options["normalize"] = bool(options["normalize"])
-    if group_name:
-        options["group"] = _resolve_process_group(group_name)  # type: ignore[arg-type]  # GroupName is a str
-    # Casts would be plain autograd, too: rows are cast here, and what follows from their dtype is said in words.
-    low = rows_BD.dtype in (torch.bfloat16, torch.float16)
-    if low and options.get("precision") == "auto" and options["backend"] in ("auto", "triton"):
-        options["precision"] = "bf16"
+    """Loss (0-d), statistics (float64, as many as the loss has) and gradient on the rows (empty if not wanted)."""
+    packed = json.loads(options)
+    constants = packed["words"] | dict(zip(packed["numbers"], numbers, strict=True))
+    group = _resolve_process_group(group_name) if group_name else None  # type: ignore[arg-type]  # GroupName is a str
+    call = Call(group, *packed["call"])
+    # Casts would be plain autograd, too: rows are cast here, and the preset of their dtype is passed on.
+    call = call._replace(precision=preset_of_rows(call.precision, rows_BD.dtype, call.backend))
     with torch.enable_grad():
         rows = rows_BD.detach().to(compute_dtype(rows_BD.dtype)).requires_grad_(wants_gradient)
-        found = getattr(maskreid_kernels, name)(rows, labels_B, **options)
-        loss, statistics = found if isinstance(found, tuple) else (found, None)
-        gradient = (
-            torch.autograd.grad(loss, rows)[0].to(rows_BD.dtype) if wants_gradient else rows_BD.new_empty(0)
-        )
-    values = [value.double() for value in vars(statistics).values()] if statistics else []
-    return loss.detach(), torch.stack(values) if values else loss.new_empty(0).double(), gradient
+        loss, statistics = REGISTERED[name].compute(rows, labels_B, constants, call)
+        if not wants_gradient:
+            gradient_BD = rows_BD.new_empty(0)
+        elif loss.requires_grad:
+            gradient_BD = torch.autograd.grad(loss, rows)[0].to(rows_BD.dtype)
+        elif _none_counts(labels_B, call.ignore_index):  # then nothing was recorded
+            gradient_BD = torch.zeros_like(rows_BD)
+        else:
+            raise RuntimeError(
+                f"{name}: the {call.backend} backend recorded no gradient inside torch.compile"
+            )
+    return loss.detach(), loss.new_empty(0).double() if statistics is None else statistics, gradient_BD
+
+
+def _none_counts(labels_B: Tensor, ignore_index: int | None) -> bool:
+    ignored = 0 if ignore_index is None else int(torch.eq(labels_B, ignore_index).sum())
+    return ignored == len(labels_B)
 
 
 def _shapes(
     rows_BD: Tensor,
     labels_B: Tensor,
     name: str,
-    number_names: str,
+    options: str,
     numbers: list[float],
-    words: str,
     group_name: str,
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     loss = rows_BD.new_empty((), dtype=compute_dtype(rows_BD.dtype))
-    statistics = rows_BD.new_empty(STATISTICS.get(name, 0), dtype=torch.float64)
+    statistics = rows_BD.new_empty(REGISTERED[name].statistics, dtype=torch.float64)
     return loss, statistics, torch.empty_like(rows_BD) if wants_gradient else rows_BD.new_empty(0)
 
 
+@torch.library.custom_op("maskreid_kernels::scaled_gradient", mutates_args=())
+def scaled_gradient(gradient_BD: Tensor, of_loss: Tensor, rows_BD: Tensor) -> Tensor:
+    """The gradient of the rows. Its derivative raises; taking the rows ties it to them, or none would be asked for."""
+    return (gradient_BD * of_loss).to(gradient_BD.dtype)
+
+
+@scaled_gradient.register_fake
+def _scaled_shape(gradient_BD: Tensor, of_loss: Tensor, rows_BD: Tensor) -> Tensor:
+    return torch.empty_like(gradient_BD)
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError(NO_SECOND_DERIVATIVE)
+
+
+scaled_gradient.register_autograd(_refuse)
+
+
 def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[2])
+    ctx.save_for_backward(output[2], inputs[0])
     ctx.mark_non_differentiable(output[1], output[2])
 
 
 def _scale_gradient(ctx: Any, of_loss: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
-    (gradient_BD,) = ctx.saved_tensors
-    return ((gradient_BD * of_loss).to(gradient_BD.dtype), *[None] * 7)
+    gradient_BD, rows_BD = ctx.saved_tensors
+    return (scaled_gradient(gradient_BD, of_loss, rows_BD), *[None] * 6)
 
 
 def _operator(name: str, tags: tuple[torch.Tag, ...] = ()) -> Any:

@@ -1,4 +1,4 @@
-"""Guard of hand-written backwards: they have no second derivative and say so."""
+"""Guard of hand-written backwards: they have no second derivative and say so, and autocast does not reach into them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from typing import Any
 
 import torch
 
+from .inputs import without_autocast
+
+NO_SECOND_DERIVATIVE = 'create_graph=True: this backend has no second derivative; use backend="reference"'
+
 
 def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate `Function.backward` to raise RuntimeError when a second derivative is asked for.
+    """Decorate `Function.backward` to raise RuntimeError when a second derivative is asked for, and to run as the
+    forward did where `backward()` is called inside autocast.
 
     torch's own `once_differentiable` raises only where the upstream gradient requires a gradient; otherwise
     it takes the gradient for a constant, and a gradient penalty would be dropped in silence. Gradient mode is
@@ -20,9 +25,8 @@ def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(backward)
     def guarded(ctx: Any, *gradients: Any) -> Any:
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                'create_graph=True: this backend has no second derivative; use backend="reference"'
-            )
-        return backward(ctx, *gradients)
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
+        with without_autocast(gradients[0].device):
+            return backward(ctx, *gradients)
 
     return guarded

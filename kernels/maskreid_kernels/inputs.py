@@ -8,21 +8,25 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from .ranks import DTYPE_CODES
-
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def find_problem(rows_BD: Tensor, labels_B: Tensor, *, rows_name: str, labels_name: str) -> str | None:
-    """One line saying what is wrong with a loss's input, or None."""
-    if rows_BD.dim() != 2 or rows_BD.dtype not in DTYPE_CODES or rows_BD.shape[1] == 0:
+def find_problem(rows_BD: object, labels_B: object, *, rows_name: str, labels_name: str) -> str | None:
+    """One line saying what is wrong with a loss's input and what to pass instead, or None."""
+    for name, value in ((rows_name, rows_BD), (labels_name, labels_B)):
+        if not isinstance(value, Tensor):
+            return _not_a_tensor(name, value)
+    assert isinstance(rows_BD, Tensor) and isinstance(labels_B, Tensor)
+    if rows_BD.dim() != 2 or rows_BD.dtype not in FLOATS or rows_BD.shape[1] == 0:
         return (
             f"{rows_name}: expected a 2-d float tensor with at least one column, "
             f"got shape {tuple(rows_BD.shape)} of {rows_BD.dtype}"
         )
     if labels_B.dim() != 1 or labels_B.dtype not in INTEGERS:
         shape = tuple(labels_B.shape)
-        return f"{labels_name}: expected a 1-d integer tensor, got shape {shape} of {labels_B.dtype}"
+        advice = _labels_instead(labels_name, labels_B)
+        return f"{labels_name}: expected a 1-d integer tensor, got shape {shape} of {labels_B.dtype}{advice}"
     if labels_B.shape[0] != rows_BD.shape[0]:
         counts = f"{labels_B.shape[0]} entries for {rows_BD.shape[0]} rows of {rows_name}"
         return f"{labels_name}: {counts}; pass one per row"
@@ -32,9 +36,42 @@ def find_problem(rows_BD: Tensor, labels_B: Tensor, *, rows_name: str, labels_na
     return None
 
 
+def _not_a_tensor(name: str, value: object) -> str:
+    kind = type(value).__name__
+    instead = f"torch.as_tensor({name})"
+    if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+        instead = f"torch.stack({name})"
+    elif _holds_strings(value):
+        instead = f"their numbers: torch.tensor([sorted(set({name})).index(one) for one in {name}])"
+    return f"{name}: expected a torch.Tensor, got {kind}; pass {instead}"
+
+
+def _holds_strings(value: object) -> bool:
+    kind = getattr(getattr(value, "dtype", None), "kind", None)  # of a NumPy array
+    return kind in ("U", "S", "O") or (
+        isinstance(value, list | tuple) and bool(value) and isinstance(value[0], str)
+    )
+
+
+def _labels_instead(name: str, labels: Tensor) -> str:
+    """What is likely meant by labels of a wrong shape or dtype."""
+    if labels.dim() == 2 and labels.shape[1] == 1:
+        return f"; pass {name}.squeeze(1){'' if labels.dtype in INTEGERS else '.long()'}"
+    if labels.dim() == 2:
+        return f"; if they are one-hot, pass {name}.argmax(1)"
+    if labels.dim() == 1:
+        return f"; pass {name}.long()"
+    return f"; pass {name}[None] with one row" if labels.dim() == 0 else ""
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Precision a loss is computed in: float64 stays (gradient checks), everything else is float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def under_transforms() -> bool:
+    """Whether torch.func (grad, vmap, hessian, ...) is at work, outside the compiler."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 @contextmanager
@@ -43,7 +80,9 @@ def on_their_device(rows: Tensor) -> Iterator[None]:
 
     Triton launches on the current device, whatever its arguments are on.
     """
-    with torch.cuda.device_of(rows), without_autocast(rows.device):
+    # The compiler, which traces the reference alone, cannot look into device_of.
+    on_device = nullcontext() if torch.compiler.is_compiling() else torch.cuda.device_of(rows)
+    with on_device, without_autocast(rows.device):
         yield
 
 

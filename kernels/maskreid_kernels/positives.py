@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .ranks import RankLayout, gather_rows
+
 
 @dataclass(frozen=True)
 class Positives:
@@ -61,3 +63,8 @@ def find_positives(labels_N: Tensor) -> Positives:
     count_N = torch.searchsorted(sorted_N, labels_N, right=True).sub_(start_N)
     widest = int(count_N.max()) if labels_N.shape[0] else 0
     return Positives(order_N, start_N, count_N, widest)
+
+
+def count_valid_anchors(labels_B: Tensor, layout: RankLayout) -> Tensor:
+    """How many anchors of all ranks a loss counts, 0-d int64. Every rank takes part (a collective: labels)."""
+    return find_positives(gather_rows(labels_B, layout)).valid_N.sum()

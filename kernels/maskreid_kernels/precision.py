@@ -71,3 +71,9 @@ def choose_precision(precision: str, dtype: torch.dtype) -> Precision:
             'precision "bf16": Triton\'s interpreter computes bfloat16 wrongly; use "ieee" there'
         )
     return preset
+
+
+def preset_of_rows(precision: str, dtype: torch.dtype, backend: str) -> str:
+    """`precision` for rows that were cast from `dtype` to float32: "auto" would no longer see what they were."""
+    low = dtype in (torch.bfloat16, torch.float16)
+    return "bf16" if low and precision == "auto" and backend in ("auto", "triton") else precision

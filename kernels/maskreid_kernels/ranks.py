@@ -25,8 +25,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-DTYPE_CODES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
 
 @dataclass(frozen=True)
 class RankLayout:
@@ -49,39 +47,6 @@ class RankLayout:
         """This rank's rows among the N."""
         start = sum(self.rows_per_rank[: self.rank])
         return slice(start, start + self.rows_per_rank[self.rank])
-
-
-def agree_on_layout(rows_BD: Tensor, problem: str | None, group: dist.ProcessGroup | None) -> RankLayout:
-    """Exchange row counts over the group; raise on every rank when any rank's input is bad, so none waits
-    forever.
-
-    Every rank of the group takes part (one small all-gather, read on the host: a host sync). A group of one rank is no
-    group: nothing is exchanged. `problem` is what this rank found wrong with its own input, None when nothing. Raises
-    ValueError.
-    """
-    rank = 0 if group is None else dist.get_rank(group)
-    if rank < 0:
-        raise ValueError("group: this process is not one of the group's ranks")
-    if group is None or dist.get_world_size(group) == 1:
-        if problem:
-            raise ValueError(problem)
-        return RankLayout(None, 0, (rows_BD.shape[0],))
-    own = (-1, 0, 0) if problem else (*rows_BD.shape, DTYPE_CODES.index(rows_BD.dtype))
-    table = rows_BD.new_empty((dist.get_world_size(group), 3), dtype=torch.int64)
-    dist.all_gather_into_tensor(table, table.new_tensor([own]), group=group)
-    rows, columns, dtypes = (tuple(column) for column in table.t().tolist())
-    if problem:
-        raise ValueError(problem)
-    if min(rows) < 0:
-        raise ValueError(f"rank {rows.index(-1)} of the group rejected its input; its own error says why")
-    if len(set(columns)) > 1:
-        raise ValueError(
-            f"the ranks' rows differ in width: {list(columns)} columns by rank; pass the same width"
-        )
-    if len(set(dtypes)) > 1:
-        names = [str(DTYPE_CODES[code]) for code in dtypes]
-        raise ValueError(f"the ranks' rows differ in dtype: {names} by rank; pass the same dtype")
-    return RankLayout(group, rank, rows)
 
 
 def gather_rows(own: Tensor, layout: RankLayout) -> Tensor:

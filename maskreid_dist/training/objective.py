@@ -7,15 +7,7 @@ from torch import Tensor
 
 from maskreid_dist.config import LossConfig
 from maskreid_dist.model import Output
-from maskreid_kernels import (
-    all_pairs_loss,
-    batch_hard_loss,
-    circle_loss,
-    n_pair_loss,
-    ranking_loss_with_statistics,
-    softmax_loss,
-    supervised_contrastive_loss,
-)
+from maskreid_kernels import LOSSES, constants, ranking_loss_with_statistics, softmax_loss
 
 
 def objective(
@@ -42,27 +34,17 @@ def pair_loss(
     rows_BD: Tensor, labels_B: Tensor, config: LossConfig, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The losses that compare embeddings; arguments and results as in `objective`."""
-    margin = config.margin
     call: dict[str, Any] = {
         "embeddings": rows_BD,
         "labels": labels_B,
         "group": group,
         "backend": config.backend,
     }
-    if config.name == "triplet":
-        return batch_hard_loss(**call, margin=margin, distance=config.distance), {}
-    assert margin != "soft"
-    if config.name == "n_pair":
-        return n_pair_loss(**call, scale=config.scale), {}
-    if config.name == "all_pairs":
-        return all_pairs_loss(**call, scale=config.scale, margin=margin), {}
-    if config.name == "circle":
-        return circle_loss(**call, margin=margin, gamma=config.gamma), {}
-    if config.name == "supcon":
-        return supervised_contrastive_loss(**call, temperature=config.temperature), {}
-    loss, statistics = ranking_loss_with_statistics(
-        **call, margin=margin, pull=config.pull, negatives=config.negatives
-    )
+    # A constant that no recipe names (normalize) keeps the loss's own default.
+    call |= {name: getattr(config, name) for name in constants(config.name) if hasattr(config, name)}
+    if config.name != "ranking":
+        return LOSSES[config.name](**call), {}
+    loss, statistics = ranking_loss_with_statistics(**call)
     return loss, {
         "loss_above_floor": loss.detach() - statistics.floor,
         "active_negative_fraction": statistics.active_negative_fraction,

@@ -9,24 +9,47 @@ and the loss is the mean of L(k) over the valid anchors, those with a positive a
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends import ALL_BACKENDS, check_backend, choose_backend
-from ..compiled import compiled_loss
-from ..inputs import compute_dtype, find_problem, on_their_device
-from ..precision import check_precision, choose_precision
-from ..ranks import agree_on_layout
+from ..dispatch import Family, Loss, compute
+from ..options import Call, Reduction, finite, one_of
 from . import chunked, dense, reference
 from .terms import DISTANCES, BatchHardTerms
 
 __all__ = ["batch_hard_loss"]
 
-DENSE_UP_TO_ROWS = 256
+
+def _terms(margin: float | str, distance: str, normalize: bool) -> BatchHardTerms:
+    if isinstance(margin, str) and margin != "soft":
+        raise ValueError(f'margin: expected a finite number or "soft", got {margin!r}')
+    one_of("distance", distance, DISTANCES)
+    number = None if isinstance(margin, str) else finite("margin", margin)
+    return BatchHardTerms(number, distance, normalize or distance == "cosine")
+
+
+def _triton(*arguments: Any, **options: Any) -> Tensor:
+    from . import triton  # Triton is imported, and its programs decorated, only where it is used
+
+    return triton.batch_hard_loss(*arguments, **options)
+
+
+BATCH_HARD = Loss(
+    "batch_hard",
+    _terms,
+    Family(
+        {
+            "reference": reference.batch_hard_loss,
+            "dense": dense.batch_hard_loss,
+            "chunked": chunked.batch_hard_loss,
+            "triton": _triton,
+        },
+        plain_up_to=256,
+        capturable=("auto", "dense", "triton"),
+    ),
+)
 
 
 def batch_hard_loss(
@@ -39,6 +62,8 @@ def batch_hard_loss(
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
     precision: str = "auto",
+    reduction: Reduction = "mean",
+    ignore_index: int | None = None,
 ) -> Tensor:
     """Batch-hard triplet loss (see the module), as a 0-d tensor.
 
@@ -55,43 +80,10 @@ def batch_hard_loss(
     batches), "chunked" (O(N D) memory, the backward has no
     matrix product; differentiating its gradient raises RuntimeError), "triton" (the same on a GPU, fused) or
     "auto". precision: of "triton" alone, a preset of `maskreid_kernels.precision` for the mining; "auto" follows the
-    rows' dtype and torch.set_float32_matmul_precision. Raises ValueError on bad
-    input or an unavailable backend.
+    rows' dtype and torch.set_float32_matmul_precision. reduction, ignore_index: see `maskreid_kernels.options`. Raises
+    ValueError on bad input or an unavailable backend.
     """
-    if torch.compiler.is_compiling() and backend != "reference":
-        options = {
-            "margin": margin,
-            "distance": distance,
-            "normalize": normalize,
-            "backend": backend,
-            "precision": precision,
-        }
-        return compiled_loss("batch_hard_loss", embeddings, labels, group, options)[0]
-    check_backend(backend, ALL_BACKENDS)
-    check_precision(precision, backend)
-    if margin != "soft" and (isinstance(margin, str) or not math.isfinite(margin)):
-        raise ValueError(f'margin: expected a finite number or "soft", got {margin!r}')
-    if distance not in DISTANCES:
-        raise ValueError(f"distance: expected one of {', '.join(DISTANCES)}, got {distance!r}")
-    problem = find_problem(embeddings, labels, rows_name="embeddings", labels_name="labels")
-    layout = agree_on_layout(embeddings, problem, group)
-    terms = BatchHardTerms(
-        None if margin == "soft" else float(margin), distance, normalize or distance == "cosine"
-    )
-    chosen = choose_backend(
-        backend, layout.total_rows, DENSE_UP_TO_ROWS, device=embeddings.device, available=ALL_BACKENDS
-    )
-    labels = labels.to(torch.int64)
-    with on_their_device(embeddings):  # low precision would move what is mined
-        if chosen == "triton":
-            from . import triton  # Triton is imported, and its programs decorated, only where it is used
-
-            preset = choose_precision(precision, embeddings.dtype)
-            return triton.batch_hard_loss(embeddings, labels, terms, layout, preset)
-        rows = embeddings.to(compute_dtype(embeddings.dtype))
-        compute = {
-            "reference": reference.batch_hard_loss,
-            "dense": dense.batch_hard_loss,
-            "chunked": chunked.batch_hard_loss,
-        }[chosen]
-        return compute(rows, labels, terms, layout)
+    constants = {"margin": margin, "distance": distance, "normalize": normalize}
+    return compute(
+        BATCH_HARD, embeddings, labels, constants, Call(group, backend, precision, reduction, ignore_index)
+    )[0]

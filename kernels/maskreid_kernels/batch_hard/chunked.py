@@ -26,18 +26,25 @@ from ..unit_rows import unit_rows
 from .terms import BatchHardTerms, gradient_per_difference, mining_distances, mining_squares
 
 
-def batch_hard_loss(rows_BD: Tensor, labels_B: Tensor, terms: BatchHardTerms, layout: RankLayout) -> Tensor:
+def batch_hard_loss(
+    rows_BD: Tensor, labels_B: Tensor, terms: BatchHardTerms, layout: RankLayout, *, per_anchor: bool = False
+) -> Tensor:
     """Collectives in the forward, none in the backward: rows, labels, and five numbers per anchor."""
     if terms.normalize:
         rows_BD = unit_rows(rows_BD)
-    loss: Tensor = _BatchHardLoss.apply(rows_BD, labels_B, terms, layout)
+    loss: Tensor = _BatchHardLoss.apply(rows_BD, labels_B, terms, layout, per_anchor)
     return loss
 
 
 class _BatchHardLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows_BD: Tensor, labels_B: Tensor, terms: BatchHardTerms, layout: RankLayout
+        ctx: Any,
+        rows_BD: Tensor,
+        labels_B: Tensor,
+        terms: BatchHardTerms,
+        layout: RankLayout,
+        per_anchor: bool,
     ) -> Tensor:
         x_ND = gather_rows(rows_BD, layout)
         positives = find_positives(gather_rows(labels_B, layout))
@@ -54,22 +61,25 @@ class _BatchHardLoss(torch.autograd.Function):
         other_2N = torch.stack([positive_N, negative_N]).long()
         weight_2N = torch.stack([toward_N, -away_N]).to(rows_BD.dtype)
         ctx.save_for_backward(x_ND, other_2N, weight_2N, valid_anchors)
-        ctx.terms, ctx.layout = terms, layout
+        ctx.terms, ctx.layout, ctx.per_anchor = terms, layout, per_anchor
+        if per_anchor:
+            return value_N.to(rows_BD.dtype)
         # The same sum over the same gathered numbers on every rank, so the value is equal to the last bit.
         return (value_N.sum() / valid_anchors).to(rows_BD.dtype)
 
     @staticmethod
     @first_order_only
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         x_ND, other_2N, weight_2N, valid_anchors = ctx.saved_tensors
         layout: RankLayout = ctx.layout
-        weight_2N = weight_2N * (
-            gradients[0] * layout.world_size / valid_anchors
-        )  # W: see maskreid_kernels.ranks
+        scale = gradients[0]
+        if not ctx.per_anchor:
+            scale = scale * layout.world_size / valid_anchors  # W: see maskreid_kernels.ranks
+        weight_2N = weight_2N * scale
         gradient_BD = torch.zeros_like(x_ND[layout.own])
         for other_N, weight_N in zip(other_2N, weight_2N, strict=True):
             _apply_pairs_(gradient_BD, x_ND, other_N, weight_N, ctx.terms.distance != "cosine", layout.own)
-        return gradient_BD, None, None, None
+        return gradient_BD, None, None, None, None
 
 
 def _apply_pairs_(

@@ -18,18 +18,25 @@ from . import reference
 from .terms import BatchHardTerms, gradient_per_difference, mining_distances
 
 
-def batch_hard_loss(rows_BD: Tensor, labels_B: Tensor, terms: BatchHardTerms, layout: RankLayout) -> Tensor:
+def batch_hard_loss(
+    rows_BD: Tensor, labels_B: Tensor, terms: BatchHardTerms, layout: RankLayout, *, per_anchor: bool = False
+) -> Tensor:
     """Collectives in the forward, none in the backward: rows and labels."""
     if layout.total_rows == 0:
-        return reference.batch_hard_loss(rows_BD, labels_B, terms, layout)
-    loss: Tensor = _BatchHardLoss.apply(rows_BD, labels_B, terms, layout)
+        return reference.batch_hard_loss(rows_BD, labels_B, terms, layout, per_anchor=per_anchor)
+    loss: Tensor = _BatchHardLoss.apply(rows_BD, labels_B, terms, layout, per_anchor)
     return loss
 
 
 class _BatchHardLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows_BD: Tensor, labels_B: Tensor, terms: BatchHardTerms, layout: RankLayout
+        ctx: Any,
+        rows_BD: Tensor,
+        labels_B: Tensor,
+        terms: BatchHardTerms,
+        layout: RankLayout,
+        per_anchor: bool,
     ) -> Tensor:
         x_ND, labels_N = gather_rows(rows_BD, layout), gather_rows(labels_B, layout)
         inverse_N1 = inverse_norms(x_ND) if terms.normalize else None
@@ -49,21 +56,24 @@ class _BatchHardLoss(torch.autograd.Function):
         away_N = terms.pair_distance(x_ND, x_ND.index_select(0, negative_N))
         gap_N = toward_N - away_N
         valid_anchors = valid_N.sum().clamp(min=1)
-        loss: Tensor = torch.where(valid_N, terms.hinge(gap_N), 0).sum() / valid_anchors
+        value_N = torch.where(valid_N, terms.hinge(gap_N), 0)
+        loss = value_N if per_anchor else value_N.sum() / valid_anchors
 
         slope_N = terms.hinge_gradient(gap_N) * valid_N
         toward_N = slope_N * gradient_per_difference(toward_N, terms)
         away_N = slope_N * gradient_per_difference(away_N, terms)
-        ctx.terms, ctx.layout = terms, layout
+        ctx.terms, ctx.layout, ctx.per_anchor = terms, layout, per_anchor
         ctx.save_for_backward(x_ND, inverse_N1, positive_N, negative_N, toward_N, away_N, valid_anchors)
         return loss
 
     @staticmethod
     @first_order_only
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         x_ND, inverse_N1, positive_N, negative_N, toward_N, away_N, valid_anchors = ctx.saved_tensors
         layout: RankLayout = ctx.layout
-        scale = gradients[0] * layout.world_size / valid_anchors  # W: see maskreid_kernels.ranks
+        scale = gradients[0]
+        if not ctx.per_anchor:
+            scale = scale * layout.world_size / valid_anchors  # W: see maskreid_kernels.ranks
         gradient_ND = torch.zeros_like(x_ND)
         for other_N, weight_N in ((positive_N, toward_N * scale), (negative_N, away_N * -scale)):
             x_other_ND = x_ND.index_select(0, other_N)
@@ -81,4 +91,4 @@ class _BatchHardLoss(torch.autograd.Function):
         if inverse_N1 is not None:
             along_B1 = torch.linalg.vecdot(gradient_BD, x_BD).unsqueeze(1)
             gradient_BD = gradient_BD.addcmul_(x_BD, along_B1, value=-1).mul_(inverse_N1[layout.own])
-        return gradient_BD, None, None, None
+        return gradient_BD, None, None, None, None

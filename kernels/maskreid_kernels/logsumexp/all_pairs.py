@@ -9,9 +9,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..compiled import compiled_loss
-from .door import log_sum_exp_loss
-from .exponent import Exponent, check_finite, check_positive
+from ..options import Call, Reduction, finite, positive
+from .exponent import Exponent
+from .family import log_sum_exp, log_sum_exp_loss
 from .terms import LogSumExpTerms
 
 
@@ -25,6 +25,8 @@ def all_pairs_loss(
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
     precision: str = "auto",
+    reduction: Reduction = "mean",
+    ignore_index: int | None = None,
 ) -> Tensor:
     """All-pairs loss, as a 0-d tensor; Eq. 4 of the paper with scale = 1 and margin = 0.
 
@@ -35,20 +37,12 @@ def all_pairs_loss(
         A = torch.logsumexp(scale * S_k[negatives], 0)
         L = F.softplus(A + torch.logsumexp(scale * (margin - S_k[positives]), 0))
 
-    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, errors: see
-    `maskreid_kernels.logsumexp`.
+    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, `reduction`, `ignore_index`, errors:
+    see `maskreid_kernels.logsumexp`.
     """
-    if torch.compiler.is_compiling() and backend != "reference":
-        options = {
-            "scale": scale,
-            "margin": margin,
-            "normalize": normalize,
-            "backend": backend,
-            "precision": precision,
-        }
-        return compiled_loss("all_pairs_loss", embeddings, labels, group, options)[0]
-    terms = PairSumTerms(Exponent(check_positive("scale", scale)), normalize, check_finite("margin", margin))
-    return log_sum_exp_loss(embeddings, labels, terms, group, backend, precision)
+    constants = {"scale": scale, "margin": margin, "normalize": normalize}
+    call = Call(group, backend, precision, reduction, ignore_index)
+    return log_sum_exp_loss(ALL_PAIRS, embeddings, labels, constants, call)
 
 
 @dataclass(frozen=True)
@@ -75,3 +69,10 @@ class PairSumTerms(LogSumExpTerms):
         apart_bP = self.mirror - S_bP
         slope_bP = self.exponent.slope(apart_bP)
         return torch.add(self.exponent.value_(apart_bP), level_bP).exp_().mul_(slope_bP).neg_()
+
+
+def _terms(scale: float, margin: float, normalize: bool) -> PairSumTerms:
+    return PairSumTerms(Exponent(positive("scale", scale)), bool(normalize), finite("margin", margin))
+
+
+ALL_PAIRS = log_sum_exp("all_pairs", _terms)

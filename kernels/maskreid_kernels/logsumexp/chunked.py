@@ -31,24 +31,35 @@ from .terms import LogSumExpTerms
 
 @dataclass(frozen=True)
 class AnchorNumbers:
-    """What the forward keeps of each anchor; [N] tensors in the compute dtype. See `LogSumExpTerms.anchor`."""
+    """What the forward keeps of each anchor; [N] tensors in the compute dtype. See `LogSumExpTerms.anchor`.
+
+    rest_N: what the compute dtype left out of log_weight_N, or None where that is nothing.
+    """
 
     log_weight_N: Tensor
+    rest_N: Tensor | None
     level_N: Tensor
 
 
-def log_sum_exp_loss(rows_BD: Tensor, labels_B: Tensor, terms: LogSumExpTerms, layout: RankLayout) -> Tensor:
+def log_sum_exp_loss(
+    rows_BD: Tensor, labels_B: Tensor, terms: LogSumExpTerms, layout: RankLayout, *, per_anchor: bool = False
+) -> Tensor:
     """Collectives in the forward, none in the backward: rows, labels, and three numbers per anchor."""
     if terms.normalize:
         rows_BD = unit_rows(rows_BD)
-    loss: Tensor = _LogSumExpLoss.apply(rows_BD, labels_B, terms, layout)
+    loss: Tensor = _LogSumExpLoss.apply(rows_BD, labels_B, terms, layout, per_anchor)
     return loss
 
 
 class _LogSumExpLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows_BD: Tensor, labels_B: Tensor, terms: LogSumExpTerms, layout: RankLayout
+        ctx: Any,
+        rows_BD: Tensor,
+        labels_B: Tensor,
+        terms: LogSumExpTerms,
+        layout: RankLayout,
+        per_anchor: bool,
     ) -> Tensor:
         x_ND = gather_rows(rows_BD, layout)
         positives = find_positives(gather_rows(labels_B, layout))
@@ -59,25 +70,33 @@ class _LogSumExpLoss(torch.autograd.Function):
         valid_anchors = positives.valid_N.sum()
 
         dtype = rows_BD.dtype
-        ctx.numbers = AnchorNumbers(log_weight_N.to(dtype), level_N.to(dtype))
-        ctx.positives, ctx.terms, ctx.layout = positives, terms, layout
+        rest_N = None
+        if terms.exact_log_weight and dtype != torch.float64:
+            rest_N = log_weight_N - log_weight_N.to(dtype)
+            rest_N = torch.where(log_weight_N.isfinite(), rest_N, 0).to(dtype)  # -inf: no weight
+        ctx.numbers = AnchorNumbers(log_weight_N.to(dtype), rest_N, level_N.to(dtype))
+        ctx.positives, ctx.terms, ctx.layout, ctx.per_anchor = positives, terms, layout, per_anchor
         ctx.save_for_backward(x_ND, valid_anchors)
+        if per_anchor:
+            return value_N.to(dtype)
         # The same sum over the same gathered numbers on every rank, so the value is equal to the last bit.
         return (value_N.sum() / valid_anchors.clamp(min=1)).to(dtype)
 
     @staticmethod
     @first_order_only
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         x_ND, valid_anchors = ctx.saved_tensors
         layout: RankLayout = ctx.layout
-        scale = gradients[0] * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
+        of_N, scale = (gradients[0], x_ND.new_ones(())) if ctx.per_anchor else (None, gradients[0])
+        if of_N is None:
+            scale = scale * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
         scale = torch.where(valid_anchors > 0, scale, 0)
         gradient_BD = x_ND.new_empty((layout.rows_per_rank[layout.rank], x_ND.shape[1]))
         with without_autocast(x_ND.device):
             for block, rows in _own_blocks(x_ND, ctx.positives, layout):
-                G_bN = _pair_gradients(x_ND, rows, ctx.positives, ctx.numbers, ctx.terms)
+                G_bN = _pair_gradients(x_ND, rows, ctx.positives, ctx.numbers, ctx.terms, of_N)
                 torch.mm(G_bN, x_ND, out=gradient_BD[block])
-        return gradient_BD.mul_(scale), None, None, None
+        return gradient_BD.mul_(scale), None, None, None, None
 
 
 def _own_blocks(x_ND: Tensor, positives: Positives, layout: RankLayout) -> list[tuple[slice, slice]]:
@@ -100,23 +119,42 @@ def _anchor_numbers(x_ND: Tensor, rows: slice, positives: Positives, terms: LogS
 
 
 def _pair_gradients(
-    x_ND: Tensor, rows: slice, positives: Positives, numbers: AnchorNumbers, terms: LogSumExpTerms
+    x_ND: Tensor,
+    rows: slice,
+    positives: Positives,
+    numbers: AnchorNumbers,
+    terms: LogSumExpTerms,
+    of_N: Tensor | None,
 ) -> Tensor:
-    """G_ab + G_ba for the block's rows a and all rows b, not yet divided by the number of valid anchors."""
+    """G_ab + G_ba for the block's rows a and all rows b, not yet divided by the number of valid anchors.
+
+    of_N: by how much each anchor counts; None: all alike.
+    """
     _, index_bP, positive_bP = positives.of_rows(rows)
     S_bN = x_ND[rows] @ x_ND.t()
     S_bP = S_bN.gather(1, index_bP)
     slope = terms.exponent.slope(S_bN)
     f_bN = terms.exponent.value_(S_bN)
     least = least_exponent(f_bN.dtype)  # an anchor that is not valid weighs this little, not exactly nothing
-    as_anchor_bN = torch.add(f_bN, numbers.log_weight_N[rows, None]).clamp_(min=least).exp_()
-    as_negative_bN = f_bN.add_(numbers.log_weight_N).clamp_(min=least).exp_()
+    as_anchor_bN = torch.add(f_bN, numbers.log_weight_N[rows, None])
+    as_negative_bN = f_bN.add_(numbers.log_weight_N)
+    if numbers.rest_N is not None:
+        as_anchor_bN.add_(numbers.rest_N[rows, None])
+        as_negative_bN.add_(numbers.rest_N)
+    as_anchor_bN.clamp_(min=least).exp_()
+    as_negative_bN.clamp_(min=least).exp_()
+    if of_N is not None:
+        as_anchor_bN.mul_(of_N[rows, None])
+        as_negative_bN.mul_(of_N)
     G_bN = as_anchor_bN.add_(as_negative_bN).mul_(slope)
 
     # Both rows of a pair of positives are anchors of one identity, valid or not together.
     count_b1 = positives.positives_N[rows, None]
     G_bP = terms.pull(S_bP, numbers.level_N[rows, None], count_b1)
-    G_bP += terms.pull(S_bP, numbers.level_N[index_bP], count_b1)
+    as_positive_bP = terms.pull(S_bP, numbers.level_N[index_bP], count_b1)
+    if of_N is not None:
+        G_bP, as_positive_bP = G_bP * of_N[rows, None], as_positive_bP * of_N[index_bP]
+    G_bP += as_positive_bP
     counted_bP = positive_bP & positives.valid_N[rows, None]
     # Filled-up places and the row itself carry 0, and several may write to the diagonal: the same 0.
     return G_bN.scatter_(1, index_bP, torch.where(counted_bP, G_bP, 0))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..compiled import compiled_loss
+from ..options import Call, Reduction, finite, positive
 from .all_pairs import PairSumTerms
-from .door import log_sum_exp_loss
-from .exponent import Exponent, check_finite, check_positive
+from .exponent import Exponent
+from .family import log_sum_exp, log_sum_exp_loss
 
 
 def circle_loss(
@@ -22,6 +21,8 @@ def circle_loss(
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
     precision: str = "auto",
+    reduction: Reduction = "mean",
+    ignore_index: int | None = None,
 ) -> Tensor:
     """Circle loss, as a 0-d tensor; the defaults are the paper's for person re-identification.
 
@@ -35,20 +36,18 @@ def circle_loss(
         C = torch.logsumexp(-gamma * F.relu(1 + margin - p.detach()) * (p - 1 + margin), 0)
         L = F.softplus(A + C)
 
-    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, errors: see
-    `maskreid_kernels.logsumexp`.
+    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, `reduction`, `ignore_index`, errors:
+    see `maskreid_kernels.logsumexp`.
     """
-    if torch.compiler.is_compiling() and backend != "reference":
-        options = {
-            "margin": margin,
-            "gamma": gamma,
-            "normalize": normalize,
-            "backend": backend,
-            "precision": precision,
-        }
-        return compiled_loss("circle_loss", embeddings, labels, group, options)[0]
-    exponent = Exponent(check_positive("gamma", gamma), check_finite("margin", margin))
+    constants = {"margin": margin, "gamma": gamma, "normalize": normalize}
+    call = Call(group, backend, precision, reduction, ignore_index)
+    return log_sum_exp_loss(CIRCLE, embeddings, labels, constants, call)
+
+
+def _terms(margin: float, gamma: float, normalize: bool) -> PairSumTerms:
+    exponent = Exponent(positive("gamma", gamma), finite("margin", margin))
     # -a_p (S - 1 + margin) is what a_n (S - margin) becomes with 1 - S in the place of S.
-    return log_sum_exp_loss(
-        embeddings, labels, PairSumTerms(exponent, normalize, 1.0), group, backend, precision
-    )
+    return PairSumTerms(exponent, bool(normalize), 1.0)
+
+
+CIRCLE = log_sum_exp("circle", _terms)

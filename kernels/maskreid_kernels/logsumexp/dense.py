@@ -22,11 +22,13 @@ from .exponent import least_exponent
 from .terms import LogSumExpTerms
 
 
-def log_sum_exp_loss(rows_BD: Tensor, labels_B: Tensor, terms: LogSumExpTerms, layout: RankLayout) -> Tensor:
+def log_sum_exp_loss(
+    rows_BD: Tensor, labels_B: Tensor, terms: LogSumExpTerms, layout: RankLayout, *, per_anchor: bool = False
+) -> Tensor:
     """Collectives in the forward, none in the backward: rows and labels."""
     if layout.total_rows == 0:
-        return reference.log_sum_exp_loss(rows_BD, labels_B, terms, layout)
-    loss: Tensor = _LogSumExpLoss.apply(rows_BD, labels_B, terms, layout)
+        return reference.log_sum_exp_loss(rows_BD, labels_B, terms, layout, per_anchor=per_anchor)
+    loss: Tensor = _LogSumExpLoss.apply(rows_BD, labels_B, terms, layout, per_anchor)
     return loss
 
 
@@ -37,7 +39,12 @@ WHOLE_UP_TO_ROWS = 80
 class _LogSumExpLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows_BD: Tensor, labels_B: Tensor, terms: LogSumExpTerms, layout: RankLayout
+        ctx: Any,
+        rows_BD: Tensor,
+        labels_B: Tensor,
+        terms: LogSumExpTerms,
+        layout: RankLayout,
+        per_anchor: bool,
     ) -> Tensor:
         x_ND, labels_N = gather_rows(rows_BD, layout), gather_rows(labels_B, layout)
         inverse_N1 = inverse_norms(x_ND) if terms.normalize else None
@@ -66,7 +73,8 @@ class _LogSumExpLoss(torch.autograd.Function):
         A_N = G_NN.sum(1).log_().add_(largest_N1[:, 0])
         value_N, log_weight_N, level_N = terms.anchor(A_N, S_NP, is_positive_NP)
         valid_anchors = valid_N.sum().clamp_(min=1)
-        loss: Tensor = torch.where(valid_N, value_N, 0).sum() / valid_anchors
+        value_N = torch.where(valid_N, value_N, 0)
+        loss = value_N if per_anchor else value_N.sum() / valid_anchors
 
         weight_N1 = torch.where(valid_N1, largest_N1.add_(log_weight_N[:, None]).exp_(), 0)  # dL/dA <= 1
         slope = terms.exponent.slope(S_NN)
@@ -80,16 +88,20 @@ class _LogSumExpLoss(torch.autograd.Function):
             G_NN = torch.where(is_pulled_NP, pull_NP, G_NN)
         else:
             G_NN.scatter_(1, same_NP, torch.where(is_pulled_NP, pull_NP, 0))
-        ctx.layout = layout
+        ctx.layout, ctx.per_anchor = layout, per_anchor
         ctx.save_for_backward(x_ND, inverse_N1, G_NN, valid_anchors)
         return loss
 
     @staticmethod
     @first_order_only
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         x_ND, inverse_N1, G_NN, valid_anchors = ctx.saved_tensors
         layout: RankLayout = ctx.layout
+        if ctx.per_anchor:
+            G_NN = G_NN * gradients[0][:, None]
+            one = G_NN.new_ones(())
+            return rows_gradient(G_NN, x_ND, inverse_N1, layout.own, one), None, None, None, None
         scale = gradients[0] / valid_anchors
         if layout.world_size > 1:
             scale = scale * layout.world_size  # W: see maskreid_kernels.ranks
-        return rows_gradient(G_NN, x_ND, inverse_N1, layout.own, scale), None, None, None
+        return rows_gradient(G_NN, x_ND, inverse_N1, layout.own, scale), None, None, None, None

@@ -45,17 +45,3 @@ class Exponent:
 def least_exponent(dtype: torch.dtype) -> float:
     """Where exp reaches the smallest normal number. Below it exp is 0 to any sum, and a hundred times slower on CPUs."""
     return math.log(torch.finfo(dtype).tiny)
-
-
-def check_positive(name: str, value: float) -> float:
-    """The value as a float. Raises ValueError unless finite and above 0."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
-    return float(value)
-
-
-def check_finite(name: str, value: float) -> float:
-    """The value as a float. Raises ValueError unless finite."""
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value}")
-    return float(value)

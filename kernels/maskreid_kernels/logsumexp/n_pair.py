@@ -9,9 +9,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..compiled import compiled_loss
-from .door import log_sum_exp_loss
-from .exponent import Exponent, check_positive
+from ..options import Call, Reduction, positive
+from .exponent import Exponent
+from .family import log_sum_exp, log_sum_exp_loss
 from .terms import LogSumExpTerms
 
 
@@ -24,6 +24,8 @@ def n_pair_loss(
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
     precision: str = "auto",
+    reduction: Reduction = "mean",
+    ignore_index: int | None = None,
 ) -> Tensor:
     """N-pair loss, as a 0-d tensor: every positive in turn against all negatives, and the mean over both.
 
@@ -35,19 +37,22 @@ def n_pair_loss(
         A = torch.logsumexp(scale * S_k[negatives], 0)
         L = F.softplus(A - scale * S_k[positives]).mean()
 
-    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, errors: see
-    `maskreid_kernels.logsumexp`.
+    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, `reduction`, `ignore_index`, errors:
+    see `maskreid_kernels.logsumexp`.
     """
-    if torch.compiler.is_compiling() and backend != "reference":
-        options = {"scale": scale, "normalize": normalize, "backend": backend, "precision": precision}
-        return compiled_loss("n_pair_loss", embeddings, labels, group, options)[0]
-    terms = NPairTerms(Exponent(check_positive("scale", scale)), normalize)
-    return log_sum_exp_loss(embeddings, labels, terms, group, backend, precision)
+    constants = {"scale": scale, "normalize": normalize}
+    call = Call(group, backend, precision, reduction, ignore_index)
+    return log_sum_exp_loss(N_PAIR, embeddings, labels, constants, call)
 
 
 @dataclass(frozen=True)
 class NPairTerms(LogSumExpTerms):
     """`level` is A itself."""
+
+    @property
+    def exact_log_weight(self) -> bool:
+        """A share of a half or a third is lost beside the A of rows as long as a thousand."""
+        return not self.normalize
 
     def loss(self, S_VN: Tensor, positive_VN: Tensor, negative_VN: Tensor) -> Tensor:
         f_VN = self.exponent(S_VN)
@@ -63,7 +68,17 @@ class NPairTerms(LogSumExpTerms):
         value_b = F.softplus(gap_bP, threshold=50).masked_fill_(other_bP, 0).sum(1) / positives_b
         # The share rounds to 0 only where A is so far below every positive that no negative pulls.
         share_b = torch.sigmoid(gap_bP).masked_fill_(other_bP, 0).sum(1) / positives_b
-        return value_b, share_b.log_() - A_b, A_b
+        log_share_b = share_b.log_()
+        if self.exact_log_weight:
+            return value_b, log_share_b.double() - A_b.double(), A_b
+        return value_b, log_share_b - A_b, A_b
 
     def pull(self, S_bP: Tensor, level_bP: Tensor, positives_b1: Tensor) -> Tensor:
         return torch.sigmoid(level_bP - self.exponent.scale * S_bP).mul_(-self.exponent.scale) / positives_b1
+
+
+def _terms(scale: float, normalize: bool) -> NPairTerms:
+    return NPairTerms(Exponent(positive("scale", scale)), bool(normalize))
+
+
+N_PAIR = log_sum_exp("n_pair", _terms)

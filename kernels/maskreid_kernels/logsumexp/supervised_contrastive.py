@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..compiled import compiled_loss
-from .door import log_sum_exp_loss
-from .exponent import Exponent, check_positive
+from ..options import Call, Reduction, positive
+from .exponent import Exponent
+from .family import log_sum_exp, log_sum_exp_loss
 from .terms import LogSumExpTerms
 
 
@@ -23,6 +23,8 @@ def supervised_contrastive_loss(
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
     precision: str = "auto",
+    reduction: Reduction = "mean",
+    ignore_index: int | None = None,
 ) -> Tensor:
     """SupCon, as a 0-d tensor; where every identity has two images it is InfoNCE.
 
@@ -34,19 +36,12 @@ def supervised_contrastive_loss(
         L = torch.logsumexp(f[everybody_else], 0) - f[positives].mean()
 
     Unlike `n_pair_loss`, an anchor's other positives stand in the denominator. An anchor without a negative is not
-    counted. Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision` and errors: see
-    `maskreid_kernels.logsumexp`.
+    counted. Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, `reduction`,
+    `ignore_index`, errors: see `maskreid_kernels.logsumexp`.
     """
-    if torch.compiler.is_compiling() and backend != "reference":
-        options = {
-            "temperature": temperature,
-            "normalize": normalize,
-            "backend": backend,
-            "precision": precision,
-        }
-        return compiled_loss("supervised_contrastive_loss", embeddings, labels, group, options)[0]
-    terms = SupervisedContrastiveTerms(Exponent(1 / check_positive("temperature", temperature)), normalize)
-    return log_sum_exp_loss(embeddings, labels, terms, group, backend, precision)
+    constants = {"temperature": temperature, "normalize": normalize}
+    call = Call(group, backend, precision, reduction, ignore_index)
+    return log_sum_exp_loss(SUPERVISED_CONTRASTIVE, embeddings, labels, constants, call)
 
 
 @dataclass(frozen=True)
@@ -72,3 +67,11 @@ class SupervisedContrastiveTerms(LogSumExpTerms):
     def pull(self, S_bP: Tensor, level_bP: Tensor, positives_b1: Tensor) -> Tensor:
         scale = self.exponent.scale
         return torch.exp(scale * S_bP - level_bP).sub_(positives_b1.to(S_bP.dtype).reciprocal()).mul_(scale)
+
+
+def _terms(temperature: float, normalize: bool) -> SupervisedContrastiveTerms:
+    exponent = Exponent(1 / positive("temperature", temperature))
+    return SupervisedContrastiveTerms(exponent, bool(normalize))
+
+
+SUPERVISED_CONTRASTIVE = log_sum_exp("supervised_contrastive", _terms)

@@ -23,6 +23,11 @@ class LogSumExpTerms(ABC):
     exponent: Exponent
     normalize: bool
 
+    @property
+    def exact_log_weight(self) -> bool:
+        """Whether `anchor` gives log_weight in float64 because float32 may not hold it beside a large A."""
+        return False
+
     @abstractmethod
     def loss(self, S_VN: Tensor, positive_VN: Tensor, negative_VN: Tensor) -> Tensor:
         """L(k) of valid anchors [V], differentiable: the specification. The masks are bool."""

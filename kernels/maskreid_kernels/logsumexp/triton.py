@@ -90,7 +90,8 @@ class _LogSumExpLoss(torch.autograd.Function):
         own_B4 = x_ND.new_empty((rows_BD.shape[0], NUMBERS.value), dtype=torch.float64)
         for band in _bands(rows, 40 * widest):
             S_bP, _, positive_bP = _positives(x_ND, rows, band, widest)
-            _write_numbers_(own_B4, rows, band, *terms.anchor(A_M[band], S_bP, positive_bP))
+            numbers = terms.anchor(A_M[band], S_bP, positive_bP)
+            _write_numbers_(own_B4, rows, band, *(number.to(x_ND.dtype) for number in numbers))
         numbers_N4 = gather_rows(own_B4, layout)
         # The same sum over the same gathered numbers on every rank, so the value is equal to the last bit.
         sums_2 = numbers_N4[:, :2].sum(0)

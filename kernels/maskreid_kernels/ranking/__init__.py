@@ -11,24 +11,48 @@ and the loss is the mean of L(k) over the valid anchors, those with a positive a
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends import ALL_BACKENDS, check_backend, choose_backend
-from ..compiled import compiled_loss
-from ..inputs import compute_dtype, find_problem, on_their_device
-from ..precision import check_precision, choose_precision
-from ..ranks import agree_on_layout
+from ..dispatch import Family, Loss, compute
+from ..options import Call, Reduction, finite, one_of
 from . import chunked, dense, reference
-from .terms import RankingStatistics, RankingTerms
+from .terms import Negatives, RankingStatistics, RankingTerms
 
 __all__ = ["RankingStatistics", "ranking_loss", "ranking_loss_with_statistics"]
 
-DENSE_UP_TO_ROWS = 256
+
+def _terms(
+    margin: float, pull: float, negatives: Negatives, normalize: bool, *, statistics: bool
+) -> RankingTerms:
+    one_of("negatives", negatives, ("all", "violating"))
+    return RankingTerms(
+        finite("margin", margin), finite("pull", pull), negatives, bool(normalize), statistics=statistics
+    )
+
+
+def _triton(*arguments: Any, **options: Any) -> tuple[Tensor, RankingStatistics]:
+    from . import triton  # Triton is imported, and its programs decorated, only where it is used
+
+    return triton.ranking_loss(*arguments, **options)
+
+
+FAMILY = Family(
+    {
+        "reference": reference.ranking_loss,
+        "dense": dense.ranking_loss,
+        "chunked": chunked.ranking_loss,
+        "triton": _triton,
+    },
+    plain_up_to=256,
+)
+RANKING = Loss("ranking", partial(_terms, statistics=False), FAMILY)
+RANKING_WITH_STATISTICS = Loss(
+    "ranking_with_statistics", partial(_terms, statistics=True), FAMILY, RankingStatistics.NUMBERS
+)
 
 
 def ranking_loss_with_statistics(
@@ -42,13 +66,16 @@ def ranking_loss_with_statistics(
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
     precision: str = "auto",
+    reduction: Reduction = "mean",
+    ignore_index: int | None = None,
 ) -> tuple[Tensor, RankingStatistics]:
     """`ranking_loss` and the statistics of the same forward (no second pass over the similarities)."""
-    loss, statistics = _compute(
-        embeddings, labels, margin, pull, negatives, normalize, group, backend, precision, True
-    )
-    assert statistics is not None
-    return loss, statistics
+    constants = {"margin": margin, "pull": pull, "negatives": negatives, "normalize": normalize}
+    call = Call(group, backend, precision, reduction, ignore_index)
+    loss, found = compute(RANKING_WITH_STATISTICS, embeddings, labels, constants, call)
+    if isinstance(found, Tensor):  # packed by the compiler's operator
+        found = RankingStatistics.unpacked(found, loss.dtype)
+    return loss, found
 
 
 def ranking_loss(
@@ -62,6 +89,8 @@ def ranking_loss(
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",
     precision: str = "auto",
+    reduction: Reduction = "mean",
+    ignore_index: int | None = None,
 ) -> Tensor:
     """Ranking loss, Eq. 5 of the paper (see the module), as a 0-d tensor.
 
@@ -78,61 +107,9 @@ def ranking_loss(
     small batches), "chunked" (O(N D) memory; differentiating its
     gradient raises RuntimeError), "triton" (the same on a GPU, fused) or "auto". precision: of "triton" alone, a
     preset of `maskreid_kernels.precision` for the negatives' similarities; "auto" follows the rows' dtype and
-    torch.set_float32_matmul_precision. Raises ValueError on bad input or an unavailable backend.
+    torch.set_float32_matmul_precision. reduction, ignore_index: see `maskreid_kernels.options`. Raises ValueError on bad
+    input or an unavailable backend.
     """
-    loss, _ = _compute(
-        embeddings, labels, margin, pull, negatives, normalize, group, backend, precision, False
-    )
-    return loss
-
-
-def _compute(
-    embeddings: Tensor,
-    labels: Tensor,
-    margin: float,
-    pull: float,
-    negatives: Literal["all", "violating"],
-    normalize: bool,
-    group: dist.ProcessGroup | None,
-    backend: str,
-    precision: str,
-    statistics: bool,
-) -> tuple[Tensor, RankingStatistics | None]:
-    if torch.compiler.is_compiling() and backend != "reference":
-        options = {
-            "margin": margin,
-            "pull": pull,
-            "negatives": negatives,
-            "normalize": normalize,
-            "backend": backend,
-        }
-        options["precision"] = precision
-        name = "ranking_loss_with_statistics" if statistics else "ranking_loss"
-        loss, values = compiled_loss(name, embeddings, labels, group, options)
-        if not statistics:
-            return loss, None
-        return loss, RankingStatistics(values[0].to(loss.dtype), values[1].to(loss.dtype), values[2].long())
-    check_backend(backend, ALL_BACKENDS)
-    check_precision(precision, backend)
-    if negatives not in ("all", "violating"):
-        raise ValueError(f'negatives: expected "all" or "violating", got {negatives!r}')
-    if not (math.isfinite(margin) and math.isfinite(pull)):
-        raise ValueError(f"margin and pull: expected finite numbers, got {margin} and {pull}")
-    terms = RankingTerms(float(margin), float(pull), negatives, normalize)
-    problem = find_problem(embeddings, labels, rows_name="embeddings", labels_name="labels")
-    layout = agree_on_layout(embeddings, problem, group)
-    chosen = choose_backend(
-        backend, layout.total_rows, DENSE_UP_TO_ROWS, device=embeddings.device, available=ALL_BACKENDS
-    )
-    labels = labels.to(torch.int64)
-    with on_their_device(embeddings):  # low precision would move the mined positive
-        if chosen == "triton":
-            from . import triton  # Triton is imported, and its programs decorated, only where it is used
-
-            preset = choose_precision(precision, embeddings.dtype)
-            return triton.ranking_loss(embeddings, labels, terms, layout, preset)
-        rows = embeddings.to(compute_dtype(embeddings.dtype))
-        if chosen == "dense":
-            return dense.ranking_loss(rows, labels, terms, layout, statistics)
-        compute = {"reference": reference.ranking_loss, "chunked": chunked.ranking_loss}[chosen]
-        return compute(rows, labels, terms, layout)
+    constants = {"margin": margin, "pull": pull, "negatives": negatives, "normalize": normalize}
+    call = Call(group, backend, precision, reduction, ignore_index)
+    return compute(RANKING, embeddings, labels, constants, call)[0]

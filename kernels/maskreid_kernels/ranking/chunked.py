@@ -46,26 +46,32 @@ class AnchorNumbers:
 
 
 def ranking_loss(
-    rows_BD: Tensor, labels_B: Tensor, terms: RankingTerms, layout: RankLayout
+    rows_BD: Tensor, labels_B: Tensor, terms: RankingTerms, layout: RankLayout, *, per_anchor: bool = False
 ) -> tuple[Tensor, RankingStatistics]:
     """Collectives in the forward, none in the backward: rows, labels, and six numbers per anchor."""
     if terms.normalize:
         rows_BD = unit_rows(rows_BD)
-    loss, floor, fraction, valid = _RankingLoss.apply(rows_BD, labels_B, terms, layout)
+    loss, floor, fraction, valid = _RankingLoss.apply(rows_BD, labels_B, terms, layout, per_anchor)
     return loss, RankingStatistics(floor, fraction, valid)
 
 
 class _RankingLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows_BD: Tensor, labels_B: Tensor, terms: RankingTerms, layout: RankLayout
+        ctx: Any,
+        rows_BD: Tensor,
+        labels_B: Tensor,
+        terms: RankingTerms,
+        layout: RankLayout,
+        per_anchor: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x_ND = gather_rows(rows_BD, layout)
         positives = find_positives(gather_rows(labels_B, layout))
         own_B6 = x_ND.new_empty(
             (rows_BD.shape[0], 6), dtype=torch.float64
         )  # float64 holds row numbers exactly
-        active = recorder(x_ND, terms, layout) if ctx.needs_input_grad[0] else None
+        recorded = ctx.needs_input_grad[0] and not per_anchor  # the list holds a sum over the anchors
+        active = recorder(x_ND, terms, layout) if recorded else None
         for block, rows in _own_blocks(x_ND, positives, layout):
             own_B6[block] = _anchor_numbers(x_ND, rows, positives, terms, active)
         threshold_N, log_Z_N, pushed_N, least_N, value_N, active_N = gather_rows(own_B6, layout).unbind(1)
@@ -73,13 +79,13 @@ class _RankingLoss(torch.autograd.Function):
             positives.valid_N, positives.negatives_N, active_N, terms, dtype=rows_BD.dtype
         )
         # The same sum over the same gathered numbers on every rank, so the value is equal to the last bit.
-        loss = value_N.sum() / statistics.valid_anchors.clamp(min=1)
+        loss = value_N if per_anchor else value_N.sum() / statistics.valid_anchors.clamp(min=1)
 
         dtype = rows_BD.dtype
         ctx.numbers = AnchorNumbers(
             threshold_N.to(dtype), log_Z_N.to(dtype), pushed_N.to(dtype), least_N.long()
         )
-        ctx.positives, ctx.terms, ctx.layout = positives, terms, layout
+        ctx.positives, ctx.terms, ctx.layout, ctx.per_anchor = positives, terms, layout, per_anchor
         ctx.active = active if active is not None and active.complete else None
         ctx.save_for_backward(x_ND, statistics.valid_anchors)
         outputs = (statistics.floor, statistics.active_negative_fraction, statistics.valid_anchors)
@@ -88,18 +94,20 @@ class _RankingLoss(torch.autograd.Function):
 
     @staticmethod
     @first_order_only
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         x_ND, valid_anchors = ctx.saved_tensors
         layout: RankLayout = ctx.layout
-        scale = gradients[0] * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
+        of_N, scale = (gradients[0], x_ND.new_ones(())) if ctx.per_anchor else (None, gradients[0])
+        if of_N is None:
+            scale = scale * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
         if ctx.active is not None:
-            return ctx.active.rows_gradient(x_ND).mul_(scale), None, None, None
+            return ctx.active.rows_gradient(x_ND).mul_(scale), None, None, None, None
         gradient_BD = x_ND.new_empty((layout.rows_per_rank[layout.rank], x_ND.shape[1]))
         with without_autocast(x_ND.device):
             for block, rows in _own_blocks(x_ND, ctx.positives, layout):
-                G_bN = _pair_gradients(x_ND, rows, ctx.positives, ctx.numbers, ctx.terms)
+                G_bN = _pair_gradients(x_ND, rows, ctx.positives, ctx.numbers, ctx.terms, of_N)
                 torch.mm(G_bN, x_ND, out=gradient_BD[block])
-        return gradient_BD.mul_(scale), None, None, None
+        return gradient_BD.mul_(scale), None, None, None, None
 
 
 def _own_blocks(x_ND: Tensor, positives: Positives, layout: RankLayout) -> list[tuple[slice, slice]]:
@@ -138,7 +146,7 @@ def _anchor_numbers(
         pushed_b = torch.zeros_like(active_b).index_add_(0, row_m, weight_m)
     else:
         active = None
-        pushed_b = violations_(gap_bN, shift_b1, terms.bounded).sum(1)
+        pushed_b = violations_(gap_bN, shift_b1, terms.bounded, inside_bN).sum(1)
     ones_b = 1 + (negatives_b - active_b if terms.negatives == "all" else torch.zeros_like(active_b))
     shift_b = torch.zeros_like(pushed_b) if shift_b1 is None else shift_b1.squeeze(1)
     Z_b = pushed_b + ones_b * torch.exp(-shift_b)
@@ -162,22 +170,37 @@ def _anchor_numbers(
 
 
 def _pair_gradients(
-    x_ND: Tensor, rows: slice, positives: Positives, numbers: AnchorNumbers, terms: RankingTerms
+    x_ND: Tensor,
+    rows: slice,
+    positives: Positives,
+    numbers: AnchorNumbers,
+    terms: RankingTerms,
+    of_N: Tensor | None,
 ) -> Tensor:
-    """G_ab + G_ba for the block's rows a and all rows b, not yet divided by the number of valid anchors."""
+    """G_ab + G_ba for the block's rows a and all rows b, not yet divided by the number of valid anchors.
+
+    of_N: by how much each anchor counts; None: all alike.
+    """
     rows_b, index_bP, positive_bP = positives.of_rows(rows)
     S_bN = x_ND[rows] @ x_ND.t()
     S_bP = S_bN.gather(1, index_bP)
     as_anchor_bN = torch.add(S_bN, numbers.threshold_N[rows, None])
     violations_(as_anchor_bN, numbers.log_Z_N[rows, None], terms.bounded)
     as_negative_bN = violations_(S_bN.add_(numbers.threshold_N), numbers.log_Z_N, terms.bounded)
+    if of_N is not None:
+        as_anchor_bN.mul_(of_N[rows, None])
+        as_negative_bN.mul_(of_N)
     G_bN = as_anchor_bN.add_(as_negative_bN)
 
     # One identity has one |B+| and one validity: both roles of a pair of positives pull alike, hence the 2.
     weight_b = positives.valid_N[rows].to(x_ND.dtype) * (2 * terms.pull)
     pull_b = weight_b / positives.positives_N[rows].clamp(min=1)
     G_bP = (S_bP - 1) * pull_b[:, None]
-    G_bP -= numbers.pushed_N[rows, None] * (index_bP == numbers.least_N[rows, None])
-    G_bP -= numbers.pushed_N[index_bP] * (numbers.least_N[index_bP] == rows_b[:, None])
+    pushed_N = numbers.pushed_N
+    if of_N is not None:
+        G_bP *= (of_N[rows, None] + of_N[index_bP]) / 2
+        pushed_N = pushed_N * of_N
+    G_bP -= pushed_N[rows, None] * (index_bP == numbers.least_N[rows, None])
+    G_bP -= pushed_N[index_bP] * (numbers.least_N[index_bP] == rows_b[:, None])
     # Filled-up places and the row itself carry 0, and several may write to the diagonal: the same 0.
     return G_bN.scatter_(1, index_bP, G_bP.mul_(positive_bP))

@@ -21,13 +21,13 @@ from .terms import NEVER, RankingStatistics, RankingTerms, ranking_statistics, v
 
 
 def ranking_loss(
-    rows_BD: Tensor, labels_B: Tensor, terms: RankingTerms, layout: RankLayout, statistics: bool
+    rows_BD: Tensor, labels_B: Tensor, terms: RankingTerms, layout: RankLayout, *, per_anchor: bool = False
 ) -> tuple[Tensor, RankingStatistics | None]:
     """Collectives in the forward, none in the backward: rows and labels."""
     if layout.total_rows == 0:
-        return reference.ranking_loss(rows_BD, labels_B, terms, layout)
-    loss, *numbers = _RankingLoss.apply(rows_BD, labels_B, terms, layout, statistics)
-    return loss, RankingStatistics(*numbers) if statistics else None
+        return reference.ranking_loss(rows_BD, labels_B, terms, layout, per_anchor=per_anchor)
+    loss, *numbers = _RankingLoss.apply(rows_BD, labels_B, terms, layout, per_anchor)
+    return loss, RankingStatistics(*numbers) if terms.statistics else None
 
 
 class _RankingLoss(torch.autograd.Function):
@@ -38,7 +38,7 @@ class _RankingLoss(torch.autograd.Function):
         labels_B: Tensor,
         terms: RankingTerms,
         layout: RankLayout,
-        statistics: bool,
+        per_anchor: bool,
     ) -> tuple[Tensor, ...]:
         x_ND, labels_N = gather_rows(rows_BD, layout), gather_rows(labels_B, layout)
         inverse_N1 = inverse_norms(x_ND) if terms.normalize else None
@@ -53,9 +53,10 @@ class _RankingLoss(torch.autograd.Function):
         never = NEVER if terms.bounded else -torch.inf
         threshold_N = torch.where(valid_N, terms.margin - least_N, never)
         gap_NN = torch.add(S_NN, threshold_N[:, None]).masked_fill_(same_NN, never)
-        active_N = (gap_NN > 0).sum(1) if statistics or terms.negatives == "all" else count_N
+        inside_NN = gap_NN > 0
+        active_N = inside_NN.sum(1) if terms.statistics or terms.negatives == "all" else count_N
         shift_N1 = None if terms.bounded else gap_NN.max(1, keepdim=True).values.clamp(min=0)
-        G_NN = violations_(gap_NN, shift_N1, terms.bounded)
+        G_NN = violations_(gap_NN, shift_N1, terms.bounded, inside_NN)
         pushed_N = G_NN.sum(1)
         ones = 1 + (len(labels_N) - count_N - active_N) if terms.negatives == "all" else 1
         if shift_N1 is None:
@@ -73,10 +74,10 @@ class _RankingLoss(torch.autograd.Function):
         squares_N = torch.linalg.vecdot(short_NN, short_NN)
         value_N = torch.where(valid_N, log_Z_N, 0).addcmul_(squares_N, pull_N, value=0.5)
         valid_anchors = valid_N.sum()
-        loss = value_N.sum() / valid_anchors.clamp(min=1)
-        ctx.layout = layout
+        loss = value_N if per_anchor else value_N.sum() / valid_anchors.clamp(min=1)
+        ctx.layout, ctx.per_anchor = layout, per_anchor
         ctx.save_for_backward(x_ND, inverse_N1, G_NN, valid_anchors)
-        if not statistics:
+        if not terms.statistics:
             return (loss,)
         made = ranking_statistics(valid_N, len(labels_N) - count_N, active_N, terms, rows_BD.dtype)
         outputs = (made.floor, made.active_negative_fraction, made.valid_anchors)
@@ -88,5 +89,9 @@ class _RankingLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         x_ND, inverse_N1, G_NN, valid_anchors = ctx.saved_tensors
         layout: RankLayout = ctx.layout
+        if ctx.per_anchor:
+            G_NN = G_NN * gradients[0][:, None]
+            one = G_NN.new_ones(())
+            return rows_gradient(G_NN, x_ND, inverse_N1, layout.own, one), None, None, None, None
         scale = gradients[0] * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
         return rows_gradient(G_NN, x_ND, inverse_N1, layout.own, scale), None, None, None, None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..pair_matrix import products
 from ..ranks import RankLayout, gather_rows, gather_rows_with_gradient
 from ..unit_rows import unit_rows_reference
 from .terms import RankingStatistics, RankingTerms, ranking_statistics
 
 
 def ranking_loss(
-    rows_BD: Tensor, labels_B: Tensor, terms: RankingTerms, layout: RankLayout
+    rows_BD: Tensor, labels_B: Tensor, terms: RankingTerms, layout: RankLayout, *, per_anchor: bool = False
 ) -> tuple[Tensor, RankingStatistics]:
     """Every rank computes the whole loss (collectives: rows, labels) and keeps its own rows' gradient."""
     x_ND = gather_rows_with_gradient(rows_BD, layout)
@@ -20,8 +21,9 @@ def ranking_loss(
         x_ND = unit_rows_reference(x_ND)
     if x_ND.shape[0] == 0:
         none = labels_N.bool()
-        return x_ND.sum(), ranking_statistics(none, none, none, terms, x_ND.dtype)
-    S_NN = x_ND @ x_ND.t()
+        zero = x_ND.sum(1) if per_anchor else x_ND.sum()
+        return zero, ranking_statistics(none, none, none, terms, x_ND.dtype)
+    S_NN = products(x_ND, x_ND)
     same_NN = labels_N[:, None] == labels_N
     positive_NN = same_NN & ~torch.eye(len(labels_N), dtype=torch.bool, device=labels_N.device)
     positives_N, negatives_N = positive_NN.sum(1), (~same_NN).sum(1)
@@ -40,5 +42,6 @@ def ranking_loss(
         push_N = torch.logsumexp(torch.cat([one_N1, exponent_NN], 1), 1)
     pull_N = (S_NN - 1).square().mul(positive_NN).sum(1) * (terms.pull / 2) / positives_N.clamp(min=1)
 
-    loss = torch.where(valid_N, push_N + pull_N, 0).sum() / valid_N.sum().clamp(min=1)
+    value_N = torch.where(valid_N, push_N + pull_N, 0)
+    loss = value_N if per_anchor else value_N.sum() / valid_N.sum().clamp(min=1)
     return loss, ranking_statistics(valid_N, negatives_N, active_NN.sum(1), terms, x_ND.dtype)

@@ -1,9 +1,9 @@
-"""What both backends of the ranking loss share: its constants, and the statistics it reports."""
+"""What the backends of the ranking loss share: its constants, and the statistics it reports."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class RankingTerms:
     pull: float
     negatives: Negatives
     normalize: bool
+    statistics: bool = False  # whether they are asked for; those that cost nothing may be made anyway
 
     @property
     def bounded(self) -> bool:
@@ -40,9 +41,22 @@ class RankingStatistics:
     all such pairs. valid_anchors: int64 count. All are 0 when no anchor is valid.
     """
 
+    NUMBERS: ClassVar[int] = 3
+
     floor: Tensor
     active_negative_fraction: Tensor
     valid_anchors: Tensor
+
+    def packed(self) -> Tensor:
+        """[3] float64."""
+        return torch.stack(
+            [self.floor.double(), self.active_negative_fraction.double(), self.valid_anchors.double()]
+        )
+
+    @classmethod
+    def unpacked(cls, values_3: Tensor, dtype: torch.dtype) -> RankingStatistics:
+        """From what `packed` made, for a loss of `dtype`."""
+        return cls(values_3[0].to(dtype), values_3[1].to(dtype), values_3[2].long())
 
 
 @torch.no_grad()
@@ -60,10 +74,15 @@ def ranking_statistics(
     return RankingStatistics(floor.to(dtype), fraction.to(dtype), valid_anchors)
 
 
-def violations_(gap: Tensor, log_shift: Tensor | None, bounded: bool) -> Tensor:
-    """In place: exp(gap - log_shift) where gap > 0, exactly 0 elsewhere. NaN stays NaN."""
+def violations_(gap: Tensor, log_shift: Tensor | None, bounded: bool, inside: Tensor | None = None) -> Tensor:
+    """In place: exp(gap - log_shift) where gap > 0, exactly 0 elsewhere. NaN stays NaN.
+
+    inside: gap > 0, where the caller has it. Asked of the gap itself: the exponential of a gap above 0 may round to 1.
+    """
     if bounded:
-        torch.threshold_(gap.exp_(), 1.0, 0.0)
+        if inside is None:
+            inside = gap > 0
+        gap.exp_().mul_(inside)
         return gap if log_shift is None else gap.mul_(torch.exp(-log_shift))
     torch.threshold_(gap, 0.0, -torch.inf)
     return (gap if log_shift is None else gap.sub_(log_shift)).exp_()

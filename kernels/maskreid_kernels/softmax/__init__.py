@@ -10,20 +10,61 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..backends import check_backend, choose_backend
-from ..compiled import compiled_loss
-from ..inputs import compute_dtype, find_problem, on_their_device
-from ..ranks import agree_on_layout
+from ..dispatch import Family, Loss, compute
+from ..inputs import compute_dtype, find_problem
+from ..options import Call, Reduction, check_reduction, finite
+from ..ranks import RankLayout
 from . import chunked, reference
+from .terms import SoftmaxTerms
 
 __all__ = ["softmax_loss"]
 
-REFERENCE_UP_TO_ROWS = 0  # the chunked form costs about the same at small sizes
 NO_TARGET = torch.iinfo(torch.int64).min
+NAMES = {"rows_name": "logits", "labels_name": "targets"}
+
+
+def _terms(label_smoothing: float) -> SoftmaxTerms:
+    smoothing = finite("label_smoothing", label_smoothing)
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {smoothing}")
+    return SoftmaxTerms(smoothing)
+
+
+def _find_outside(logits: Tensor, targets: Tensor) -> str | None:
+    if targets.device.type != "cpu" or not targets.numel():
+        return None
+    low, high = (int(extreme) for extreme in torch.aminmax(targets))
+    return _outside(low, high, logits) if low < 0 or high >= logits.shape[1] else None
+
+
+def _rows(targets_B: Tensor, layout: RankLayout) -> int:
+    return layout.total_rows
+
+
+SOFTMAX = Loss(
+    "softmax",
+    _terms,
+    Family(
+        {"reference": reference.softmax_loss, "chunked": chunked.softmax_loss},
+        plain_up_to=0,  # the chunked form costs about the same at small sizes
+        capturable=("auto", "chunked"),
+        as_given=("chunked",),
+        find_problem=_find_outside,
+        count=_rows,
+        **NAMES,
+    ),
+)
 
 
 def softmax_loss(
-    logits: Tensor, targets: Tensor, *, group: dist.ProcessGroup | None = None, backend: str = "auto"
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    group: dist.ProcessGroup | None = None,
+    backend: str = "auto",
+    reduction: Reduction = "mean",
+    ignore_index: int | None = None,
 ) -> Tensor:
     """Mean cross-entropy, equal to `torch.nn.functional.cross_entropy(logits, targets)`, as a 0-d tensor.
 
@@ -33,33 +74,29 @@ def softmax_loss(
     group: the mean is over the rows of all its ranks, which may hold unequal counts; convention in
     `maskreid_kernels.ranks`. None: this process alone. Logits never leave their rank ("chunked").
     backend: "reference" (plain autograd), "chunked" (O(B) memory beside the gradient; differentiating its
-    gradient raises RuntimeError) or "auto": torch's own cross-entropy without a group, else "chunked". Raises ValueError on bad input (targets outside [0, C) are looked
-    for on the CPU only, elsewhere it would wait for the device) or an unavailable backend.
+    gradient raises RuntimeError) or "auto": torch's own cross-entropy without a group, else "chunked".
+    Raises ValueError on bad input (targets outside [0, C) are looked for on the CPU only, elsewhere it
+    would wait for the device) or an unavailable backend.
+    label_smoothing: in [0, 1]; the target's share 1 - label_smoothing, the rest equal over all C, as in torch.
+    reduction, ignore_index: see `maskreid_kernels.options`.
     """
-    check_backend(backend)
-    problem = find_problem(logits, targets, rows_name="logits", labels_name="targets")
-    if backend == "auto" and group is None and problem is None and logits.shape[0]:
-        return _of_this_process(logits, targets)
-    if torch.compiler.is_compiling() and backend != "reference":
-        options = {"backend": backend}
-        return compiled_loss("softmax_loss", logits, targets, group, options)[0]
-    if problem is None and targets.device.type == "cpu" and targets.numel():
-        low, high = (int(extreme) for extreme in torch.aminmax(targets))
-        if low < 0 or high >= logits.shape[1]:
-            problem = _outside(low, high, logits)
-    layout = agree_on_layout(logits, problem, group)
-    compute = {"reference": reference.softmax_loss, "chunked": chunked.softmax_loss}[
-        choose_backend(backend, layout.total_rows, REFERENCE_UP_TO_ROWS, device=logits.device)
-    ]
-    with on_their_device(logits):
-        return compute(logits, targets.to(torch.int64), layout)
+    call = Call(group, backend, reduction=reduction, ignore_index=ignore_index)
+    alone = backend == "auto" and group is None and ignore_index is None
+    if alone and find_problem(logits, targets, **NAMES) is None and logits.shape[0]:
+        check_reduction(call)
+        return _of_this_process(logits, targets, _terms(label_smoothing), reduction)
+    return compute(SOFTMAX, logits, targets, {"label_smoothing": label_smoothing}, call)[0]
 
 
-def _of_this_process(logits: Tensor, targets: Tensor) -> Tensor:
+def _of_this_process(logits: Tensor, targets: Tensor, terms: SoftmaxTerms, reduction: Reduction) -> Tensor:
     """torch's own loss: nothing is faster on one process. No target is taken for "ignore"."""
     try:
         return F.cross_entropy(
-            logits.to(compute_dtype(logits.dtype)), targets.to(torch.int64), ignore_index=NO_TARGET
+            logits.to(compute_dtype(logits.dtype)),
+            targets.to(torch.int64),
+            ignore_index=NO_TARGET,
+            reduction=reduction,
+            label_smoothing=terms.label_smoothing,
         )
     except IndexError:  # on the CPU; a GPU asserts
         low, high = (int(extreme) for extreme in torch.aminmax(targets))

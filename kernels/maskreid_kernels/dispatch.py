@@ -1,0 +1,184 @@
+"""What every loss does: check, agree over the ranks, choose a backend, compute in full precision, reduce.
+
+A loss says what differs (`Loss`): the terms that its constants make, and the backends that compute with
+them. Its public function calls `compute`. While it is being compiled it is one operator of the graph
+(compiled.py), which calls back here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .agreement import agree_on_layout
+from .backends import check_backend, check_device, choose_backend
+from .compiled import compiled_loss, register
+from .inputs import compute_dtype, find_problem, on_their_device, under_transforms
+from .options import Call, check_group, check_ignore_index, check_reduction
+from .positives import count_valid_anchors
+from .precision import check_precision, choose_precision
+from .ranks import RankLayout
+from .recorded import kept_rows, scaled
+
+
+class Statistics(Protocol):
+    """What a loss reports beside its value."""
+
+    def packed(self) -> Tensor:
+        """As one float64 tensor."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Losses that share their backends.
+
+    backends: by name, each called with (rows, labels, terms, layout), "triton" with the preset of
+    `precision` too; `per_anchor=True` asks those but "triton" for every anchor's value [B], 0 where it is
+    not valid. A result is a tensor or (tensor, statistics). plain_up_to: rows up to which the plain
+    backend is chosen on a CPU. capturable: backends that read nothing on the host. as_given: backends
+    that take rows in any dtype, others in the compute dtype. find_problem: one line on values, or None;
+    shapes are checked before. count: of what the mean is taken, for a sum.
+    """
+
+    backends: Mapping[str, Callable[..., Any]]
+    plain_up_to: int
+    capturable: tuple[str, ...] = ()
+    as_given: tuple[str, ...] = ("triton",)
+    rows_name: str = "embeddings"
+    labels_name: str = "labels"
+    find_problem: Callable[[Tensor, Tensor], str | None] = lambda rows_BD, labels_B: None
+    count: Callable[[Tensor, RankLayout], Tensor | int] = count_valid_anchors
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One loss of a family. `terms` makes what its backends take of the constants, or raises ValueError."""
+
+    name: str
+    terms: Callable[..., Any]
+    family: Family
+    statistics: int = 0
+
+    def __post_init__(self) -> None:
+        register(
+            self.name,
+            partial(_compute_packed, self),
+            statistics=self.statistics,
+            capturable=self.family.capturable,
+        )
+
+
+def compute(
+    loss: Loss,
+    rows_BD: Tensor,
+    labels_B: Tensor,
+    constants: Mapping[str, Any],
+    call: Call,
+    learned: float | None = None,
+) -> tuple[Tensor, Any]:
+    """The loss, and what it reports beside it: statistics, their packed form while compiled, or None.
+
+    learned: a number that stands in the rows and must be equal on all ranks, as the constants must.
+    Raises ValueError, on every rank of the group alike, on bad input or options.
+    """
+    if torch.compiler.is_compiling() and call.backend != "reference":
+        if call.reduction == "none":
+            raise ValueError('reduction "none" under torch.compile: use backend="reference"')
+        return compiled_loss(loss.name, rows_BD, labels_B, constants, call)
+    return compute_eagerly(loss, rows_BD, labels_B, constants, call, learned)
+
+
+def compute_eagerly(
+    loss: Loss,
+    rows_BD: Tensor,
+    labels_B: Tensor,
+    constants: Mapping[str, Any],
+    call: Call,
+    learned: float | None = None,
+) -> tuple[Tensor, Any]:
+    """`compute` outside the compiler, or inside its operator."""
+    check_group(call.group)
+    terms, problem = _terms_or_problem(loss, rows_BD, labels_B, constants, call)
+    kept_B = None
+    if problem is None and call.ignore_index is not None:
+        kept_B = labels_B != call.ignore_index
+        plain = call.backend == "reference"  # which has derivatives of any order
+        rows_BD = rows_BD[kept_B] if plain else kept_rows(rows_BD, kept_B)
+        labels_B = labels_B[kept_B]
+    problem = problem or loss.family.find_problem(rows_BD, labels_B)
+    options = {} if call.group is None else _options(loss, {**constants, "learned": learned}, call)
+    layout = agree_on_layout(rows_BD, problem, call.group, options)
+    value, statistics = _computed(loss.family, rows_BD, labels_B, terms, layout, call)
+    if kept_B is not None and call.reduction == "none":
+        value = value.new_zeros(len(kept_B)).index_put((kept_B,), value)
+    return value, statistics
+
+
+def _terms_or_problem(
+    loss: Loss, rows_BD: Tensor, labels_B: Tensor, constants: Mapping[str, Any], call: Call
+) -> tuple[Any, str | None]:
+    """The terms, or one line saying what is wrong with the options or the input."""
+    available = tuple(loss.family.backends)
+    try:
+        check_backend(call.backend, available)
+        check_precision(call.precision, call.backend)
+        check_reduction(call)
+        check_ignore_index(call.ignore_index)
+        terms = loss.terms(**constants)
+        names = {"rows_name": loss.family.rows_name, "labels_name": loss.family.labels_name}
+        problem = find_problem(rows_BD, labels_B, **names)
+        if problem is None and call.backend == "triton":
+            check_device(rows_BD.device)
+            choose_precision(call.precision, rows_BD.dtype)
+    except ValueError as error:
+        return None, str(error)
+    return terms, problem
+
+
+def _options(loss: Loss, constants: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    """All that must be equal on every rank; a tensor's number stands for it."""
+    found: dict[str, Any] = {"loss": loss.name, **constants, **call._asdict()}
+    del found["group"]
+    return {
+        key: value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        for key, value in found.items()
+    }
+
+
+def _computed(
+    family: Family, rows_BD: Tensor, labels_B: Tensor, terms: Any, layout: RankLayout, call: Call
+) -> tuple[Tensor, Any]:
+    available = tuple(name for name in family.backends if name != "triton" or call.reduction != "none")
+    chosen = choose_backend(
+        call.backend, layout.total_rows, family.plain_up_to, device=rows_BD.device, available=available
+    )
+    if chosen != "reference" and under_transforms():
+        raise RuntimeError(f'torch.func: not by the {chosen} backend; use backend="reference"')
+    labels_B = labels_B.to(torch.int64)
+    arguments: dict[str, Any] = {"per_anchor": True} if call.reduction == "none" else {}
+    if chosen == "triton":
+        arguments["precision"] = choose_precision(call.precision, rows_BD.dtype)
+    if chosen not in family.as_given:
+        rows_BD = rows_BD.to(compute_dtype(rows_BD.dtype))
+    with on_their_device(
+        rows_BD
+    ):  # low precision would move what is mined, and a large scale multiplies rounding
+        found = family.backends[chosen](rows_BD, labels_B, terms, layout, **arguments)
+        value, statistics = found if isinstance(found, tuple) else (found, None)
+        if call.reduction == "sum":
+            count = family.count(labels_B, layout)
+            value = value * count if chosen == "reference" else scaled(value, count)
+    return value, statistics
+
+
+def _compute_packed(
+    loss: Loss, rows_BD: Tensor, labels_B: Tensor, constants: Mapping[str, Any], call: Call
+) -> tuple[Tensor, Tensor | None]:
+    """For the operator, whose outputs are tensors."""
+    value, statistics = compute_eagerly(loss, rows_BD, labels_B, constants, call)
+    return value, statistics.packed() if loss.statistics else None
