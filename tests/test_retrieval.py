@@ -217,3 +217,16 @@ def test_a_read_only_gallery_in_a_file_is_read_where_it_lies(tmp_path, dtype, or
         np.testing.assert_array_equal(getattr(found, name), value)
     backwards = evaluate_retrieval(query[:, ::-1], gallery=mapped[:, ::-1], **labels)
     np.testing.assert_allclose(backwards.mAP, expected.mAP)
+
+
+def test_a_rank_beyond_the_curve_is_refused_not_guessed():
+    features = np.eye(9, dtype=np.float32) + np.arange(9, dtype=np.float32)
+    gallery = (features, np.arange(9), np.ones(9, dtype=int))
+    query = (features[:1], np.array([0]), np.array([0]))
+    short = evaluate_retrieval(*query, *gallery, max_rank=5)
+    assert short.rank(5) == evaluate_retrieval(*query, *gallery).rank(5)
+    with pytest.raises(ValueError, match="rank 10: the curve ends at rank 5; evaluate with max_rank=10"):
+        short.rank(10)
+    with pytest.raises(ValueError, match="max_rank=10"):
+        short.metrics()
+    assert evaluate_retrieval(*query, *gallery).rank(10) == 1.0  # of nine images: the last rank's

@@ -77,7 +77,7 @@ def evaluate_retrieval(
     ranks, listed_Q = _rank_good_images(query_set, gallery_set, labels, metric, group)
     if not any(map(len, ranks)):
         raise RetrievalError(_why_no_query_is_valid(query_set, labels))
-    return _score(ranks, listed_Q, ap, min(max_rank, len(labels.gallery.pids)))
+    return _score(ranks, listed_Q, ap, max_rank, len(labels.gallery.pids))
 
 
 def _rank_good_images(
@@ -123,7 +123,9 @@ def _part(images: ImageSet, start: int, stop: int, device: torch.device | None =
     )
 
 
-def _score(ranks: list[IntArray], listed_Q: IntArray, ap: ApName, max_rank: int) -> RetrievalResult:
+def _score(
+    ranks: list[IntArray], listed_Q: IntArray, ap: ApName, max_rank: int, gallery_size: int
+) -> RetrievalResult:
     hits_Q, trapezoid_Q, inp_Q = np.full((3, len(ranks)), np.nan)
     scratch = np.zeros(int(listed_Q.max()))
     for q, rank_R in enumerate(ranks):
@@ -134,7 +136,7 @@ def _score(ranks: list[IntArray], listed_Q: IntArray, ap: ApName, max_rank: int)
     valid_Q = ~np.isnan(hits_Q)
     mean_hits, mean_trapezoid = float(np.mean(hits_Q[valid_Q])), float(np.mean(trapezoid_Q[valid_Q]))
     return RetrievalResult(
-        cmc=cmc_curve(np.array([rank_R[0] for rank_R in ranks if len(rank_R)]), max_rank),
+        cmc=cmc_curve(np.array([rank_R[0] for rank_R in ranks if len(rank_R)]), min(max_rank, gallery_size)),
         mAP=mean_hits if ap == "hits" else mean_trapezoid,
         mINP=float(np.mean(inp_Q[valid_Q])),
         valid_queries=int(valid_Q.sum()),
@@ -143,6 +145,7 @@ def _score(ranks: list[IntArray], listed_Q: IntArray, ap: ApName, max_rank: int)
         mAP_hits=mean_hits,
         mAP_trapezoid=mean_trapezoid,
         average_precision=hits_Q if ap == "hits" else trapezoid_Q,
+        reaches_end=max_rank >= gallery_size,
     )
 
 
