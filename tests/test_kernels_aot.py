@@ -40,7 +40,13 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 def test_no_limit_is_broken(compiled: list[dict]) -> None:
     # Compiles; shared memory fits; wgmma, mma.sync, tcgen05 or mfma; no atomic on floats.
     assert [problem for program in compiled for problem in program["problems"]] == []
-    assert {program["job"]["target"] for program in compiled} == {"sm_80", "sm_89", "sm_90", "sm_100", "gfx942"}
+    assert {program["job"]["target"] for program in compiled} == {
+        "sm_80",
+        "sm_89",
+        "sm_90",
+        "sm_100",
+        "gfx942",
+    }
     presets = {(program["job"]["target"], program["job"]["preset"]) for program in compiled}
     assert ("sm_90", "tf32x3") in presets and ("gfx942", "tf32x3") not in presets
 

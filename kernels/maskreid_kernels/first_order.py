@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -26,7 +27,8 @@ def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(ctx: Any, *gradients: Any) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError(NO_SECOND_DERIVATIVE)
-        with without_autocast(gradients[0].device):
+        known = [gradient for gradient in gradients if gradient is not None]
+        with without_autocast(known[0].device) if known else nullcontext():
             return backward(ctx, *gradients)
 
     return guarded

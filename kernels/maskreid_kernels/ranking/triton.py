@@ -77,7 +77,11 @@ class _RankingLoss(torch.autograd.Function):
 
     @staticmethod
     @first_order_only
-    def backward(ctx: Any, of_loss: Tensor, *of_statistics: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(
+        ctx: Any, of_loss: Tensor | None, *of_statistics: None
+    ) -> tuple[Tensor | None, None, None, None, None]:
+        if of_loss is None:  # nothing flows into the loss
+            return None, None, None, None, None
         x_ND, x_dot_ND = ctx.saved_tensors
         with without_autocast(x_ND.device):
             return gradient(x_ND, x_dot_ND, ctx.saved, of_loss, ctx.precision), None, None, None, None
