@@ -21,8 +21,7 @@ def rows_gradient(G_NN: Tensor, x_ND: Tensor, inverse_N1: Tensor | None, own: sl
     else:
         both_BN, x_BD = G_NN[own] + G_NN[:, own].t(), x_ND[own]
         inverse_B1 = None if inverse_N1 is None else inverse_N1[own]
-    with without_autocast(x_ND.device):
-        gradient_BD = both_BN @ x_ND
+    gradient_BD = both_BN @ x_ND
     if inverse_B1 is None:
         return gradient_BD.mul_(scale)
     along_B1 = torch.linalg.vecdot(gradient_BD, x_BD).unsqueeze(1)

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ..blocks import own_and_global_blocks
 from ..first_order import first_order_only
-from ..inputs import without_autocast
 from ..positives import Positives, find_positives
 from ..ranks import RankLayout, gather_rows
 from ..unit_rows import unit_rows
@@ -92,10 +91,9 @@ class _LogSumExpLoss(torch.autograd.Function):
             scale = scale * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
         scale = torch.where(valid_anchors > 0, scale, 0)
         gradient_BD = x_ND.new_empty((layout.rows_per_rank[layout.rank], x_ND.shape[1]))
-        with without_autocast(x_ND.device):
-            for block, rows in _own_blocks(x_ND, ctx.positives, layout):
-                G_bN = _pair_gradients(x_ND, rows, ctx.positives, ctx.numbers, ctx.terms, of_N)
-                torch.mm(G_bN, x_ND, out=gradient_BD[block])
+        for block, rows in _own_blocks(x_ND, ctx.positives, layout):
+            G_bN = _pair_gradients(x_ND, rows, ctx.positives, ctx.numbers, ctx.terms, of_N)
+            torch.mm(G_bN, x_ND, out=gradient_BD[block])
         return gradient_BD.mul_(scale), None, None, None, None
 
 

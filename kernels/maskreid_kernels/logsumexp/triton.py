@@ -22,7 +22,7 @@ from torch import Tensor
 from ..blocks import WORKSPACE_BYTES
 from ..first_order import first_order_only
 from ..fused_rows import fused_unit_rows
-from ..inputs import compute_dtype, without_autocast
+from ..inputs import compute_dtype
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
 from ..triton_tiles import (
@@ -111,14 +111,13 @@ class _LogSumExpLoss(torch.autograd.Function):
         level_N = numbers_N4[:, 3].to(x_ND.dtype)
         gradient_BD = x_ND.new_empty((layout.rows_per_rank[layout.rank], x_ND.shape[1]))
         panel_bytes = min(PANEL_COLUMNS, len(x_ND)) * x_dot_ND.element_size()
-        with without_autocast(x_ND.device):
-            for band in _bands(rows, panel_bytes + 56 * ctx.widest):
-                S_bP, row_bP, positive_bP = _positives(x_ND, rows, band, ctx.widest)
-                level_2bP = torch.stack([level_N[rows.row(band), None].expand_as(S_bP), level_N[row_bP]])
-                pull_bP = terms.pull(S_bP, level_2bP, positive_bP.sum(1, keepdim=True)).sum(0)  # both roles
-                band_bD = _sum_of_pulls(x_ND, rows, band, pull_bP)
-                _add_negatives_(band_bD, x_dot_ND, rows, band, numbers_N4, terms.exponent, ctx.precision)
-                gradient_BD.index_copy_(0, rows.own_row(band), band_bD)
+        for band in _bands(rows, panel_bytes + 56 * ctx.widest):
+            S_bP, row_bP, positive_bP = _positives(x_ND, rows, band, ctx.widest)
+            level_2bP = torch.stack([level_N[rows.row(band), None].expand_as(S_bP), level_N[row_bP]])
+            pull_bP = terms.pull(S_bP, level_2bP, positive_bP.sum(1, keepdim=True)).sum(0)  # both roles
+            band_bD = _sum_of_pulls(x_ND, rows, band, pull_bP)
+            _add_negatives_(band_bD, x_dot_ND, rows, band, numbers_N4, terms.exponent, ctx.precision)
+            gradient_BD.index_copy_(0, rows.own_row(band), band_bD)
         return gradient_BD.mul_(scale), None, None, None, None
 
 

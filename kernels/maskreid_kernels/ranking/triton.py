@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..first_order import first_order_only
 from ..fused_rows import row_norms
-from ..inputs import compute_dtype, without_autocast
+from ..inputs import compute_dtype
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
 from ..triton_tiles import Chip, Variant, accumulator, dot_rows, sort_by_identity, tile_options
@@ -83,8 +83,7 @@ class _RankingLoss(torch.autograd.Function):
         if of_loss is None:  # nothing flows into the loss
             return None, None, None, None, None
         x_ND, x_dot_ND = ctx.saved_tensors
-        with without_autocast(x_ND.device):
-            return gradient(x_ND, x_dot_ND, ctx.saved, of_loss, ctx.precision), None, None, None, None
+        return gradient(x_ND, x_dot_ND, ctx.saved, of_loss, ctx.precision), None, None, None, None
 
 
 def variants(columns: int, precision_name: str, chip: Chip = "large") -> list[Variant]:
