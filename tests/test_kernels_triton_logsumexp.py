@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import kernel_checks
+import maskreid_kernels as kernels
 from gloo import run_ranks
 from maskreid_kernels import (
     all_pairs_loss,
@@ -97,6 +98,27 @@ def test_duplicate_and_identical_rows(name: str) -> None:
     x[5], x[2] = x[0], x[0]
     check(name, x, y, 1e-11)
     check(name, torch.ones_like(x), y, 1e-11)
+
+
+@pytest.mark.parametrize("name", ["n_pair", "supervised_contrastive", "all_pairs"])
+def test_long_rows(name: str) -> None:
+    """Exponents of millions: float32 keeps a difference of theirs, but not the log of a share or of a sum beside one.
+
+    Whole numbers, so that similarities are exact, whatever the order of the sum: else their rounding is the exponent's.
+    """
+    generator = torch.Generator().manual_seed(0)
+    y = (torch.arange(64) // 4).to(DEVICE)
+    for largest in (50, 300, 700):
+        x = torch.randint(-largest, largest + 1, (64, 32), generator=generator).float().to(DEVICE)
+        options = {"normalize": False, **({"scale": 1.0} if name != "supervised_contrastive" else {})}
+        loss = getattr(kernels, f"{name}_loss")
+        ours, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+        value = loss(ours, y, backend="triton", precision="ieee", **options)
+        expected = loss(exact, y, backend="reference", **options)
+        value.backward()
+        expected.backward()
+        torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
+        assert float((ours.grad - exact.grad).norm()) <= 1e-5 * float(exact.grad.norm()) + 1e-9
 
 
 def test_large_scales_and_nan() -> None:

@@ -168,6 +168,7 @@ def compile_job(job: Job) -> Compiled:
     name += " unbounded" if variant.options.get("BOUNDED") is False else ""
     name += " raw" if "inverse_ptr" in variant.options else ""  # rows that are not normalised
     name += " circle" if variant.options.get("CIRCLE") else ""
+    name += " exact" if variant.options.get("EXACT") else ""  # rows that are not normalised
     options = dict(variant.options)
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages") if key in options}
     tile = tuple(options.get(key, 1) for key in ("BLOCK_M", "BLOCK_N", "BLOCK_D"))

@@ -78,7 +78,9 @@ def negatives_program(
 
 @triton.jit(do_not_specialize=["M", "chunks"])
 def merge_program(top_ptr, sum_ptr, A_ptr, M, chunks, BLOCK_M: tl.constexpr, ACC: tl.constexpr):
-    """A [M]: the natural log-sum-exp over an anchor's negatives, -inf without one."""
+    """A [M]: the natural log-sum-exp over an anchor's negatives, -inf without one. In float64, if A is stored so: the log
+    of a sum of few is nothing beside the exponents of rows as long as thousands.
+    """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     ok = m < M
     top = tl.full((BLOCK_M,), LOWEST, ACC)
@@ -92,7 +94,8 @@ def merge_program(top_ptr, sum_ptr, A_ptr, M, chunks, BLOCK_M: tl.constexpr, ACC
         total += partial * tl.exp2(tl.load(top_ptr + m, mask=ok, other=LOWEST) - top)
         sum_ptr += M
         top_ptr += M
-    tl.store(A_ptr + m, (top + tl.log2(total)) / LOG2_E, mask=ok)
+    A = (top.to(tl.float64) + tl.log2(total).to(tl.float64)) / LOG2_E
+    tl.store(A_ptr + m, A.to(A_ptr.dtype.element_ty), mask=ok)
 
 
 @triton.jit(do_not_specialize=["M", "N", "own_start"])
@@ -139,14 +142,23 @@ def positives_program(
         tl.store(row_ptr + out + p, tl.where(inside, b_row, a_row), mask=ok)
 
 
+@triton.jit
+def rest_of(value, ACC: tl.constexpr):
+    """What ACC leaves out of float64 values; 0 of -inf."""
+    return tl.where(value > LOWEST, value - value.to(ACC).to(tl.float64), 0.0).to(ACC)
+
+
 @triton.jit(do_not_specialize=["M", "panel_start", "panel_stop"])
 def pairs_program(
     x_ptr, anchor_ptr, order_ptr, start_ptr, stop_ptr, numbers_ptr, G_ptr, M, panel_start, panel_stop, D,
     scale_high, scale_low, margin_high, margin_low,
-    CIRCLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CIRCLE: tl.constexpr, EXACT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, ONE_SLAB: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """G [M, panel]: both roles of every negative pair, 0 on positives."""
+    """G [M, panel]: both roles of every negative pair, 0 on positives.
+
+    EXACT: exponents may be so long that ACC drops what matters of a log weight; it is added in two parts.
+    """
     tiles = tl.cdiv(panel_stop - panel_start, BLOCK_N)
     m, ok, _, a_row, start, stop, low, high = anchor_block(
         anchor_ptr, order_ptr, start_ptr, stop_ptr, M, tl.program_id(0) // tiles, BLOCK_M
@@ -160,11 +172,13 @@ def pairs_program(
     b_row = tl.load(order_ptr + n, mask=n_ok, other=0)
     S = similarity_tile(x_ptr, a_slab, a_offset, ok, b_row * D, n_ok, D, BLOCK_D, EVEN_D, ONE_SLAB, DOT, ACC)
     f = exponent_tile(S, scale * LOG2_E, margin, CIRCLE)
-    a_weight = tl.load(numbers_ptr + a_row * NUMBERS + 2, mask=ok, other=0.0).to(ACC) * LOG2_E
-    b_weight = tl.load(numbers_ptr + b_row * NUMBERS + 2, mask=n_ok, other=0.0).to(ACC) * LOG2_E
-    G = (tl.exp2(f + a_weight[:, None]) + tl.exp2(f + b_weight[None, :])) * slope_tile(
-        S, scale, margin, CIRCLE
-    )
+    a_log = tl.load(numbers_ptr + a_row * NUMBERS + 2, mask=ok, other=0.0) * LOG2_E
+    b_log = tl.load(numbers_ptr + b_row * NUMBERS + 2, mask=n_ok, other=0.0) * LOG2_E
+    as_anchor, as_negative = f + a_log.to(ACC)[:, None], f + b_log.to(ACC)[None, :]
+    if EXACT:
+        as_anchor += rest_of(a_log, ACC)[:, None]
+        as_negative += rest_of(b_log, ACC)[None, :]
+    G = (tl.exp2(as_anchor) + tl.exp2(as_negative)) * slope_tile(S, scale, margin, CIRCLE)
     if (n0 < high) & (n0 + BLOCK_N > low):
         G = tl.where((n[None, :] >= start[:, None]) & (n[None, :] < stop[:, None]), 0.0, G)
     out = m.to(tl.int64)[:, None] * (panel_stop - panel_start) + (n - panel_start)[None, :]

@@ -86,12 +86,14 @@ class _LogSumExpLoss(torch.autograd.Function):
         rows = sort_by_identity(gather_rows(labels_B, layout), layout)
         widest = int((rows.stop_N - rows.start_N).max()) if len(x_ND) else 0  # host sync
         x_dot_ND = dot_rows(x_ND, precision)
-        A_M = _negatives(x_dot_ND, rows, terms.exponent, precision)
+        # Exponents of rows that are not normalised may be long: what is done with them per anchor is in float64.
+        exact = not terms.normalize
+        A_M = _negatives(x_dot_ND, rows, terms.exponent, precision, torch.float64 if exact else x_ND.dtype)
         own_B4 = x_ND.new_empty((rows_BD.shape[0], NUMBERS.value), dtype=torch.float64)
         for band in _bands(rows, 40 * widest):
             S_bP, _, positive_bP = _positives(x_ND, rows, band, widest)
-            numbers = terms.anchor(A_M[band], S_bP, positive_bP)
-            _write_numbers_(own_B4, rows, band, *(number.to(x_ND.dtype) for number in numbers))
+            numbers = terms.anchor(A_M[band], S_bP.to(A_M.dtype), positive_bP)
+            _write_numbers_(own_B4, rows, band, *numbers)
         numbers_N4 = gather_rows(own_B4, layout)
         # The same sum over the same gathered numbers on every rank, so the value is equal to the last bit.
         sums_2 = numbers_N4[:, :2].sum(0)
@@ -108,15 +110,15 @@ class _LogSumExpLoss(torch.autograd.Function):
         rows: SortedRows = ctx.rows
         terms: LogSumExpTerms = ctx.terms
         scale = (of_loss * layout.world_size) / valid_anchors  # W: see maskreid_kernels.ranks
-        level_N = numbers_N4[:, 3].to(x_ND.dtype)
+        level_N = numbers_N4[:, 3].to(torch.float64 if not terms.normalize else x_ND.dtype)
         gradient_BD = x_ND.new_empty((layout.rows_per_rank[layout.rank], x_ND.shape[1]))
         panel_bytes = min(PANEL_COLUMNS, len(x_ND)) * x_dot_ND.element_size()
         for band in _bands(rows, panel_bytes + 56 * ctx.widest):
             S_bP, row_bP, positive_bP = _positives(x_ND, rows, band, ctx.widest)
             level_2bP = torch.stack([level_N[rows.row(band), None].expand_as(S_bP), level_N[row_bP]])
-            pull_bP = terms.pull(S_bP, level_2bP, positive_bP.sum(1, keepdim=True)).sum(0)  # both roles
-            band_bD = _sum_of_pulls(x_ND, rows, band, pull_bP)
-            _add_negatives_(band_bD, x_dot_ND, rows, band, numbers_N4, terms.exponent, ctx.precision)
+            pull_2bP = terms.pull(S_bP.to(level_N.dtype), level_2bP, positive_bP.sum(1, keepdim=True))
+            band_bD = _sum_of_pulls(x_ND, rows, band, pull_2bP.sum(0).to(x_ND.dtype))  # both roles
+            _add_negatives_(band_bD, x_dot_ND, rows, band, numbers_N4, terms, ctx.precision)
             gradient_BD.index_copy_(0, rows.own_row(band), band_bD)
         return gradient_BD.mul_(scale), None, None, None, None
 
@@ -128,11 +130,13 @@ def _bands(rows: SortedRows, bytes_per_row: int) -> Iterator[slice]:
         yield slice(start, min(start + height, anchors))
 
 
-def _negatives(x_ND: Tensor, rows: SortedRows, exponent: Exponent, precision: Precision) -> Tensor:
-    """A [M], -inf where an anchor has no negative."""
+def _negatives(
+    x_ND: Tensor, rows: SortedRows, exponent: Exponent, precision: Precision, dtype: torch.dtype
+) -> Tensor:
+    """A [M] in `dtype`, -inf where an anchor has no negative."""
     top_CM, sum_CM = negative_partials(x_ND, rows, exponent, precision)
     chunks, M = top_CM.shape
-    A_M = top_CM.new_empty(M)
+    A_M = top_CM.new_empty(M, dtype=dtype)
     if M:
         options = _merge_options(x_ND.dtype)
         merge_program[(triton.cdiv(M, MERGE_ROWS),)](top_CM, sum_CM, A_M, M, chunks, **options)
@@ -199,11 +203,11 @@ def _add_negatives_(
     rows: SortedRows,
     band: slice,
     numbers_N4: Tensor,
-    exponent: Exponent,
+    terms: LogSumExpTerms,
     precision: Precision,
 ) -> None:
     """Add sum_b (G_ab + G_ba) x_b over the negatives b of the band's anchors a, panel by panel of candidates."""
-    anchor_b, (N, D) = rows.anchor_M[band], x_ND.shape
+    anchor_b, (N, D), exponent = rows.anchor_M[band], x_ND.shape, terms.exponent
     tile, acc = tile_shape(D, x_ND.dtype, chip=chip_of(x_ND.device)), accumulator(x_ND.dtype)[1]
     for start in range(0, N, PANEL_COLUMNS):
         stop = min(start + PANEL_COLUMNS, N)
@@ -211,7 +215,8 @@ def _add_negatives_(
         tiles = triton.cdiv(len(anchor_b), tile.block_m) * triton.cdiv(stop - start, tile.block_n)
         pairs_program[(tiles,)](
             x_ND, anchor_b, rows.order_N, rows.start_N, rows.stop_N, numbers_N4, G_bc, len(anchor_b), start, stop,
-            D, *_constants(exponent), CIRCLE=exponent.margin is not None, **tile_options(tile, D, precision, acc),
+            D, *_constants(exponent), CIRCLE=exponent.margin is not None, EXACT=not terms.normalize,
+            **tile_options(tile, D, precision, acc),
         )  # fmt: skip
         add_product_(band_bD, G_bc, x_ND.index_select(0, rows.order_N[start:stop]))
 
@@ -249,5 +254,7 @@ def variants(columns: int, precision_name: str, chip: Chip = "large") -> list[Va
     ]
     for circle in (False, True):
         compiled.append(Variant.of(negatives_program, rows, {"CIRCLE": circle, **wide_tiles}))
-        compiled.append(Variant.of(pairs_program, rows, {"CIRCLE": circle, **tiles}, **types))
+        for exact in (False, True):
+            constants = {"CIRCLE": circle, "EXACT": exact, **tiles}
+            compiled.append(Variant.of(pairs_program, rows, constants, **types))
     return compiled
