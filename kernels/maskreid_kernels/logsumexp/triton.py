@@ -13,6 +13,7 @@ D = columns, C = chunks, b = anchors of a band, c = candidates of a panel, P = r
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from ..triton_tiles import (
     INTERPRETED,
     Chip,
     SortedRows,
+    TileShape,
     Variant,
     accumulator,
     add_product_,
@@ -208,17 +210,24 @@ def _add_negatives_(
 ) -> None:
     """Add sum_b (G_ab + G_ba) x_b over the negatives b of the band's anchors a, panel by panel of candidates."""
     anchor_b, (N, D), exponent = rows.anchor_M[band], x_ND.shape, terms.exponent
-    tile, acc = tile_shape(D, x_ND.dtype, chip=chip_of(x_ND.device)), accumulator(x_ND.dtype)[1]
+    exact, acc = not terms.normalize, accumulator(x_ND.dtype)[1]
+    tile = pairs_tile(D, x_ND.dtype, chip_of(x_ND.device), exact=exact)
     for start in range(0, N, PANEL_COLUMNS):
         stop = min(start + PANEL_COLUMNS, N)
         G_bc = x_ND.new_empty((len(anchor_b), stop - start))
         tiles = triton.cdiv(len(anchor_b), tile.block_m) * triton.cdiv(stop - start, tile.block_n)
         pairs_program[(tiles,)](
             x_ND, anchor_b, rows.order_N, rows.start_N, rows.stop_N, numbers_N4, G_bc, len(anchor_b), start, stop,
-            D, *_constants(exponent), CIRCLE=exponent.margin is not None, EXACT=not terms.normalize,
+            D, *_constants(exponent), CIRCLE=exponent.margin is not None, EXACT=exact,
             **tile_options(tile, D, precision, acc),
         )  # fmt: skip
         add_product_(band_bD, G_bc, x_ND.index_select(0, rows.order_N[start:stop]))
+
+
+def pairs_tile(columns: int, rows: torch.dtype, chip: Chip, *, exact: bool) -> TileShape:
+    """The tile of the pairs: half as wide where log weights come in two parts, whose columns take registers too."""
+    tile = tile_shape(columns, rows, chip=chip)
+    return replace(tile, block_n=tile.block_n // 2) if exact else tile
 
 
 def _constants(exponent: Exponent) -> tuple[float, ...]:
@@ -240,10 +249,7 @@ def variants(columns: int, precision_name: str, chip: Chip = "large") -> list[Va
     """What a batch of `columns` columns compiles under a preset: linear exponents, then circle's."""
     precision = PRECISIONS[precision_name]
     rows, acc = precision.rows, accumulator(precision.rows)[1]
-    tiles, wide_tiles = (
-        tile_options(tile_shape(columns, rows, chip=chip, wide=wide), columns, precision, acc)
-        for wide in (False, True)
-    )
+    wide_tiles = tile_options(tile_shape(columns, rows, chip=chip, wide=True), columns, precision, acc)
     identity = identity_options(columns, torch.float32)
     types = {"row_ptr": "*i64", "G_ptr": "*bf16" if rows == torch.bfloat16 else "*fp32"}
     compiled = [
@@ -255,6 +261,7 @@ def variants(columns: int, precision_name: str, chip: Chip = "large") -> list[Va
     for circle in (False, True):
         compiled.append(Variant.of(negatives_program, rows, {"CIRCLE": circle, **wide_tiles}))
         for exact in (False, True):
+            tiles = tile_options(pairs_tile(columns, rows, chip, exact=exact), columns, precision, acc)
             constants = {"CIRCLE": circle, "EXACT": exact, **tiles}
             compiled.append(Variant.of(pairs_program, rows, constants, **types))
     return compiled
