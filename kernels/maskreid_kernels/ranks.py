@@ -72,6 +72,17 @@ def _gathered(own: Tensor, layout: RankLayout) -> Tensor:
     return torch.cat([padded_ranks[rank, :rows] for rank, rows in enumerate(layout.rows_per_rank)])
 
 
+def gather_parts(own: Tensor, layout: RankLayout) -> Tensor:
+    """Every rank's tensor of one shape, [...] -> [W, ...]. Every rank takes part; carries no gradient."""
+    own = own.detach()
+    if layout.group is None:
+        return own[None]
+    parts = own.new_empty((layout.world_size, *own.shape))
+    if own.numel():
+        dist.all_gather_into_tensor(parts.flatten(0, 1), own.contiguous(), group=layout.group)
+    return parts
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, layout: RankLayout) -> Tensor:
