@@ -49,6 +49,15 @@ class RankLayout:
         return slice(start, start + self.rows_per_rank[self.rank])
 
 
+@dataclass(frozen=True)
+class ReferenceLayout(RankLayout):
+    """How candidates that are not the batch lie over the ranks; `learning`: whether any rank's wait for a
+    gradient.
+    """
+
+    learning: bool
+
+
 def gather_rows(own: Tensor, layout: RankLayout) -> Tensor:
     """All ranks' rows in rank order, [B, ...] -> [N, ...]. Every rank takes part; carries no gradient."""
     own = own.detach()
