@@ -4,6 +4,7 @@ cost.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -411,7 +412,19 @@ def test_a_broken_row_is_not_hidden(name: str, backend: str, monkeypatch: pytest
     for place in range(0, 19, 3):
         broken = r.clone()
         broken[place, 2] = torch.nan
-        assert kernels.LOSSES[name](x, y, reference=(broken, z), backend=backend).isnan()
+        values = kernels.LOSSES[name](x, y, reference=(broken, z), backend=backend, reduction="none")
+        assert values.isnan().all()  # it is a candidate of every anchor
+
+
+@pytest.mark.parametrize("name", ["n_pair", "all_pairs", "supervised_contrastive"])
+def test_long_rows_in_float32(name: str) -> None:
+    """Similarities of 1e8, beside which float32 does not hold the share that pulls an anchor."""
+    x, r = (F.normalize(rows_of(count, seed, 32)) * 1e4 for count, seed in ((24, 60), (48, 61)))
+    y, z = torch.arange(24) % 8, torch.arange(48) % 8
+    exact = step(name, x, y, r, z, backend="reference", normalize=False)
+    found = step(name, x.float(), y, r.float(), z, backend="chunked", normalize=False)
+    for own, right in zip(found, exact, strict=True):
+        assert own is not None and (own - right).norm() <= 1e-3 * right.norm()
 
 
 # Under torch.compile it is one operator.
@@ -475,6 +488,18 @@ def test_compiled_without_an_anchor(situation: str) -> None:
     assert float(loss) == 0
     for rows in (x, r):
         assert rows.grad is not None and rows.grad.shape == rows.shape and not rows.grad.any()
+
+
+def test_the_operator_is_registered_as_torch_wants_it() -> None:
+    x, y, r, z = SITUATIONS["ragged"]
+    packed = {"words": {"negatives": "all", "normalize": True}, "numbers": ["margin", "pull"]}
+    options = json.dumps(packed | {"call": ["chunked", "auto", "mean", None]})
+    rows = (x.clone().requires_grad_(), y, r.clone().requires_grad_(), z)
+    torch.library.opcheck(
+        torch.ops.maskreid_kernels.crossed_loss_with_gradient.default,
+        (*rows, "ranking", options, [0.15, 2.0], "", True, True),
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+    )
 
 
 def test_compiled_with_options() -> None:
@@ -742,10 +767,28 @@ def run_rank(rank: int, world: int) -> None:
         )
     check_refusals(rank, world)
     check_no_anchors_travel(rank, world)
-    learned(rank, world)
+    check_learned(rank, world)
+    check_compiled(rank, world)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        small_blocks(monkeypatch)
+        for name, options in CASES:
+            check_rows(name, options, "chunked", SPLITS[0], (True, True))
 
 
-def learned(rank: int, world: int) -> None:
+def check_compiled(rank: int, world: int) -> None:
+    x, y, r, z = SITUATIONS["ragged"]
+    own, own_r = (slice(0, 3), slice(0, 11)) if rank == 0 else (slice(3, 11), slice(11, 19))
+    steps = []
+    for loss in (kernels.n_pair_loss, torch.compile(kernels.n_pair_loss, backend="aot_eager")):
+        rows, references = x[own].clone().requires_grad_(), r[own_r].clone().requires_grad_(rank == 0)
+        loss(rows, y[own], reference=(references, z[own_r]), group=dist.group.WORLD).backward()
+        steps.append((rows.grad, references.grad))
+    torch.testing.assert_close(steps[1][0], steps[0][0])
+    if rank == 0:
+        torch.testing.assert_close(steps[1][1], steps[0][1])
+
+
+def check_learned(rank: int, world: int) -> None:
     """A learned temperature's gradient, averaged over the ranks, is that of one process."""
     x, y, r, z = SITUATIONS["ragged"]
     own, own_r = (slice(0, 3), slice(0, 11)) if rank == 0 else (slice(3, 11), slice(11, 19))
