@@ -349,7 +349,7 @@ def test_auto_is_chunked(name: str) -> None:
 @pytest.mark.parametrize("name", PAIR_LOSSES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dtypes_and_autocast(backend: str, name: str) -> None:
-    """A bank may be kept in fewer bits than the batch. Each kind of rows gets its gradient in its own dtype."""
+    """A bank may be kept in fewer bits than the batch. Each kind of rows has its gradient in its own dtype."""
     x, y, r, z = SITUATIONS["ragged"]
     exact = step(name, x.bfloat16().double(), y, r.bfloat16().double(), z, backend=backend)
     for dtypes in [
@@ -554,7 +554,7 @@ def products(name: str, wanted: tuple[bool, bool], backend: str) -> float:
 @pytest.mark.parametrize("name", PAIR_LOSSES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_references_without_a_gradient_cost_none(backend: str, name: str) -> None:
-    """One product in the forward; in the backward one for each gradient, and one to make S again in blocks."""
+    """One product in the forward; in the backward one for each gradient, and one for S again in blocks."""
     again = {"reference": 1, "chunked": 2}[backend]
     mined = name == "batch_hard"  # no product in its backward
     assert products(name, (True, False), backend) == (1 if mined else again + 1)
