@@ -99,6 +99,9 @@ class Triangle:
             same_bc = start_N[block.rows, None] == start_N[block.columns]
             numbers_bc.masked_fill_(same_bc, value)
             return
+        if len(self.blocks) == 1:
+            numbers_bc.scatter_(1, self.positives.of_rows(block.rows)[1], value)
+            return
         row_m, column_m = self._pairs_of_identities(block.rows)
         first, last = torch.searchsorted(
             column_m, torch.tensor([block.columns.start, block.columns.stop], device=column_m.device)

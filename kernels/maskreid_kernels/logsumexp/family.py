@@ -30,7 +30,7 @@ FAMILY = Family(
         "chunked": chunked.log_sum_exp_loss,
         "triton": _triton,
     },
-    plain_up_to=512,
+    plain_up_to=768,
     crossed={"reference": crossed.specification, "chunked": crossed.chunked},
 )
 
