@@ -1,13 +1,18 @@
 """Continuing a run from its newest usable checkpoint."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from maskreid_dist.config import Config
 from maskreid_dist.errors import CheckpointError
-from maskreid_dist.model.checkpoint import Checkpoint, find_checkpoint, finished_checkpoints
+from maskreid_dist.model.checkpoint import (
+    Checkpoint,
+    described_checkpoint,
+    find_manifest,
+    finished_checkpoints,
+)
 from maskreid_dist.run_directory import CHECKPOINTS
-from maskreid_dist.training.world import World
+from maskreid_dist.training.meeting import Meeting
 
 # What may differ between a checkpoint and the recipe that continues from it.
 MAY_CHANGE_ON_RESUME = {"name", "run", "data.shards", "data.workers", "data.on_bad_mask"}
@@ -16,26 +21,30 @@ MAY_CHANGE_ON_RESUME |= {f"data.{key}" for key in ("cache", "cache_gb", "prefetc
 MAY_CHANGE_ON_RESUME |= {"engine.collective_timeout_s", "engine.zero_stage"}
 
 
-def checkpoint_to_continue(config: Config, run: Path, fingerprint: str, world: World) -> Checkpoint | None:
+def checkpoint_to_continue(
+    config: Config, run: Path, fingerprint: str, meeting: Meeting
+) -> Checkpoint | None:
     """The newest usable checkpoint, found by rank 0 and checked against the recipe and the
     split's fingerprint. All ranks take part."""
-    found: tuple[Checkpoint | None, list[str], str] = (None, [], "")
-    if world.is_first and finished_checkpoints(run / CHECKPOINTS):
+    found: dict[str, Any] | None = None
+    problem = None
+    if meeting.is_first and finished_checkpoints(run / CHECKPOINTS):
         try:
-            found = (*find_checkpoint(run), "")
+            path, manifest, passed_over = find_manifest(run)
+            for line in passed_over:
+                print(f"warning: passed over {line}", flush=True)
+            found = {"name": path.name, "manifest": manifest}
         except CheckpointError as error:
-            found = (None, [], str(error))
-    checkpoint, passed_over, problem = cast(Any, world.from_first(found))
-    if problem:
-        raise CheckpointError(problem)
-    if checkpoint is None:
+            problem = str(error)
+    meeting.refuse(problem)
+    found = meeting.from_first(found)
+    if found is None:
         return None
-    if world.is_first:
-        for line in passed_over:
-            print(f"warning: passed over {line}", flush=True)
+    checkpoint = described_checkpoint(run / CHECKPOINTS / found["name"], found["manifest"])
+    check_continues(checkpoint, config, fingerprint, meeting.place.size)
+    if meeting.is_first:
         print(f"continuing from {checkpoint.path}", flush=True)
-    check_continues(checkpoint, config, fingerprint, world.size)
-    return cast(Checkpoint, checkpoint)
+    return checkpoint
 
 
 def check_continues(checkpoint: Checkpoint, config: Config, shards_fingerprint: str, world_size: int) -> None:
