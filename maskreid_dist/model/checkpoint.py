@@ -35,6 +35,7 @@ class Checkpoint:
     classes: int
     world_size: int
     shards_fingerprint: str
+    changes: list[dict[str, Any]]  # keys that were changed when a training was continued: step, key, from, to
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
@@ -87,6 +88,7 @@ def described_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
         manifest["classes"],
         manifest["world_size"],
         manifest["shards_fingerprint"],
+        manifest.get("changes", []),  # none in those of before they were recorded
     )
 
 

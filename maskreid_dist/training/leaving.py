@@ -16,7 +16,7 @@ from typing import Literal
 import torch.distributed as dist
 
 from maskreid_dist import exit_status
-from maskreid_dist.errors import UserError
+from maskreid_dist.errors import TrainingError, UserError
 from maskreid_dist.training.meeting import LAST_WORDS, LEAVING, POLL_S, Meeting, PeersLost
 from maskreid_dist.training.world import leave_world
 from maskreid_shards import ShardError
@@ -39,6 +39,8 @@ def last_words(error: Exception) -> LastWords:
     """What a rank says of the error that ends it."""
     if isinstance(error, UserError | ShardError):
         return LastWords("user", str(error))
+    if isinstance(error, TrainingError):
+        return LastWords("system", str(error))
     if isinstance(error, PeersLost):
         return LastWords("lost", str(error))
     if isinstance(error, OSError):

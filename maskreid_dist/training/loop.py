@@ -21,6 +21,7 @@ from maskreid_dist.errors import SampleError, UserError
 from maskreid_dist.model import build_network
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_directory import STOP
+from maskreid_dist.training.divergence import Buffers, Divergence, FiniteWatch, update
 from maskreid_dist.training.engine import learning_rate, start_engine
 from maskreid_dist.training.environment import place_of_process, tell_libraries
 from maskreid_dist.training.leaving import last_words, leave_together, print_errors
@@ -28,7 +29,8 @@ from maskreid_dist.training.meeting import Meeting, open_store
 from maskreid_dist.training.meter import Meter
 from maskreid_dist.training.objective import objective
 from maskreid_dist.training.preparing import Preparation, prepare_alike
-from maskreid_dist.training.resuming import checkpoint_to_continue, load_engine
+from maskreid_dist.training.replicas import Replicas
+from maskreid_dist.training.resuming import changes_of, checkpoint_to_continue, load_engine
 from maskreid_dist.training.run_lock import hold_run_directory
 from maskreid_dist.training.run_log import RunLog
 from maskreid_dist.training.saving import save_checkpoint
@@ -87,14 +89,20 @@ def _train(prepared: Preparation, run: Path, world: World) -> int:
         load_engine(engine, checkpoint)
     step = start = checkpoint.step if checkpoint else 0
     last = config.optimizer.steps
+    changes = changes_of(checkpoint, config)
+    facts = {"classes": head_classes, "shards_fingerprint": split.fingerprint, "changes": changes}
     stop = StopRequest(run / STOP)
     stop.listen()
     batches = iter(training_loader(split, plan, config, start, world.rank, world.size, world.device))
     with RunLog(run, start, last) if world.is_first else nullcontext() as log:
         if log:
             log.say_all([*plan.summary().lines(), f"ranks: {world.size}, steps: {start} of {last} done"])
+            log.say_changes(start, changes)
         meter = Meter(config.run.log_every)
         bad_samples = BadSamples(config.data.bad_samples)
+        watch = FiniteWatch(world.device)
+        divergence = Divergence(run, config.run, split, plan, world)
+        replicas = Replicas(start)
         stopping = False
         while step < last and not stopping:
             asked = time.perf_counter()
@@ -103,20 +111,29 @@ def _train(prepared: Preparation, run: Path, world: World) -> int:
             batch, stopping, news = _agree_on_step(item, stop, bad_samples, world)
             if log and news:
                 log.say_all(news)
-            scalars = training_step(engine, batch, classes, config, step, world)
+            scalars, applied = training_step(engine, batch, classes, config, step, watch, world)
+            if applied:
+                meter.add(scalars, len(batch.pids_B) * world.size, waited_s)
+            else:
+                skipped = divergence.skip(watch, step)
+                if log:
+                    log.say_skipped(skipped)
             step += 1
-            meter.add(scalars, len(batch.pids_B) * world.size, waited_s)
             if log:
                 log.advance(step)
             saves = stopping or step == last or step % config.run.checkpoint_every == 0
-            if saves or step % config.run.log_every == 0:
+            if meter.steps and (saves or step % config.run.log_every == 0):
                 means = meter.take(learning_rate(config.optimizer, step - 1), step // plan.steps_per_epoch)
                 if not math.isfinite(means["loss"]):  # the same value on every rank
-                    raise UserError(f"{run}: the loss is {means['loss']} at step {step}; lower optimizer.lr")
+                    divergence.stop(watch, step, [])
                 if log:
                     log.write(step, means)
+            if saves or (config.run.check_every and step % config.run.check_every == 0):
+                broken = replicas.check(engine.module, world, step)
+                if broken:
+                    divergence.stop(watch, step, broken)
             if saves:
-                save_checkpoint(engine, run, step, config, head_classes, split.fingerprint, world)
+                save_checkpoint(engine, run, step, config, facts, world)
         if log:
             log.say_all(bad_samples.lines())
         if log and stopping:
@@ -147,9 +164,10 @@ def _agree_on_step(
 
 
 def training_step(
-    engine: Any, batch: Batch, classes: Tensor, config: Config, step: int, world: World
-) -> dict[str, Tensor]:
-    """A single training step; returns what to log as 0-d tensors on the device. All ranks take part.
+    engine: Any, batch: Batch, classes: Tensor, config: Config, step: int, watch: FiniteWatch, world: World
+) -> tuple[dict[str, Tensor], bool]:
+    """A single training step; returns what to log as 0-d tensors on the device, and whether the weights were
+    updated: not where gradients are not finite (divergence.update). All ranks take part.
 
     The batch is global: the loss sees every rank's embeddings, and its gradient is scaled such that
     DeepSpeed's average over ranks is the gradient of one process on the whole batch.
@@ -162,11 +180,13 @@ def training_step(
     torch.manual_seed(dropout_seed(config.seed, step, world.rank))  # dropout: the same after a resume
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate(config.optimizer, step)
+    before = Buffers(engine.module) if config.run.non_finite == "skip" else None
     output = engine(image, mask)
     loss, scalars = objective(output, labels, config.loss, dist.group.WORLD)
+    watch.note(step, loss, output.embedding_BD)
     engine.backward(loss)
-    engine.step()
-    return {"loss": loss.detach(), **scalars}
+    applied = update(engine, config.run, world, before)
+    return {"loss": loss.detach(), **scalars}, applied
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

@@ -12,13 +12,16 @@ from maskreid_dist.model.checkpoint import (
     finished_checkpoints,
 )
 from maskreid_dist.run_directory import CHECKPOINTS
+from maskreid_dist.training.facts import flat
 from maskreid_dist.training.meeting import Meeting
 
 # What may differ between a checkpoint and the recipe that continues from it.
-MAY_CHANGE_ON_RESUME = {"name", "run", "data.shards", "data.workers", "data.on_bad_mask"}
+MAY_CHANGE_ON_RESUME = {"name", "data.shards", "data.workers", "data.on_bad_mask"}
 MAY_CHANGE_ON_RESUME |= {f"data.{key}" for key in ("cache", "cache_gb", "prefetch", "bad_samples")}
 # The stage has a check of its own.
 MAY_CHANGE_ON_RESUME |= {"engine.collective_timeout_s", "engine.zero_stage"}
+# May differ too, and makes another training of it: kept in the manifests and events.jsonl.
+RECORDED = {"optimizer.lr", "optimizer.steps"}
 
 
 def checkpoint_to_continue(
@@ -47,20 +50,36 @@ def checkpoint_to_continue(
     return checkpoint
 
 
+def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any, Any]]:
+    """What the recipe says otherwise than the checkpoint's: key -> (before, now)."""
+    saved, wanted = flat(checkpoint.config.model_dump(mode="json")), flat(config.model_dump(mode="json"))
+    return {key: (saved[key], wanted[key]) for key in saved if saved[key] != wanted[key]}
+
+
+def changes_of(checkpoint: Checkpoint | None, config: Config) -> list[dict[str, Any]]:
+    """The changes of a checkpoint's keys, and those that continue it: for the manifests to come."""
+    if checkpoint is None:
+        return []
+    return checkpoint.changes + [
+        {"step": checkpoint.step, "key": key, "from": before, "to": now}
+        for key, (before, now) in changed_keys(checkpoint, config).items()
+        if key in RECORDED
+    ]
+
+
 def check_continues(checkpoint: Checkpoint, config: Config, shards_fingerprint: str, world_size: int) -> None:
-    """Raise CheckpointError, naming the first key that differs, if the recipe
-    cannot continue from the checkpoint."""
-    saved, wanted = checkpoint.config.model_dump(), config.model_dump()
-    for section in sorted(set(saved) - MAY_CHANGE_ON_RESUME):
-        pairs = [(section, saved[section], wanted[section])]
-        if isinstance(saved[section], dict):
-            pairs = [(f"{section}.{k}", v, wanted[section][k]) for k, v in saved[section].items()]
-        for key, before, now in pairs:
-            if before != now and key not in MAY_CHANGE_ON_RESUME:
-                raise CheckpointError(
-                    f"{checkpoint.path}: was trained with {key} = {before!r}, the recipe says {now!r}; "
-                    "use the old value, or another run name to start afresh"
-                )
+    """Raise CheckpointError naming every difference that would not continue from the checkpoint."""
+    refused = []
+    for key, (before, now) in changed_keys(checkpoint, config).items():
+        if key == "optimizer.steps" and now < before:
+            refused.append(f"{key} = {before!r}, the recipe says {now!r} (more are allowed)")
+        elif not (key in MAY_CHANGE_ON_RESUME or key in RECORDED or key.startswith("run.")):
+            refused.append(f"{key} = {before!r}, the recipe says {now!r}")
+    if refused:
+        raise CheckpointError(
+            f"{checkpoint.path}: was trained with {'; '.join(refused)}; "
+            "use the old values, or another run name to start afresh"
+        )
     if checkpoint.shards_fingerprint != shards_fingerprint:
         raise CheckpointError(
             f"{checkpoint.path}: was trained on other shards than {config.data.shards}; use another run name to start afresh"
