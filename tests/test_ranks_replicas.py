@@ -14,6 +14,7 @@ from maskreid_dist.model.checkpoint import find_checkpoint, finished_checkpoints
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.training.divergence import FiniteWatch
 from maskreid_dist.training.replicas import largest_value, weights_digest
+from maskreid_dist.training.run_log import RunLog
 from maskreid_shards import open_shards
 from nodes import Ended, run_nodes, write_recipe
 
@@ -107,6 +108,9 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_advice_works(tmp_path
     ]
     metrics = (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["lr"] for line in metrics] == [0.001, 0.001, 0.0001, 0.0001, 0.0001]
+    with RunLog(tmp_path / "runs" / "tiny", 2, 5) as log:  # from step 2 once more
+        log.say_changes(2, changes)
+    assert len((tmp_path / "runs" / "tiny" / "events.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_digest_sees_one_bit_and_two_tensors_that_changed_places() -> None:

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
-from maskreid_dist.files import write_atomically
+from maskreid_dist.files import naming, write_atomically
 from maskreid_dist.run_directory import EVENTS, METRICS, TENSORBOARD
 
 
@@ -73,7 +73,7 @@ class RunLog:
 
     def note(self, step: int, event: str, **facts: object) -> None:
         """A line of `events.jsonl`: what happened when `step` steps were done."""
-        with self.events.open("a", encoding="utf-8") as file:
+        with naming(self.events), self.events.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "event": event, **facts}) + "\n")
 
     def say_changes(self, start: int, changes: Iterable[Mapping[str, Any]]) -> None:
@@ -91,8 +91,9 @@ class RunLog:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """`step` is the number of steps done. A value that is not finite is written as null."""
         line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in scalars.items()}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        with naming(self.path):
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
         for name, value in scalars.items():
             self.board.add_scalar(name, value, step)
         note = f"loss {scalars['loss']:.3f}, {scalars['images_per_second']:.0f} images/s"
@@ -105,7 +106,9 @@ def _drop_after(path: Path, start: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= start:
+            record = json.loads(line)
+            # A change to continue from `start` is noted again.
+            if record["step"] <= start and not (record["step"] == start and record.get("event") == "changed"):
                 kept.append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # a killed run's torn last line
