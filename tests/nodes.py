@@ -12,6 +12,7 @@ from maskreid_dist.training.environment import free_port
 
 ROOT = Path(__file__).parent.parent
 GUARD_S = 240  # against a hang; nothing is measured by it
+PYTHONPATH = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "shards", "tests"))
 
 # The smallest network on tiny pictures, in one process a rank.
 RECIPE = f"""
@@ -89,9 +90,7 @@ def start_nodes(
     processes = []
     for rank, own in enumerate(arguments):
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            str(ROOT / part) for part in ("", "kernels", "shards", "tests")
-        )
+        environment["PYTHONPATH"] = PYTHONPATH
         if launcher:
             hosts = launcher / "hosts"
             hosts.write_text("".join(f"node{node} slots=1\n" for node in range(size)))

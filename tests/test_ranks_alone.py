@@ -81,6 +81,7 @@ def test_texts_are_exchanged_and_one_who_leaves_frees_the_others() -> None:
     [
         (UserError("lower it"), "user", "lower it"),
         (OSError(28, "No space left on device", "/runs/x"), "system", "/runs/x: No space left on device"),
+        (OSError(2, "No such file", b"/runs/y"), "system", "/runs/y: No such file"),
         (OSError(38, "Function not implemented"), "system", "Function not implemented"),
         (PeersLost("another rank is leaving"), "lost", "another"),
         (PeersLost("rank 3 did not come", waited=True), "late", "rank 3 did not come"),

@@ -4,12 +4,14 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from maskreid_dist.model.checkpoint import find_checkpoint, finished_checkpoints
-from nodes import Ended, run_nodes, start_nodes, wait_for, write_recipe
+from maskreid_dist.training.environment import free_port
+from nodes import GUARD_S, PYTHONPATH, ROOT, Ended, run_nodes, start_nodes, wait_for, write_recipe
 
 HOST = socket.gethostname()
 FAULTY = Path(__file__).with_name("faulty_training.py")
@@ -69,10 +71,12 @@ def test_a_stopped_rank_is_named_when_the_timeout_ends(tmp_path, launcher):
 def test_a_rank_that_hangs_is_named_and_shows_its_stack(tmp_path):
     nodes = train(tmp_path, "hang 1 3", "engine.collective_timeout_s=40")
     assert [node.status for node in nodes] == [1, 1]
-    (error,) = said(nodes)
-    assert error.startswith(
-        f"rank 1 on {HOST} has not arrived, the others waited in vain (step 3, computing;"
-    )
+    at = "step 3, computing"
+    for rank, node in enumerate(nodes):
+        assert node.errors == [
+            f"rank 1 on {HOST} has not arrived, the others waited in vain (it was at: {at}; its stacks are in its "
+            f"log); rank {rank} was at: {at}"
+        ]
     assert "in hang" in nodes[1].output and "in training_step" in nodes[0].output
 
 
@@ -89,8 +93,8 @@ def test_rank_0_that_is_killed_is_named(tmp_path, launcher):
 @pytest.mark.parametrize(
     ("fault", "override", "words"),
     [
-        ("gone 0 3", "seed=1", "rank 0 on {host}: {run}/checkpoints: No such file or directory"),
-        ("worker 1 2", "data.workers=1", "rank 1 on {host}: a data worker died: DataLoader worker (pid "),
+        ("gone 0 3", "seed=1", "rank 0 on {host}: {run}/"),
+        ("worker 1 2", "data.workers=1", "rank 1 on {host}: a data worker died: DataLoader worker (pid"),
         ("defect 1 2", "seed=1", "rank 1 on {host}: KeyError: 'a defect' (the traceback is in its log)"),
     ],
 )
@@ -100,6 +104,26 @@ def test_other_ends_of_one_rank(tmp_path, fault, override, words):
     (error,) = said(nodes)
     assert error.startswith(words.format(host=HOST, run=tmp_path / "runs" / "tiny"))
     assert ["Traceback" in node.output for node in nodes] == [False, "defect" in fault]
+
+
+@pytest.mark.faults
+def test_one_launcher_prints_once(tmp_path):
+    """Both ranks are of one machine, and share a terminal."""
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
+    command += ["--master_port", str(free_port()), str(FAULTY), str(write_recipe(tmp_path))]
+    ended = subprocess.run(
+        [*command, "--runs", str(tmp_path / "runs")],
+        cwd=ROOT,
+        env={**os.environ, "FAULT": "defect 0 3", "PYTHONPATH": PYTHONPATH},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=GUARD_S,
+        check=False,
+    )
+    assert ended.returncode == 1, ended.stdout
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("maskreid: error: ")]
+    assert lines == [f"maskreid: error: rank 0 on {HOST}: KeyError: 'a defect' (the traceback is in its log)"]
 
 
 def private_mount(options: str, folder: Path) -> list[str]:

@@ -68,6 +68,20 @@ def test_steps_that_are_not_finite_are_left_out_within_the_budget(tmp_path):
     assert len(saved(tmp_path)) == 2
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("stage", [1, 2])
+def test_under_zero_too(tmp_path, stage):
+    zero = f"engine.zero_stage={stage}"
+    for node in train(tmp_path, "gradient 1 3", zero):
+        assert node.status == 2, node.output
+        assert node.errors[0].startswith("the gradients are not finite at step 3; its images: ")
+    nodes = train(tmp_path, "gradient 1 3", zero, "run.non_finite=skip", resume=True)
+    assert [node.status for node in nodes] == [0, 0], nodes[0].output
+    (event,) = (tmp_path / "runs" / "tiny" / "events.jsonl").read_text().splitlines()
+    assert json.loads(event)["step"] == 3
+    assert saved(tmp_path) == ["step_00000002", "step_00000004"]
+
+
 def test_a_loss_that_is_not_finite_names_step_ranks_and_images(tmp_path):
     for node in train(tmp_path, "images 1 3", "run.log_every=4"):
         assert node.status == 2, node.output

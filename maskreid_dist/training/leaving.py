@@ -6,6 +6,7 @@ nothing is known by its pulse.
 """
 
 import json
+import os
 import signal
 import socket
 import sys
@@ -62,7 +63,9 @@ def last_words(error: Exception) -> LastWords:
         return LastWords("late" if error.waited else "lost", text)
     if isinstance(error, OSError):
         what = error.strerror or text or type(error).__name__
-        return LastWords("system", f"{error.filename}: {what}" if error.filename is not None else what)
+        # TensorBoard's writer has bytes for a file name.
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return LastWords("system", f"{where}{what}")
     if lost_in_collective(error):
         waited = "imed out" in text or "timeout" in text
         return LastWords(
@@ -146,10 +149,17 @@ def _leave(meeting: Meeting, own: LastWords, stacks: str, close: bool = True) ->
     except dist.DistError:  # the store is gone, and with it rank 0
         if own.kind in CAUSES:
             print_errors([f"{meeting.who([rank])}: {own.text}"])
-        else:
+        elif _speaks_without_first(meeting):
             print_errors([f"{meeting.who([0])} has left, or its machine is gone; its log says more"])
     user = any(said.kind == "user" for said in words.values())
     return exit_status.NEVER_AGAIN if user else exit_status.START_AGAIN
+
+
+def _speaks_without_first(meeting: Meeting) -> bool:
+    """Whether this rank speaks for its machine: local rank 0, or the next one where rank 0 was that."""
+    members, place = meeting.members, meeting.place
+    beside_first = bool(members) and members[place.rank].host == members[0].host
+    return place.local_rank == 0 or (beside_first and place.local_rank == 1)
 
 
 def _all_words(meeting: Meeting) -> tuple[dict[int, LastWords], dict[int, Silent]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +36,7 @@ class RunLog:
             if path.exists():
                 _drop_after(path, start)
         self.file = self.path.open("a", encoding="utf-8")
+        threading.excepthook = _without_tensorboard
         self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=start)
         self.console = Console(stderr=True)
         self.progress = Progress(
@@ -100,6 +102,12 @@ class RunLog:
         self.progress.update(self.task, note=note)
         if not self.console.is_terminal:  # a log file gets lines, not a bar
             self.say(f"step {step}/{self.progress.tasks[0].total:.0f}: {note}")
+
+
+def _without_tensorboard(failure: threading.ExceptHookArgs) -> None:
+    """No traceback of TensorBoard's writer: what ends its thread is raised by the next number it is given."""
+    if type(failure.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failure)
 
 
 def _drop_after(path: Path, start: int) -> None:
