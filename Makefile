@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 TRITON_TESTS := $(addprefix tests/test_kernels_,triton_batch_hard.py triton_ranking.py triton_logsumexp.py gpu_presets.py)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint types golden kernels-report kernels-predictions kernels-gpu-path launch-counts \
+.PHONY: help install demo test faults lint types golden kernels-report kernels-predictions kernels-gpu-path launch-counts \
   gpu-cache gpu wheels clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
 	@echo "make test    run the tests"
+	@echo "make faults  the tests of dead, stuck and failing ranks that take minutes"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
 	@echo "make golden  compare the bits of this tree with those of a commit: training, losses, conversion (BASE=COMMIT)"
@@ -36,6 +37,9 @@ demo: $(INSTALLED)
 # A process a core, a test file at a time; each with one thread, or they stand in each other's way.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --durations=10 -n $$(nproc) --maxprocesses 8 --dist loadfile
+
+faults: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m faults --durations=0
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

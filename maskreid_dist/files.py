@@ -1,6 +1,8 @@
 """Writing that a kill or a full disk cannot leave half done: beside, fsync, rename."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from maskreid_dist.errors import UserError
@@ -23,6 +25,17 @@ def check_writable(path: Path, *, folder: bool = False) -> None:
         raise UserError(f"{path}: cannot be written (no permission in {place}); choose another place")
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the operating system that names no file this one: a write does not know whose it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data` at once: afterwards it holds either the old bytes or all of the new ones.
 
@@ -30,7 +43,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
+    with naming(path), beside.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

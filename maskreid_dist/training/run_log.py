@@ -2,10 +2,11 @@
 
 import json
 import math
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -18,8 +19,8 @@ from rich.progress import (
 )
 from torch.utils.tensorboard import SummaryWriter
 
-from maskreid_dist.files import write_atomically
-from maskreid_dist.run_directory import METRICS, TENSORBOARD
+from maskreid_dist.files import naming, write_atomically
+from maskreid_dist.run_directory import EVENTS, METRICS, TENSORBOARD
 
 
 class RunLog:
@@ -30,9 +31,12 @@ class RunLog:
 
     def __init__(self, run: Path, start: int, stop: int) -> None:
         self.path = run / METRICS
-        if self.path.exists():
-            self._drop_after(start)
+        self.events = run / EVENTS
+        for path in (self.path, self.events):
+            if path.exists():
+                _drop_after(path, start)
         self.file = self.path.open("a", encoding="utf-8")
+        threading.excepthook = _without_tensorboard
         self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=start)
         self.console = Console(stderr=True)
         self.progress = Progress(
@@ -46,16 +50,6 @@ class RunLog:
             refresh_per_second=2,
         )
         self.task = self.progress.add_task("training", total=stop, completed=start, note="")
-
-    def _drop_after(self, start: int) -> None:
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= start:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue  # a killed run's torn last line
-        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -79,14 +73,51 @@ class RunLog:
         for line in lines:
             self.say(line)
 
+    def note(self, step: int, event: str, **facts: object) -> None:
+        """A line of `events.jsonl`: what happened when `step` steps were done."""
+        with naming(self.events), self.events.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "event": event, **facts}) + "\n")
+
+    def say_changes(self, start: int, changes: Iterable[Mapping[str, Any]]) -> None:
+        """The keys that were changed to continue from this step."""
+        for change in changes:
+            if change["step"] == start:
+                self.say(f"from step {start} on {change['key']} is {change['to']}, before {change['from']}")
+                self.note(start, "changed", key=change["key"], was=change["from"], now=change["to"])
+
+    def say_skipped(self, skipped: Mapping[str, Any]) -> None:
+        """A step that was left out."""
+        self.say(f"left out ({skipped['skipped']} of at most {skipped['of']}): {skipped['text']}")
+        self.note(skipped["step"], "skipped", why=skipped["text"])
+
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """`step` is the number of steps done. A value that is not finite is written as null."""
         line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in scalars.items()}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        with naming(self.path):
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
         for name, value in scalars.items():
             self.board.add_scalar(name, value, step)
         note = f"loss {scalars['loss']:.3f}, {scalars['images_per_second']:.0f} images/s"
         self.progress.update(self.task, note=note)
         if not self.console.is_terminal:  # a log file gets lines, not a bar
             self.say(f"step {step}/{self.progress.tasks[0].total:.0f}: {note}")
+
+
+def _without_tensorboard(failure: threading.ExceptHookArgs) -> None:
+    """No traceback of TensorBoard's writer: what ends its thread is raised by the next number it is given."""
+    if type(failure.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failure)
+
+
+def _drop_after(path: Path, start: int) -> None:
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+            # A change to continue from `start` is noted again.
+            if record["step"] <= start and not (record["step"] == start and record.get("event") == "changed"):
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue  # a killed run's torn last line
+    write_atomically(path, "".join(line + "\n" for line in kept).encode())
