@@ -14,6 +14,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -34,7 +35,7 @@ SETTINGS = {
 
 
 class Watch:
-    """Notes the files below `root` in which a function is entered while it is on."""
+    """Notes the project's own files below `root` in which a function is entered while it is on."""
 
     def __init__(self, root: Path) -> None:
         self.root = f"{root}{os.sep}"
@@ -48,9 +49,12 @@ class Watch:
 
     def _entered(self, frame: FrameType, event: str, argument: object) -> None:
         name = frame.f_code.co_filename
-        ours = name.startswith(self.root) and name != __file__ and frame.f_code.co_name != "<module>"
-        if event == "call" and ours:
+        if event == "call" and self._is_own(name) and frame.f_code.co_name != "<module>":
             self.files.setdefault(name.removeprefix(self.root))
+
+    def _is_own(self, name: str) -> bool:
+        """An environment may lie inside the checkout (.venv): what is installed there is none of the project's."""
+        return name.startswith(self.root) and "site-packages" not in name and name != __file__
 
 
 def wrapped(function: Callable[..., Any], before: Callable[[], None], after: Callable[[], None]) -> Any:
@@ -95,9 +99,23 @@ def show(checkout: Path) -> None:
         except SystemExit as end:
             if end.code:
                 raise
-    for number, name in enumerate(watch.files, 1):
-        print(f"{number:3} {name}")
-    print(f"{len(watch.files)} files")
+    print_way(list(watch.files))
+
+
+def print_way(files: list[str]) -> None:
+    """The files in the order in which they were entered, a heading where the package changes, and how many they are."""
+    package = ""
+    for number, name in enumerate(files, 1):
+        if package_of(name) != package:
+            package = package_of(name)
+            print(package)
+        print(f"{number:5} {name}")
+    shares = [f"{count} of {package}" for package, count in Counter(map(package_of, files)).items()]
+    print(f"{len(files)} files: {', '.join(shares)}")
+
+
+def package_of(name: str) -> str:
+    return next(part for part in Path(name).parts if part.startswith("maskreid_"))
 
 
 def main() -> int:

@@ -44,15 +44,6 @@ def matmul_precision() -> str:
         return {"tf32": "high", "bf16": "medium"}.get(newer, "highest")
 
 
-def check_precision(precision: str, backend: str) -> None:
-    """Raise ValueError for an unknown preset, or one given to a backend that has none."""
-    if precision != "auto" and precision not in PRECISIONS:
-        known = ", ".join(repr(name) for name in ("auto", *PRECISIONS))
-        raise ValueError(f"precision {precision!r}: known are {known}")
-    if precision != "auto" and backend in ("reference", "dense", "chunked"):
-        raise ValueError(f'precision {precision!r} is an option of backend="triton", not of {backend!r}')
-
-
 def choose_precision(precision: str, dtype: torch.dtype) -> Precision:
     """The preset for rows of `dtype`. "auto": bfloat16 and float16 rows "bf16", float32 by torch's matmul precision.
 
