@@ -120,8 +120,71 @@ def test_copies_across_ranks_and_an_error_on_one_of_them(tmp_path):
     run_ranks(_on_two_ranks, 2, tmp_path, tmp_path)
     first, second = ((tmp_path / f"{rank}.txt").read_text().splitlines() for rank in range(2))
     assert first[:2] == second[:2] == ["True", "True"]
-    assert "rank 1" in first[2]
-    assert "gallery features" in second[2]
-    assert "first row 5" in second[2]
-    assert first[3] == second[3]
-    assert "different queries" in first[3]
+    assert first[2:] == second[2:]
+    assert first[2].startswith("rank 1 of the group: gallery features") and "first row 5" in first[2]
+    assert first[3].startswith("the ranks' options differ: rank 1 of the group has query='")
+
+
+def _raised(arguments, **options):
+    """The line that every rank raises, which is the same on all of them."""
+    with pytest.raises(ValueError) as raised:  # compared by the caller
+        evaluate_retrieval(*arguments, group=dist.group.WORLD, **options)
+    lines = [""] * dist.get_world_size()
+    dist.all_gather_object(lines, str(raised.value))
+    assert lines == [lines[0]] * len(lines) and "\n" not in lines[0]
+    return lines[0]
+
+
+def _refusals(rank, world):
+    q, qp, qc, g, gp, gc = copies()
+    mine = slice(rank * 77, None if rank else 77)
+    good = {"q": q, "qp": qp, "qc": qc, "g": g[mine], "gp": gp[mine], "gc": gc[mine]}
+    me = "rank 1 of the group"
+    for name, value, words in (
+        ("q", [*q.tolist()[:3], [0.0]], f"{me}: query features must be an array of floating point numbers"),
+        ("q", [["a"]], f"{me}: query features must be an array of floating point numbers"),
+        ("q", torch.from_numpy(q).long(), f"{me}: query features must be floating point"),
+        ("q", q[:, :3], f"{me}: query features have 3 columns, gallery features {g.shape[1]}"),
+        ("q", q[:0], f"{me}: query_pids must be one integer per feature row (0)"),
+        (
+            "q",
+            q[::-1],
+            f"the ranks' options differ: {me} has query='{len(q)} x {q.shape[1]} numbers of checksum",
+        ),
+        ("qp", qp + 1, f"the ranks' options differ: {me} has query_pids='{len(q)} numbers of checksum"),
+        ("qc", qc + 1, f"the ranks' options differ: {me} has query_camids='{len(q)} numbers of checksum"),
+        ("qc", None, f"{me}: query_camids: none given; for data without cameras"),
+        ("g", good["g"] * np.nan, f"{me}: gallery features"),
+        ("gp", good["gp"].astype(float), f"{me}: gallery_pids must be integers, not float64"),
+        ("gc", good["gc"][:, None], f"{me}: gallery_camids must be one integer per feature row"),
+    ):
+        assert _raised({**good, name: value}.values() if rank else good.values()).startswith(words), words
+    for options, usual, words in (
+        ({"max_rank": 10}, {}, f"the ranks' options differ: {me} has max_rank=10, others max_rank=50"),
+        ({"max_rank": 0}, {}, f"{me}: max_rank: expected an integer of at least 1, got 0"),
+        ({"max_rank": "10"}, {}, f"{me}: max_rank: expected an integer of at least 1, got '10'"),
+        ({"ap": "hit"}, {}, f"{me}: ap 'hit' is unknown: choose one of hits, trapezoid"),
+        ({"ap": "trapezoid"}, {}, f"the ranks' options differ: {me} has ap='trapezoid', others ap='hits'"),
+        ({"metric": "l1"}, {}, f"{me}: metric 'l1' is unknown"),
+        ({}, {"metric": "euclidean"}, f"{me} has metric='cosine', others metric='euclidean'"),
+    ):
+        assert words in _raised(good.values(), **(options if rank else usual)), words
+    none = {**good, "g": g[:0], "gp": gp[:0], "gc": gc[:0]}
+    assert _raised(none.values()) == "there is no gallery image"
+
+
+def test_what_is_wrong_on_one_rank_is_one_line_on_all(tmp_path):
+    run_ranks(_refusals, 2, tmp_path)
+
+
+def test_a_group_of_one_rank_is_no_group_and_a_group_is_checked(tmp_path):
+    run_ranks(_alone, 1, tmp_path)
+    with pytest.raises(ValueError, match="process group or None, got str"):
+        evaluate_retrieval(*copies(), group="world")
+
+
+def _alone(rank, world):
+    data = copies()
+    assert same(evaluate_retrieval(*data, group=dist.group.WORLD), evaluate_retrieval(*data))
+    with pytest.raises(ValueError, match="max_rank: expected"):
+        evaluate_retrieval(*data, group=dist.group.WORLD, max_rank=0)
