@@ -132,6 +132,9 @@ class LossConfig(Section):
     identity_weight: Annotated[float, Field(ge=0)] = 0.0
     # Backend of `loss.name`; the added softmax uses auto.
     backend: Literal["auto", "reference", "dense", "chunked", "triton"] = "auto"
+    # Of the triton backend's matrix products, see maskreid_kernels.precision; auto: what torch.set_float32_matmul_precision
+    # says. Under backend "auto" it counts where that chooses triton.
+    precision: Literal["auto", "bf16", "bf16x3", "tf32", "tf32x3", "ieee"] = "auto"
 
     @field_validator("name", mode="before")
     @classmethod
@@ -153,6 +156,15 @@ class LossConfig(Section):
             raise ValueError('margin = "soft" belongs to the batch_hard loss')
         if self.backend in ("dense", "triton") and self.name == "softmax":
             raise ValueError(f'the softmax loss has no {self.backend} backend; use backend = "auto"')
+        if self.precision != "auto" and self.name == "softmax":
+            raise ValueError(
+                "the softmax loss has no triton backend, whose option precision is; leave it out"
+            )
+        if self.precision != "auto" and self.backend not in ("auto", "triton"):
+            raise ValueError(
+                f'precision is an option of the triton backend, not of "{self.backend}"; leave it out, or use '
+                'backend = "triton"'
+            )
         return self
 
     @property

@@ -16,6 +16,7 @@ from maskreid_dist.recipe import load_recipe
 from maskreid_dist.training.objective import objective
 from maskreid_kernels import (
     LOSSES,
+    RankingStatistics,
     all_pairs_loss,
     batch_hard_loss,
     circle_loss,
@@ -24,6 +25,8 @@ from maskreid_kernels import (
     ranking_loss,
     supervised_contrastive_loss,
 )
+from maskreid_kernels.backends import interpreted
+from maskreid_kernels.precision import PRECISIONS
 
 ROOT = Path(__file__).parent.parent
 MINIMAL = 'name = "t"\n[data]\nshards = "shards/walkers"\n'
@@ -80,6 +83,13 @@ def test_defaults_are_the_papers(tmp_path):
             ["loss.temperature", "greater than 0"],
         ),
         ("[loss]\nname = 'circle'\nmargin = 'soft'\n", [], ["loss", "batch_hard"]),
+        ("[loss]\nprecision = 'fp8'\n", [], ["loss.precision", "bf16x3", "fp8"]),
+        ("[loss]\nprecision = 'tf32'\nbackend = 'dense'\n", [], ["loss", 'triton backend, not of "dense"']),
+        (
+            "[loss]\nprecision = 'tf32'\nname = 'softmax'\n",
+            [],
+            ["loss", "softmax loss has no triton backend"],
+        ),
         ("[loss]\nname = 'n_pair'\n", ["batch.images=1"], ["n_pair loss", "batch.images must be at least 2"]),
         ("[model]\nstreams = ['raw', 'raw']\n", [], ["model", "each once"]),
         ("", ["optimizer.lr=inf"], ["optimizer.lr", "finite"]),
@@ -157,3 +167,33 @@ def test_recipes_know_every_loss_of_the_table():
     assert {name: constants(name)["margin"] for name in DEFAULT_MARGINS} == DEFAULT_MARGINS
     for name in set(LOSSES) - {"softmax"}:
         assert set(constants(name)) - {"normalize"} <= set(LossConfig.model_fields)
+
+
+def test_recipes_know_every_precision_preset():
+    assert set(get_args(LossConfig.model_fields["precision"].annotation)) == {"auto", *PRECISIONS}
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"softmax"}))
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_the_precision_of_a_recipe_reaches_its_loss(tmp_path, monkeypatch, name, backend):
+    calls = []
+
+    def record(*, embeddings, precision, **others):
+        calls.append(precision)
+        loss = embeddings.sum()
+        return (loss, RankingStatistics(loss, loss, loss)) if name == "ranking" else loss
+
+    monkeypatch.setitem(LOSSES, name, record)
+    monkeypatch.setattr("maskreid_dist.training.objective.ranking_loss_with_statistics", record)
+    text = f"{MINIMAL}[loss]\nname = '{name}'\nbackend = '{backend}'\n"
+    x, labels = torch.zeros(4, 2), torch.tensor([0, 0, 1, 1])
+    for extra in ("", "precision = 'bf16x3'\n"):
+        objective(Output(x, None), labels, load_recipe(write(tmp_path, text + extra)).loss, None)
+    assert calls == ["auto", "bf16x3"]
+
+
+@pytest.mark.skipif(not interpreted(), reason="Triton's interpreter alone refuses bfloat16")
+def test_the_precision_of_a_recipe_reaches_the_triton_programs(tmp_path):
+    config = load_recipe(write(tmp_path, f"{MINIMAL}[loss]\nbackend = 'triton'\nprecision = 'bf16'\n")).loss
+    with pytest.raises(ValueError, match='precision "bf16"'):
+        objective(Output(torch.zeros(4, 2), None), torch.tensor([0, 0, 1, 1]), config, None)

@@ -39,6 +39,7 @@ def pair_loss(
         "labels": labels_B,
         "group": group,
         "backend": config.backend,
+        "precision": config.precision,
     }
     # A constant that no recipe names (normalize) keeps the loss's own default.
     call |= {name: getattr(config, name) for name in constants(config.name) if hasattr(config, name)}
