@@ -5,19 +5,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from market import market
-from maskreid_dist.cli.app import app
+from market import write_market
+from program import run
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "launch" / "recipes" / "walkers_demo.toml"
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
 
 
 def first(folder: Path, part: str = "bounding_box_train") -> Path:
@@ -25,9 +18,11 @@ def first(folder: Path, part: str = "bounding_box_train") -> Path:
 
 
 def test_convert(tmp_path):
-    status, output = run("convert", "market1501", market(tmp_path / "src"), tmp_path / "out")
+    status, output = run(
+        "convert", "market1501", write_market(tmp_path / "src", identities=3, images=2), tmp_path / "out"
+    )
     assert status == 0
-    assert "train: 6 images" in output
+    assert "train: 7 images" in output
     status, output = run("convert", "market1501", tmp_path / "src", tmp_path / "out")
     assert status == 2
     assert "already" in output or "not empty" in output
@@ -69,14 +64,14 @@ def empty_mask(src):
         (remove_folder, "query", False),
         (misname, "person1.jpg", False),
         (empty_folder, "query", False),
-        (truncate, "0001_c1s1_000000_02.jpg", False),
-        (drop_mask, "0001_c1s1_000000_02", True),
-        (colour_mask, "0001_c1s1_000000_02.png", True),
-        (empty_mask, "0001_c1s1_000000_02.png", True),
+        (truncate, "0001_c1s1_000001_01.jpg", False),
+        (drop_mask, "0001_c1s1_000001_01", True),
+        (colour_mask, "0001_c1s1_000001_01.png", True),
+        (empty_mask, "0001_c1s1_000001_01.png", True),
     ],
 )
 def test_bad_data_is_one_line_and_nothing_half_written(tmp_path, spoil, word, policy_helps):
-    src = market(tmp_path / "src")
+    src = write_market(tmp_path / "src", identities=3, images=2)
     spoil(src)
     before = sorted(tmp_path.iterdir())
     status, output = run("convert", "market1501", src, tmp_path / "out")
@@ -84,7 +79,7 @@ def test_bad_data_is_one_line_and_nothing_half_written(tmp_path, spoil, word, po
     assert output.count("\n") == 1
     assert word in output
     assert sorted(tmp_path.iterdir()) == before
-    for policy, images in (("full", 6), ("skip", 5)):
+    for policy, images in (("full", 7), ("skip", 6)):
         status, output = run("convert", "market1501", src, tmp_path / policy, "--on-bad-mask", policy)
         assert status == (0 if policy_helps else 2)
         if policy_helps:
@@ -93,13 +88,13 @@ def test_bad_data_is_one_line_and_nothing_half_written(tmp_path, spoil, word, po
 
 
 def test_mask_policy_of_a_recipe(tmp_path):
-    src = market(tmp_path / "src")
+    src = write_market(tmp_path / "src", identities=3, images=2)
     empty_mask(src)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('name = "t"\n[data]\nshards = "s"\non_bad_mask = "skip"\n')
     status, output = run("convert", "market1501", src, tmp_path / "out", "--recipe", recipe)
     assert status == 0
-    assert "train: 5 images" in output
+    assert "train: 6 images" in output
 
 
 def test_recipe_prints_the_whole_configuration_or_names_the_key():
@@ -157,7 +152,7 @@ def test_output_that_cannot_be_written_is_said_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "below"
     walkers = ROOT / "shards" / "walkers"
-    src = market(tmp_path / "src")
+    src = write_market(tmp_path / "src", identities=3, images=2)
     before = everything(tmp_path)
     for command in (
         ("evaluate", tmp_path, walkers, "--report", below / "r.html"),

@@ -10,12 +10,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from market import jpeg, write_market
 from maskreid_dist.cli.app import app
 from maskreid_dist.cli.convert import parse_bytes
 from maskreid_shards import ShardError, open_shards
 from maskreid_shards.decode import checked_size, decode
 from test_shards_layouts import write_viper
-from test_shards_market1501 import jpeg, write_market
 
 
 def run(*arguments: object) -> tuple[int, str]:

@@ -7,18 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from maskreid_dist.cli.app import app
 from maskreid_shards import Plan, open_shards, verify
+from program import run
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
 
 
 def test_verify_of_sound_shards():

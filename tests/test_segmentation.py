@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50
 
+from market import write_market
 from maskreid_dist.errors import UserError
 from maskreid_dist.segmentation.masks import segment, write_masks
 from maskreid_dist.segmentation.networks import _central_person, find_weights, load_segmenter
@@ -27,8 +28,7 @@ from maskreid_shards import (
     place_masks,
     scan_market1501,
 )
-from test_cli import run
-from test_shards_market1501 import write_market
+from program import run
 
 HEIGHT = 64
 CPU = torch.device("cpu")

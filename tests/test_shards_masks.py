@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from market import write_market
 from maskreid_shards import (
     MaskOptions,
     ShardError,
@@ -21,9 +22,8 @@ from maskreid_shards import (
     scan_market1501,
 )
 from maskreid_shards.masks.policy import full_mask, read_mask
-from test_cli import run
+from program import run
 from test_shards_convert import tree
-from test_shards_market1501 import write_market
 
 SIZE = (6, 9)
 LABELS = np.random.default_rng(3).choice([0, 1, 2, 15], (SIZE[1], SIZE[0])).astype(np.uint8)

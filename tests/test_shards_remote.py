@@ -12,16 +12,8 @@ import numpy as np
 import pytest
 
 from faulty_server import FaultyServer, serving
-from maskreid_shards import RawPair, RemoteError, ShardError, Split, convert_market1501, open_shards
+from maskreid_shards import RawPair, RemoteError, ShardError, Split, open_shards
 from maskreid_shards.stores import http_store, remote
-from test_shards_market1501 import write_market
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("remote")
-    convert_market1501(write_market(folder / "market"), folder / "out", shard_bytes=30_000)
-    return folder / "out"
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from killed_conversion import SHARD_BYTES
+from market import write_market
 from maskreid_shards import ShardError, convert_market1501, open_shards
 from test_shards_convert import names, tree
-from test_shards_market1501 import write_market
 
 KILLED = Path(__file__).parent / "killed_conversion.py"
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from market import market
+from market import write_market
 from maskreid_dist.cli.app import app
 from maskreid_dist.data.batches import make_plan, training_loader
 from maskreid_dist.errors import CheckpointError
@@ -359,7 +359,7 @@ def test_evaluate_ranks_a_gallery(alone, tmp_path):
 
 def test_a_single_camera_says_why_no_query_is_valid(alone, tmp_path):
     shards = tmp_path / "shards"
-    convert_market1501(market(tmp_path / "src", cameras=(1,)), shards)
+    convert_market1501(write_market(tmp_path / "src", cameras=(1, 1, 1)), shards)
     result = CliRunner().invoke(app, ["evaluate", str(alone), str(shards)])
     assert result.exit_code == 2
     assert "camera 1" in result.output

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 import typer
 
 from maskreid_dist.cli import mask_flags as flags
-from maskreid_dist.cli.progress import progress_bar
 from maskreid_dist.errors import UserError
 from maskreid_dist.files import check_writable
+from maskreid_dist.progress import progress_bar
 from maskreid_shards import SHARD_BYTES, Layout, convert
 from maskreid_shards.convert import check_fresh
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
-from maskreid_dist.cli.progress import progress_bar
+from maskreid_dist.progress import progress_bar
 from maskreid_shards import Plan, Split
 
 Shards = Annotated[Path, typer.Argument(help="Folder that `maskreid convert` made.", show_default=False)]

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from maskreid_dist.cli.progress import progress_bar
 from maskreid_dist.errors import UserError
+from maskreid_dist.progress import progress_bar
 from maskreid_shards import Layout, MaskOptions
 
 Model = Literal["deeplabv3_resnet50", "fcn_resnet50", "maskrcnn_resnet50"]

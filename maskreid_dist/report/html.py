@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from maskreid_dist.files import write_atomically
 from maskreid_dist.report.curves import curves_svg
 from maskreid_dist.report.pictures import RankedImage, RankedQuery
+from maskreid_shards.atomic import write_atomically
 
 COLUMNS = {
     "mAP_hits": "mAP<br><small>hits</small>",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from maskreid_dist.files import write_atomically
 from maskreid_shards import JudgedMask, QualityReport, ShardSet, decode_pair
+from maskreid_shards.atomic import write_atomically
 from maskreid_shards.mask_quality import DEFECTS
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from maskreid_dist.errors import UserError
-from maskreid_dist.files import check_writable, write_atomically
+from maskreid_dist.files import check_writable
 from maskreid_dist.segmentation.networks import (
     INPUT_HEIGHT,
     SegmentationModel,
@@ -23,6 +23,7 @@ from maskreid_dist.segmentation.networks import (
     load_segmenter,
 )
 from maskreid_shards import Layout, Source
+from maskreid_shards.atomic import write_atomically
 from maskreid_shards.decode import IMAGE_FORMATS, decode
 from maskreid_shards.masks.options import mirrored
 from maskreid_shards.writing import read_image

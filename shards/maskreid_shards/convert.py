@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .atomic import partial_folder, sync_folder
+from .atomic import partial_folder, sync_folder, write_synced
 from .errors import ShardError
 from .keyed import keyed_bits
 from .layouts.market1501 import scan_market1501
-from .manifest import Manifest, SplitEntry, index_bytes, index_name, shard_name, write_manifest, write_synced
+from .manifest import Manifest, SplitEntry, index_bytes, index_name, shard_name, write_manifest
 from .masks.options import MaskOptions, place_masks
 from .masks.policy import DEFAULT_MASKS, MaskReport, OnBadMask, check_policy
 from .parallel import await_workers, write_shards

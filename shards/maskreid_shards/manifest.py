@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from .atomic import write_synced
 from .errors import ShardError
 from .masks.policy import MaskReport
 
@@ -112,13 +112,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         + "\n"
     )
     write_synced(folder / MANIFEST, text.encode())
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -69,9 +69,8 @@ class Machine:
         import torch
         import triton
 
-        name = torch.cuda.get_device_name() if device == "cuda" else _processor()
         return cls(
-            name,
+            torch.cuda.get_device_name() if device == "cuda" else processor_name(),
             torch.get_num_threads(),
             platform.python_version(),
             torch.__version__,
@@ -80,8 +79,16 @@ class Machine:
             datetime.date.today().isoformat(),
         )
 
+    def line(self) -> str:
+        """For the top of what a benchmark prints."""
+        return (
+            f"{self.device}, {self.threads} threads, torch {self.torch}, triton {self.triton}, "
+            f"commit {self.commit or '-'}"
+        )
 
-def _processor() -> str:
+
+def processor_name() -> str:
+    """The CPU's, as Linux has it."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()

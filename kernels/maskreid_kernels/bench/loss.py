@@ -86,7 +86,7 @@ def bench_loss(wanted: Wanted, output: Path | None) -> bool:
     if wanted.threads:
         torch.set_num_threads(wanted.threads)
     machine = Machine.here(wanted.device)
-    print(f"{machine.device}, {machine.threads} threads, torch {machine.torch}, commit {machine.commit}")
+    print(machine.line())
     records: list[Record] = []
     for job in _jobs(wanted):
         budget = Budget.of(wanted.device, wanted.seconds)

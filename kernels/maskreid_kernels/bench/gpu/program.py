@@ -108,7 +108,7 @@ def run(steps: Sequence[Step], setting: Setting, budget: float) -> bool:
     machine = Machine.here("cpu" if setting.dry else "cuda")
     predictions = read_predictions(machine.triton, machine.device)
     journal = Journal(setting.output, machine, predictions, setting.dry)
-    print(f"{machine.device}, torch {machine.torch}, triton {machine.triton}, commit {machine.commit or '-'}")
+    print(machine.line())
     end = time.monotonic() + budget
     for place, step in enumerate(steps):
         left = sum(later.seconds for later in steps[place:])
