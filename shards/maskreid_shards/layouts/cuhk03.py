@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ShardError
 from ..samples import Layout
-from .images import Found, sources
+from .images import ImageEntry, sources
 from .matlab import open_hdf5
 
 Boxes = Literal["labeled", "detected", "merged"]
@@ -69,7 +69,7 @@ def scan_cuhk03(src: Path, *, boxes: Boxes = "labeled", test_set: int = 1) -> La
             for image in _images(file, kind)
         ]
     offsets = np.cumsum([0, *pair_sizes]).tolist()
-    found: dict[str, list[Found]] = {"train": [], "query": [], "gallery": []}
+    found: dict[str, list[ImageEntry]] = {"train": [], "query": [], "gallery": []}
     for image in images:
         is_test = (image.pair, image.identity) in test
         split = ("query" if image.view == 1 else "gallery") if is_test else "train"
@@ -113,8 +113,8 @@ def parse_name(name: str, boxes: str) -> ReleaseImage | None:
     return ReleaseImage(boxes, *map(int, match.groups())) if match else None
 
 
-def as_found(file: str, image: ReleaseImage, pid: int) -> Found:
-    return Found(file, f"{image.boxes}/{image.name}", pid, image.view, image.array)
+def as_found(file: str, image: ReleaseImage, pid: int) -> ImageEntry:
+    return ImageEntry(file, f"{image.boxes}/{image.name}", pid, image.view, image.array)
 
 
 def read_array(file: Any, array: str) -> Any:

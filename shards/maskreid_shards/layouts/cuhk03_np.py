@@ -8,7 +8,7 @@ from typing import Literal
 from ..errors import ShardError
 from ..samples import Layout
 from .cuhk03 import as_found, parse_name, release_file
-from .images import Found, sources
+from .images import ImageEntry, sources
 from .matlab import load_mat
 from .named import FOLDERS, scan_named
 
@@ -44,7 +44,7 @@ def scan_cuhk03_np(src: Path, *, boxes: Boxes = "labeled") -> Layout:
     return Layout("cuhk03-np", splits, strays, published, notes=(f"new protocol, {boxes} boxes",))
 
 
-def _from_config(config: Path, release: str, boxes: str) -> dict[str, list[Found]]:
+def _from_config(config: Path, release: str, boxes: str) -> dict[str, list[ImageEntry]]:
     labels, cameras, files, *indices = load_mat(config, "labels", "camId", "filelist", *INDICES.values())
     names = [str(cell.item() if hasattr(cell, "item") else cell) for cell in files.ravel()]
     labels, cameras = labels.ravel(), cameras.ravel()
@@ -52,7 +52,7 @@ def _from_config(config: Path, release: str, boxes: str) -> dict[str, list[Found
         raise ShardError(
             f"{config}: {len(names)} files, {len(labels)} labels, {len(cameras)} camIds; fetch it again"
         )
-    found: dict[str, list[Found]] = {}
+    found: dict[str, list[ImageEntry]] = {}
     for split, index in zip(INDICES, indices, strict=True):
         found[split] = []
         for number in sorted(index.ravel().astype(int).tolist()):

@@ -8,7 +8,7 @@ import numpy as np
 from ..errors import ShardError
 from ..keyed import keyed_bits
 from ..samples import Layout
-from .images import Found, sources
+from .images import ImageEntry, sources
 
 
 def draw_identities(src: Path, identities: Iterable[int], count: int, seed: int) -> set[int]:
@@ -22,7 +22,7 @@ def draw_identities(src: Path, identities: Iterable[int], count: int, seed: int)
 def drawn_layout(
     name: str,
     src: Path,
-    found: Iterable[Found],
+    found: Iterable[ImageEntry],
     train: set[int],
     *,
     published: Mapping[str, int],
@@ -32,7 +32,7 @@ def drawn_layout(
     """Of the identities not in `train`, camera 1 has the queries (where camera 2 shows them too), camera 2 the gallery."""
     images = list(found)
     in_gallery = {image.pid for image in images if image.camid == 2}
-    splits: dict[str, list[Found]] = {"train": [], "query": [], "gallery": []}
+    splits: dict[str, list[ImageEntry]] = {"train": [], "query": [], "gallery": []}
     for image in images:
         if image.pid in train:
             splits["train"].append(image)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import ShardError
 from ..samples import Layout
-from .images import Found, list_folders, list_images, sources
+from .images import ImageEntry, list_folders, list_images, sources
 
 SPLITS = ("train", "query", "gallery")
 
@@ -43,7 +43,7 @@ def scan_folder(src: Path, *, camera: str | None = None) -> Layout:
             images, others = list_images(src, f"{folder}/{identity}".removeprefix("./"))
             strays += others
             found += [
-                Found(
+                ImageEntry(
                     folder,
                     f"{identity}/{name}",
                     pid_of[identity],
@@ -54,7 +54,7 @@ def scan_folder(src: Path, *, camera: str | None = None) -> Layout:
         if not found:
             raise ShardError(f"{src / folder}: no image in a folder per identity below it")
         root, inside = (src.parent, src.name) if folder == "." else (src, folder)
-        splits[split] = sources(root, split, [Found(inside, f.rest, f.pid, f.camid) for f in found])
+        splits[split] = sources(root, split, [ImageEntry(inside, f.rest, f.pid, f.camid) for f in found])
     return Layout("folder", splits, tuple(strays))
 
 
