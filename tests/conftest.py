@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# Without a GPU, Triton programs run in its interpreter. Triton reads the variable when a kernel is decorated, so it must
-# stand before the first import of one.
+# Without a GPU, Triton programs run in its interpreter. Triton reads the variable when a kernel is decorated,
+# so it must stand before the first import of one.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -1,4 +1,5 @@
-"""`maskreid bench loader`: every source gives the same batches, figures and exit status follow what was measured."""
+"""`maskreid bench loader`: every source gives the same batches, figures and exit status follow what was
+measured."""
 
 import csv
 import mmap

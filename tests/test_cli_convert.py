@@ -1,4 +1,5 @@
-"""`maskreid convert`: published counts, merged sets, Ctrl-C; and the quick check of JPEGs that it relies on."""
+"""`maskreid convert`: published counts, merged sets, Ctrl-C; and the quick check of JPEGs that it relies
+on."""
 
 import os
 import random
@@ -122,7 +123,7 @@ def test_the_quick_check_finds_what_decoding_finds() -> None:
             del data[draw.randrange(len(data)) :]
         else:
             data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-        found = []
+        found: list[tuple[int, int] | str] = []
         for check in (checked_size, decode):
             try:
                 result = check(bytes(data), formats=("JPEG",), where="x")

@@ -1,18 +1,28 @@
-"""Retrieval does not depend on tiling, sharding or copies: ties across tiles and ranks, and failures on one rank."""
+"""Retrieval does not depend on tiling, sharding or copies: ties across tiles and ranks, and failures on one
+rank."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from gloo import run_ranks
 from maskreid_dist.retrieval import RetrievalResult, evaluate, evaluate_retrieval
 from maskreid_dist.retrieval.counting import _count_below_by_search, count_below
-from maskreid_dist.retrieval.distance import error_bound, pair_distances, row_norms, tile_distances
+from maskreid_dist.retrieval.distance import Metric, error_bound, pair_distances, row_norms, tile_distances
+
+Array = NDArray[Any]
+Data = tuple[Array, Array, Array, Array, Array, Array]
 
 
-def copies(seed=0, distinct=40, gallery=200, queries=30, dims=24):
-    """A gallery in which every image occurs about five times, under different identities: (q, qp, qc, g, gp, gc)."""
+def copies(seed: int = 0, distinct: int = 40, gallery: int = 200, queries: int = 30, dims: int = 24) -> Data:
+    """A gallery in which every image occurs about five times, under different identities: (q, qp, qc, g, gp,
+    gc)."""
     generator = np.random.default_rng(seed)
     pictures = generator.normal(size=(distinct, dims)).astype(np.float32)
     return (
@@ -25,8 +35,9 @@ def copies(seed=0, distinct=40, gallery=200, queries=30, dims=24):
     )
 
 
-def mean_ap_by_distinct_order(data):
-    """Slow AP by hits: the distances of the distinct pictures are far apart, so float64 sorts them, copies by index."""
+def mean_ap_by_distinct_order(data: Data) -> float:
+    """Slow AP by hits: the distances of the distinct pictures are far apart, so float64 sorts them, copies by
+    index."""
     q, qp, qc, g, gp, gc = data
     unit_q, unit_g = (
         x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True) for x in (q, g)
@@ -48,21 +59,23 @@ def same(a: RetrievalResult, b: RetrievalResult) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_copies_in_one_tile_are_ordered_by_index(seed):
+def test_copies_in_one_tile_are_ordered_by_index(seed: int) -> None:
     data = copies(seed)
     assert evaluate_retrieval(*data).mAP == pytest.approx(mean_ap_by_distinct_order(data), abs=1e-12)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize(("block", "tile"), [(1, 1), (7, 3), (30, 64), (256, 199)])
-def test_no_tiling_changes_a_bit(monkeypatch, metric, block, tile):
+def test_no_tiling_changes_a_bit(
+    monkeypatch: pytest.MonkeyPatch, metric: Metric, block: int, tile: int
+) -> None:
     whole = evaluate_retrieval(*copies(), metric=metric)
     monkeypatch.setattr(evaluate, "QUERY_BLOCK", block)
     monkeypatch.setattr(evaluate, "GALLERY_TILE", tile)
     assert same(evaluate_retrieval(*copies(), metric=metric), whole)
 
 
-def test_torch_and_numpy_agree_and_dtypes_widen_exactly():
+def test_torch_and_numpy_agree_and_dtypes_widen_exactly() -> None:
     q, qp, qc, g, gp, gc = copies()
     whole = evaluate_retrieval(q, qp, qc, g, gp, gc)
     tensors = [torch.from_numpy(x) for x in (q, qp, qc, g, gp, gc)]
@@ -70,7 +83,7 @@ def test_torch_and_numpy_agree_and_dtypes_widen_exactly():
     assert same(evaluate_retrieval(q.astype(float), qp, qc, g.astype(float), gp, gc), whole)
 
 
-def test_the_gpu_s_counting_equals_the_cpu_s():
+def test_the_gpu_s_counting_equals_the_cpu_s() -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(0, 50, (9, 300), generator=generator).double()  # many ties with the thresholds
     values[:, ::7] = torch.inf
@@ -85,7 +98,7 @@ def test_the_gpu_s_counting_equals_the_cpu_s():
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e12])
-def test_the_matrix_product_stays_within_the_bound(metric, scale):
+def test_the_matrix_product_stays_within_the_bound(metric: Metric, scale: float) -> None:
     generator = torch.Generator().manual_seed(1)
     q = torch.randn(20, 256, dtype=torch.float64, generator=generator) * scale
     g = q.repeat(3, 1) * torch.linspace(0.5, 2, 60)[:, None]  # near copies: cancellation at its worst
@@ -96,7 +109,7 @@ def test_the_matrix_product_stays_within_the_bound(metric, scale):
     assert ((tile_distances(q, q_norms, g, g_norms, metric) - exact).abs() <= bound).all()
 
 
-def _on_two_ranks(rank, world, results):
+def _on_two_ranks(rank: int, world: int, results: Path) -> None:
     q, qp, qc, g, gp, gc = copies()
     part = slice(0, 77) if rank == 0 else slice(77, None)
     lines = []
@@ -116,7 +129,7 @@ def _on_two_ranks(rank, world, results):
     (results / f"{rank}.txt").write_text("\n".join(lines))
 
 
-def test_copies_across_ranks_and_an_error_on_one_of_them(tmp_path):
+def test_copies_across_ranks_and_an_error_on_one_of_them(tmp_path: Path) -> None:
     run_ranks(_on_two_ranks, 2, tmp_path, tmp_path)
     first, second = ((tmp_path / f"{rank}.txt").read_text().splitlines() for rank in range(2))
     assert first[:2] == second[:2] == ["True", "True"]
@@ -125,7 +138,7 @@ def test_copies_across_ranks_and_an_error_on_one_of_them(tmp_path):
     assert first[3].startswith("the ranks' options differ: rank 1 of the group has query='")
 
 
-def _raised(arguments, **options):
+def _raised(arguments: Iterable[Any], **options: Any) -> str:
     """The line that every rank raises, which is the same on all of them."""
     with pytest.raises(ValueError) as raised:  # compared by the caller
         evaluate_retrieval(*arguments, group=dist.group.WORLD, **options)
@@ -135,7 +148,7 @@ def _raised(arguments, **options):
     return lines[0]
 
 
-def _refusals(rank, world):
+def _refusals(rank: int, world: int) -> None:
     q, qp, qc, g, gp, gc = copies()
     mine = slice(rank * 77, None if rank else 77)
     good = {"q": q, "qp": qp, "qc": qc, "g": g[mine], "gp": gp[mine], "gc": gc[mine]}
@@ -173,17 +186,17 @@ def _refusals(rank, world):
     assert _raised(none.values()) == "there is no gallery image"
 
 
-def test_what_is_wrong_on_one_rank_is_one_line_on_all(tmp_path):
+def test_what_is_wrong_on_one_rank_is_one_line_on_all(tmp_path: Path) -> None:
     run_ranks(_refusals, 2, tmp_path)
 
 
-def test_a_group_of_one_rank_is_no_group_and_a_group_is_checked(tmp_path):
+def test_a_group_of_one_rank_is_no_group_and_a_group_is_checked(tmp_path: Path) -> None:
     run_ranks(_alone, 1, tmp_path)
     with pytest.raises(ValueError, match="process group or None, got str"):
-        evaluate_retrieval(*copies(), group="world")
+        evaluate_retrieval(*copies(), group="world")  # type: ignore[arg-type]
 
 
-def _alone(rank, world):
+def _alone(rank: int, world: int) -> None:
     data = copies()
     assert same(evaluate_retrieval(*data, group=dist.group.WORLD), evaluate_retrieval(*data))
     with pytest.raises(ValueError, match="max_rank: expected"):

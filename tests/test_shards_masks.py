@@ -1,4 +1,5 @@
-"""Masks of every form against a reference of loops over pixels; where they are looked for; what is counted."""
+"""Masks of every form against a reference of loops over pixels; where they are looked for; what is
+counted."""
 
 import io
 import json
@@ -95,7 +96,8 @@ def test_labels(tmp_path: Path, form: str, options: MaskOptions) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_labels_of_few_bits(tmp_path: Path, bits: int) -> None:
-    """Pillow scales grey of 2 and 4 bits to 0..255; palettes it does not. Written by hand: Pillow writes neither."""
+    """Pillow scales grey of 2 and 4 bits to 0..255; palettes it does not. Written by hand: Pillow writes
+    neither."""
     values = LABELS % 2**bits
     for label in range(1, 2**bits):
         options = MaskOptions(kind="label", person_labels=(label,))

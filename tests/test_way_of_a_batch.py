@@ -30,7 +30,8 @@ def test_a_batch_goes_from_the_shards_through_the_network_to_the_loss() -> None:
     )
     assert [name for name in files if name in order] == list(order)
     assert not [name for name in files if name.startswith(("tests/", "maskreid_dist/cli/"))]
-    # One rank has nobody to agree with, no Triton program wants a preset, and constants were looked up a step before.
+    # One rank has nobody to agree with, no Triton program wants a preset, and constants were looked up a step
+    # before.
     for name in ("agreement", "precision", "__init__"):
         assert f"kernels/maskreid_kernels/{name}.py" not in files
 

@@ -1,11 +1,12 @@
-"""Which files of the project a batch passes from shard to gradient, in the order in which they are first entered.
+"""Which files of the project a batch passes from shard to gradient, in the order in which they are first
+entered.
 
 python tests/way_of_a_batch.py                          # of this working tree
 python tests/way_of_a_batch.py --checkout ../before     # of another commit, checked out there
 
-Two small steps of training on one process run through the program `maskreid`, and the second is watched, from the moment that
-the loop asks torch's DataLoader for a batch to the return of DeepSpeed's backward. Only names of torch and DeepSpeed are
-used, so that commits before and after a move can be compared.
+Two small steps of training on one process run through the program `maskreid`, and the second is watched, from
+the moment that the loop asks torch's DataLoader for a batch to the return of DeepSpeed's backward. Only names
+of torch and DeepSpeed are used, so that commits before and after a move can be compared.
 """
 
 import argparse
@@ -53,7 +54,8 @@ class Watch:
             self.files.setdefault(name.removeprefix(self.root))
 
     def _is_own(self, name: str) -> bool:
-        """An environment may lie inside the checkout (.venv): what is installed there is none of the project's."""
+        """An environment may lie inside the checkout (.venv): what is installed there is none of the
+        project's."""
         return name.startswith(self.root) and "site-packages" not in name and name != __file__
 
 
@@ -81,7 +83,8 @@ def watch_second_step(watch: Watch) -> None:
         if asked == 2:
             watch.start()
 
-    _BaseDataLoaderIter.__next__ = wrapped(_BaseDataLoaderIter.__next__, count, lambda: None)
+    asking = wrapped(_BaseDataLoaderIter.__next__, count, lambda: None)
+    _BaseDataLoaderIter.__next__ = asking  # type: ignore[method-assign]
     engine = deepspeed.DeepSpeedEngine
     engine.backward = wrapped(engine.backward, lambda: None, watch.stop)
 
@@ -103,7 +106,8 @@ def show(checkout: Path) -> None:
 
 
 def print_way(files: list[str]) -> None:
-    """The files in the order in which they were entered, a heading where the package changes, and how many they are."""
+    """The files in the order in which they were entered, a heading where the package changes, and how many
+    they are."""
     package = ""
     for number, name in enumerate(files, 1):
         if package_of(name) != package:

@@ -22,7 +22,8 @@ def example(heading: str) -> dict[Path, str]:
 
 
 def follow(steps: dict[Path, str], package: Path, folder: Path) -> None:
-    """Copy a package (a path below the checkout) into `folder`, write new files, and append to those that are there."""
+    """Copy a package (a path below the checkout) into `folder`, write new files, and append to those that are
+    there."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / package, folder / package, ignore=ignored)
     for path, code in steps.items():
