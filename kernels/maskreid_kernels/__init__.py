@@ -64,7 +64,8 @@ __all__ = [
 
 @cache
 def constants(name: str) -> Mapping[str, Any]:
-    """The constants of a loss with their defaults, as its signature has them: all but what every loss takes."""
+    """The constants of a loss with their defaults, as its signature has them: all but what every loss
+    takes."""
     parameters = inspect.signature(LOSSES[name]).parameters.values()
     own = [one for one in parameters if one.kind is one.KEYWORD_ONLY and one.name not in Call._fields]
     return MappingProxyType({one.name: one.default for one in own})

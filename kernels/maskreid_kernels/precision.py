@@ -35,7 +35,8 @@ OF_TORCH = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
 def matmul_precision() -> str:
     """What the user asked of float32 matrix products on a GPU, in the words of set_float32_matmul_precision.
 
-    By that function, or by torch's newer `fp32_precision` settings, after which the older getter raises RuntimeError.
+    By that function, or by torch's newer `fp32_precision` settings, after which the older getter raises
+    RuntimeError.
     """
     try:
         return torch.get_float32_matmul_precision()
@@ -45,7 +46,8 @@ def matmul_precision() -> str:
 
 
 def choose_precision(precision: str, dtype: torch.dtype) -> Precision:
-    """The preset for rows of `dtype`. "auto": bfloat16 and float16 rows "bf16", float32 by torch's matmul precision.
+    """The preset for rows of `dtype`. "auto": bfloat16 and float16 rows "bf16", float32 by torch's matmul
+    precision.
 
     float64 is always computed in float64. Raises ValueError for bfloat16 where programs are interpreted.
     """
@@ -65,6 +67,7 @@ def choose_precision(precision: str, dtype: torch.dtype) -> Precision:
 
 
 def preset_of_rows(precision: str, dtype: torch.dtype, backend: str) -> str:
-    """`precision` for rows that were cast from `dtype` to float32: "auto" would no longer see what they were."""
+    """`precision` for rows that were cast from `dtype` to float32: "auto" would no longer see what they
+    were."""
     low = dtype in (torch.bfloat16, torch.float16)
     return "bf16" if low and precision == "auto" and backend in ("auto", "triton") else precision

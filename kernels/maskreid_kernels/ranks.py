@@ -98,18 +98,18 @@ def gather_rows(own: Tensor, layout: RankLayout) -> Tensor:
 
 @torch.no_grad()
 def _gathered(own: Tensor, layout: RankLayout) -> Tensor:
-    tallest = max(layout.rows_per_rank)
+    max_rows = max(layout.rows_per_rank)
     padded = own
-    if own.shape[0] < tallest:  # collectives want equal shapes, ranks may hold unequal row counts
-        padded = own.new_zeros((tallest, *own.shape[1:]))
+    if own.shape[0] < max_rows:  # collectives want equal shapes, ranks may hold unequal row counts
+        padded = own.new_zeros((max_rows, *own.shape[1:]))
         padded[: own.shape[0]] = own
-    gathered = own.new_empty((layout.world_size * tallest, *own.shape[1:]))
-    if tallest > 0:
+    gathered = own.new_empty((layout.world_size * max_rows, *own.shape[1:]))
+    if max_rows > 0:
         # Into one tensor: of a list, NCCL would make a flat buffer and copy it.
         dist.all_gather_into_tensor(gathered, padded.contiguous(), group=layout.group)
-    if min(layout.rows_per_rank) == tallest:
+    if min(layout.rows_per_rank) == max_rows:
         return gathered
-    padded_ranks = gathered.unflatten(0, (layout.world_size, tallest))
+    padded_ranks = gathered.unflatten(0, (layout.world_size, max_rows))
     return torch.cat([padded_ranks[rank, :rows] for rank, rows in enumerate(layout.rows_per_rank)])
 
 

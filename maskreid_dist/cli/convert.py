@@ -42,7 +42,8 @@ def convert_layout(
     on_bad_mask: Annotated[
         Literal["fail", "full", "skip"] | None,
         typer.Option(
-            help="A mask that is missing, unreadable, empty or coloured: stop, use the full image, or skip the pair. Default: fail."
+            help="A mask that is missing, unreadable, empty or coloured: stop, use the full image, or skip "
+            "the pair. Default: fail."
         ),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Take data.on_bad_mask from this recipe.")] = None,

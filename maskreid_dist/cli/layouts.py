@@ -1,4 +1,5 @@
-"""`maskreid convert LAYOUT` and `maskreid segment LAYOUT`, for every layout of the table `maskreid_shards.LAYOUTS`.
+"""`maskreid convert LAYOUT` and `maskreid segment LAYOUT`, for every layout of the table
+`maskreid_shards.LAYOUTS`.
 
 A scanner's parameters are its command's own: the first is SRC, the others are options. The options that all
 share are the parameters of `convert_layout`, and of `segment_layout`.
@@ -73,8 +74,8 @@ def _keyword_parameters(function: Callable[..., None]) -> list[Parameter]:
 
 
 def _described(command: Run, about: str, parameters: list[Parameter]) -> Run:
-    """The command as typer reads it: its help is the first line of `about`."""
-    command.__doc__ = about.strip().partition("\n")[0]
+    """The command as typer reads it: its help is the first paragraph of `about`."""
+    command.__doc__ = " ".join(about.partition("\n\n")[0].split())
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads both
     command.__annotations__ = {one.name: one.annotation for one in parameters}
     return command

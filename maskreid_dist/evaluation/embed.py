@@ -20,7 +20,8 @@ def embed_split(
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """(N, D) float32 L2-normalised embeddings, in the split's order. `progress` gets the images done so far, and all.
+    """(N, D) float32 L2-normalised embeddings, in the split's order. `progress` gets the images done so far,
+    and all.
 
     Raises SampleError for the first batch that cannot be read or decoded.
     """

@@ -13,7 +13,6 @@ from maskreid_dist.model.checkpoint import Checkpoint
 from maskreid_dist.report import RankedImage, RankedQuery, ranked_list_figure, select_queries, write_report
 from maskreid_dist.retrieval import rank_list
 from maskreid_dist.run_directory import METRICS
-from maskreid_kernels.bench.figures import processor_name
 from maskreid_shards import ShardSet, Split, decode_pair
 
 EACH = 3  # queries shown of the hardest, the median and the easiest
@@ -46,8 +45,11 @@ def write_run_report(
             "Loss": checkpoint.config.loss.name,
             "Shards": f"{shards.location} ({shards.fingerprint[:12]})",
             "Queries": f"{shown.result.valid_queries} valid, {shown.result.skipped_queries} skipped",
-            "Device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name(),
-            "Versions": f"maskreid_dist {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+            "Device": torch.cuda.get_device_name()
+            if torch.cuda.is_available()
+            else f"CPU, {platform.machine()}",
+            "Versions": f"maskreid_dist {__version__}, torch {torch.__version__}, Python "
+            f"{platform.python_version()}",
         },
     )
     ranked_list_figure(ranked[::EACH], path.with_suffix(".png"))

@@ -102,8 +102,8 @@ def _contact_sheet(worst: Sequence[JudgedMask], shards: ShardSet, report: Qualit
         )  # fmt: skip
     counts = ", ".join(f"{count} {kind}" for kind, count in report.counts.items())
     figure.suptitle(
-        f"{len(worst)} of {len(report.defective)} defective masks ({counts}; {sum(report.checked.values())} masks)"
-        " — image | mask | cut-out",
+        f"{len(worst)} of {len(report.defective)} defective masks ({counts}; {sum(report.checked.values())} "
+        "masks) — image | mask | cut-out",
         fontsize=10,
     )
     return figure

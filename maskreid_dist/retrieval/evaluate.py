@@ -56,8 +56,8 @@ def evaluate_retrieval(
 
     Equals Torchreid's eval_market1501 bit for bit (CMC float32, AP float64) where no two distances
     are tied, in a gallery without pid -1.
-    Raises RetrievalError when no query has a good image, ValueError for bad input; over a group the same line on every
-    rank, also where the ranks' options or queries differ.
+    Raises RetrievalError when no query has a good image, ValueError for bad input; over a group the same line
+    on every rank, also where the ranks' options or queries differ.
     """
     check_group(group)
     query_set = gallery_set = problem = None
@@ -167,10 +167,10 @@ def _why_no_query_is_valid(query: ImageSet, labels: GalleryLabels) -> str:
         )
     if not np.intersect1d(query.pids, labels.gallery.sorted_pids).size:
         return (
-            f"no query has a match: none of the {len(np.unique(query.pids))} query identities occurs among the "
-            f"{len(np.unique(labels.gallery.sorted_pids))} gallery identities"
+            f"no query has a match: none of the {len(np.unique(query.pids))} query identities occurs among "
+            f"the {len(np.unique(labels.gallery.sorted_pids))} gallery identities"
         )
     return (
-        f"no query has a match in another camera: each of the {len(query)} queries meets its identity only in images "
-        "of its own camera, which are left out"
+        f"no query has a match in another camera: each of the {len(query)} queries meets its identity only "
+        "in images of its own camera, which are left out"
     )

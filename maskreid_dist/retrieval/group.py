@@ -34,10 +34,11 @@ def share_labels(
     options: Mapping[str, object],
     group: dist.ProcessGroup | None,
 ) -> GalleryLabels:
-    """Exchange labels. Raises ValueError, the same line on every rank, where any rank has a problem, other queries or
-    other options: nobody waits for ever.
+    """Exchange labels. Raises ValueError, the same line on every rank, where any rank has a problem, other
+    queries or other options: nobody waits for ever.
 
-    A group of one rank is no group. problem: what this rank found wrong, None when nothing; both sides are there then.
+    A group of one rank is no group. problem: what this rank found wrong, None when nothing; both sides are
+    there then.
     """
     if group is None or dist.get_world_size(group) == 1:
         if problem is not None or query is None or gallery is None:

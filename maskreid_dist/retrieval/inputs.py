@@ -40,8 +40,8 @@ def image_set(side: Side, features: Features, pids: Ids, camids: Ids, *, metric:
     broken = (~(norms_N < _LARGEST_NORM)).nonzero().flatten()  # NaN fails the comparison too
     if len(broken):
         raise ValueError(
-            f"{side} features: {len(broken)} of {len(feat_ND)} rows hold NaN, infinite or overflowing values, "
-            f"first row {int(broken[0])}"
+            f"{side} features: {len(broken)} of {len(feat_ND)} rows hold NaN, infinite or overflowing "
+            f"values, first row {int(broken[0])}"
         )
     return ImageSet(
         features=feat_ND,

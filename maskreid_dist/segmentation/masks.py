@@ -53,7 +53,8 @@ class SegmentationReport:
 
     def lines(self) -> list[str]:
         return [
-            f"masks: {self.made} made, {self.kept} kept in {self.folder}; {self.empty} of those made are empty"
+            f"masks: {self.made} made, {self.kept} kept in {self.folder}; {self.empty} of those made are "
+            "empty"
         ]
 
 
@@ -110,7 +111,8 @@ def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:
         other = [name for name in wanted if found.get(name) != wanted[name]]
         if other:
             raise UserError(
-                f"{folder}: holds masks made with another {' and '.join(other)}; choose another folder or remove it"
+                f"{folder}: holds masks made with another {' and '.join(other)}; choose another folder or "
+                "remove it"
             )
         return False
     if folder.exists() and any(folder.iterdir()):

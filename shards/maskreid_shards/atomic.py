@@ -14,8 +14,8 @@ from .errors import ShardError
 def partial_folder(out: Path) -> Iterator[Path]:
     """A hidden sibling folder that becomes `out` when the block ends well, and disappears when it fails.
 
-    It stays when the process is killed or interrupted (KeyboardInterrupt), and is found again, as it was left,
-    by the next block for the same `out`.
+    It stays when the process is killed or interrupted (KeyboardInterrupt), and is found again, as it was
+    left, by the next block for the same `out`.
     """
     out = out.resolve()
     partial = out.parent / f".{out.name}.maskreid-partial"

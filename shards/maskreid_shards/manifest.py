@@ -135,7 +135,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(data: bytes, path: str) -> Manifest:
-    """The manifest in the bytes of `path`, a path or URL for messages. Raises ShardError as `read_manifest`."""
+    """The manifest in the bytes of `path`, a path or URL for messages. Raises ShardError as
+    `read_manifest`."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -189,7 +190,8 @@ def _typed(entry: T) -> T:
 
 
 def odd_keys(keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-    """Numbers of the keys that are not letters, digits, `_` and `-`: such a key may end up as a file's name."""
+    """Numbers of the keys that are not letters, digits, `_` and `-`: such a key may end up as a file's
+    name."""
     letters = np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), -1)
     allowed = np.zeros(256, bool)
     allowed[list(KEY_LETTERS + b"\0")] = True

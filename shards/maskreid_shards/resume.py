@@ -73,7 +73,8 @@ class ShardTask:
         return self.folder / RECORDS / (self.name.replace("/", "-") + ".json")
 
     def digest(self) -> str:
-        """sha256 over the sources (names, sizes and times of their files), the options and Pillow's version."""
+        """sha256 over the sources (names, sizes and times of their files), the options and Pillow's
+        version."""
         about = hashlib.sha256()
         options = (self.name, self.dataset, self.on_bad_mask, self.mask_options, VERSION, PIL.__version__)
         about.update(repr(options).encode())

@@ -1,11 +1,12 @@
 """Batch-hard in blocks of rows: O(N D) memory, one matrix product in the forward, none in the backward.
 
 Forward: a block of anchors' mining distances to all N rows, reduced at once to the picked rows p and n; the
-picked distances again from differences. Gathered over the ranks per anchor: p, n, the value, two pair weights.
+picked distances again from differences. Gathered over the ranks per anchor: p, n, the value, two pair
+weights.
 
-Backward: a pair (k, o) whose weight is w = dL/dd times 1/d (euclidean) or 2 (squared) adds w (x_k - x_o) to row k
-and its negative to row o; for cosine w = dL/dd, and -w x_o and -w x_k are added. A rank applies the pairs, of
-whichever anchor, that touch its own rows: no collective, O(pairs x D).
+Backward: a pair (k, o) whose weight is w = dL/dd times 1/d (euclidean) or 2 (squared) adds w (x_k - x_o) to
+row k and its negative to row o; for cosine w = dL/dd, and -w x_o and -w x_k are added. A rank applies the
+pairs, of whichever anchor, that touch its own rows: no collective, O(pairs x D).
 
 Names: B = this rank's rows, N = rows of all ranks, D = columns, b = rows of a block, m = pairs of a block,
 P = rows of the largest identity.
@@ -49,9 +50,8 @@ class _BatchHardLoss(torch.autograd.Function):
         x_ND = gather_rows(rows_BD, layout)
         positives = find_positives(gather_rows(labels_B, layout))
         square_N = mining_squares(x_ND, terms)
-        own_B5 = x_ND.new_empty(
-            (rows_BD.shape[0], 5), dtype=torch.float64
-        )  # float64 holds row numbers exactly
+        # float64 holds row numbers exactly.
+        own_B5 = x_ND.new_empty((rows_BD.shape[0], 5), dtype=torch.float64)
         bytes_per_row = x_ND.element_size() * (x_ND.shape[0] + 3 * x_ND.shape[1]) + 32 * positives.widest
         for block, rows in own_and_global_blocks(layout.own, bytes_per_row):
             own_B5[block] = _anchor_numbers(x_ND, rows, square_N, positives, terms)
@@ -110,9 +110,8 @@ def _anchor_numbers(
     valid_b, x_bD = positives.valid_N[rows], x_ND[rows]
     distance_bN = mining_distances(x_bD, x_ND, square_N)
     distance_bP = distance_bN.gather(1, index_bP).masked_fill_(~positive_bP, -torch.inf)
-    hardest_positive_b = index_bP.gather(1, distance_bP.max(1, keepdim=True).indices).squeeze(
-        1
-    )  # first of equals
+    # First of equals.
+    hardest_positive_b = index_bP.gather(1, distance_bP.max(1, keepdim=True).indices).squeeze(1)
     hardest_negative_b = distance_bN.scatter_(1, index_bP, torch.inf).min(1).indices
     positive_distance_b = terms.pair_distance(x_bD, x_ND.index_select(0, hardest_positive_b))
     negative_distance_b = terms.pair_distance(x_bD, x_ND.index_select(0, hardest_negative_b))
@@ -134,7 +133,8 @@ def _lies_in(rows: slice, index: Tensor) -> Tensor:
 
 
 def _add_rows_(gradient_BD: Tensor, index_m: Tensor, step_mD: Tensor, sign: int, own: slice) -> None:
-    """Add sign x steps to the own rows among the indexed; repeated rows add up, in the same order every time."""
+    """Add sign x steps to the own rows among the indexed; repeated rows add up, in the same order every
+    time."""
     inside_m = _lies_in(own, index_m)
     if not bool(inside_m.all()):
         step_mD, index_m = step_mD[inside_m], index_m[inside_m]

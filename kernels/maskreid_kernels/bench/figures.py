@@ -1,4 +1,5 @@
-"""What every benchmark of this project writes beside its figures: quantiles, promises, the machine, CSV files."""
+"""What every benchmark of this project writes beside its figures: quantiles, promises, the machine, CSV
+files."""
 
 import csv
 import datetime
@@ -70,7 +71,7 @@ class Machine:
         import triton
 
         return cls(
-            torch.cuda.get_device_name() if device == "cuda" else processor_name(),
+            torch.cuda.get_device_name() if device == "cuda" else _processor(),
             torch.get_num_threads(),
             platform.python_version(),
             torch.__version__,
@@ -87,8 +88,7 @@ class Machine:
         )
 
 
-def processor_name() -> str:
-    """The CPU's, as Linux has it."""
+def _processor() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -117,7 +117,8 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` at once: a run that is stopped leaves the old file or the new one. Makes missing folders."""
+    """Replace `path` by `data` at once: a run that is stopped leaves the old file or the new one. Makes
+    missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
     beside.write_bytes(data)

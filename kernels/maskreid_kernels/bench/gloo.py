@@ -11,7 +11,8 @@ import torch.multiprocessing as mp
 
 
 def run_ranks(function: Callable[..., None], world: int, folder: Path, *arguments: Any) -> None:
-    """Call `function(rank, world, *arguments)` in `world` processes of one group, which meet in a file in `folder`."""
+    """Call `function(rank, world, *arguments)` in `world` processes of one group, which meet in a file in
+    `folder`."""
     meeting = f"file://{folder}/rendezvous"
     mp.spawn(  # type: ignore[attr-defined]  # torch does not declare what it exports
         _run_rank, (world, meeting, function, arguments), nprocs=world
@@ -27,6 +28,6 @@ def _run_rank(
         function(rank, world, *arguments)
     finally:
         dist.destroy_process_group()
-        # A thread of gloo that is alive at exit may abort the process (pytorch#190489). It ends with the group's last
-        # reference, and a caught exception leaves some in a cycle.
+        # A thread of gloo that is alive at exit may abort the process (pytorch#190489). It ends with the
+        # group's last reference, and a caught exception leaves some in a cycle.
         gc.collect()

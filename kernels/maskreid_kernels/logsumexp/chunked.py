@@ -1,11 +1,11 @@
 """The log-sum-exp losses in blocks of rows: O(N D) memory, no N x N matrix, their own backward.
 
 Forward: a block of anchors' similarities S to all N rows, reduced at once to A, the log-sum-exp of f over the
-negatives; from it and the positives' similarities the loss makes three numbers per anchor (`terms.anchor`), which are
-gathered over the ranks. Backward: dL(k)/dS_kj is exp(f(S_kj) + log_weight_k) f'(S_kj) on a negative j and
-`terms.pull` on a positive. The gradient of row a takes a pair (a, b) twice, once per role:
-dX_a = sum_b (G_ab + G_ba) x_b. G_ba needs only the gathered numbers of anchor b, so every rank finishes its own
-rows alone: no collective, no N x D reduction.
+negatives; from it and the positives' similarities the loss makes three numbers per anchor (`terms.anchor`),
+which are gathered over the ranks. Backward: dL(k)/dS_kj is exp(f(S_kj) + log_weight_k) f'(S_kj) on a negative
+j and `terms.pull` on a positive. The gradient of row a takes a pair (a, b) twice, once per role: dX_a = sum_b
+(G_ab + G_ba) x_b. G_ba needs only the gathered numbers of anchor b, so every rank finishes its own rows
+alone: no collective, no N x D reduction.
 
 Names: B = this rank's rows, N = rows of all ranks, D = columns, b = rows of a block,
 P = rows of the largest identity.
@@ -99,7 +99,8 @@ class _LogSumExpLoss(torch.autograd.Function):
 
 def _own_blocks(x_ND: Tensor, positives: Positives, layout: RankLayout) -> list[tuple[slice, slice]]:
     """This rank's blocks, each as (rows among its own, the same rows among the N)."""
-    # Three matrices of b x N at most, and five of b x P (lists of positives: int64 indices, masks and values).
+    # Three matrices of b x N at most, and five of b x P (lists of positives: int64 indices, masks and
+    # values).
     bytes_per_row = 3 * x_ND.shape[0] * x_ND.element_size() + 40 * positives.widest
     return own_and_global_blocks(layout.own, bytes_per_row)
 

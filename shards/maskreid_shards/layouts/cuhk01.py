@@ -32,7 +32,8 @@ def scan_cuhk01(src: Path, *, train_identities: int = TRAIN_IDENTITIES, split_se
         match = NAME.match(name)
         if match is None or int(match[1]) < 1 or not 1 <= int(match[2]) <= IMAGES:
             raise ShardError(
-                f"{src / FOLDER / name}: the name is not of the form 0001001.png (<pid><image>.png, images 1 to 4)"
+                f"{src / FOLDER / name}: the name is not of the form 0001001.png (<pid><image>.png, images 1 "
+                "to 4)"
             )
         found.append(ImageEntry(FOLDER, name, int(match[1]), 1 if int(match[2]) <= IMAGES // 2 else 2))
     train = draw_identities(src, {image.pid for image in found}, train_identities, split_seed)

@@ -46,10 +46,10 @@ class ReleaseImage:
 def scan_cuhk03(src: Path, *, boxes: Boxes = "labeled", test_set: int = 1) -> Layout:
     """The classic protocol: 100 test identities (`test_set` 1 to 20), the others train; views are cameras.
 
-    `src` is `cuhk-03.mat` or a folder that holds it. `query` has the test identities' images of view 1, `gallery`
-    those of view 2; the protocol draws one gallery image per identity at evaluation. "merged" takes labelled
-    and detected boxes. Images are stored as PNG, as there are no files to keep. An identity's pid counts through
-    the pairs of cameras, so it is the same in every test set.
+    `src` is `cuhk-03.mat` or a folder that holds it. `query` has the test identities' images of view 1,
+    `gallery` those of view 2; the protocol draws one gallery image per identity at evaluation. "merged" takes
+    labelled and detected boxes. Images are stored as PNG, as there are no files to keep. An identity's pid
+    counts through the pairs of cameras, so it is the same in every test set.
 
     Raises ShardError: no h5py, not the release file, a test set that is not there.
     """
@@ -118,7 +118,8 @@ def as_found(file: str, image: ReleaseImage, pid: int) -> ImageEntry:
 
 
 def read_array(file: Any, array: str) -> Any:
-    """The pixels (height, width, 3), uint8, of a `ReleaseImage.array`. MATLAB's order of the axes is reversed."""
+    """The pixels (height, width, 3), uint8, of a `ReleaseImage.array`. MATLAB's order of the axes is
+    reversed."""
     boxes, pair, identity, column = array.split("/")
     cells = file[file[boxes][0][int(pair) - 1]]
     pixels = file[cells[int(column) - 1][int(identity) - 1]][:].T

@@ -1,4 +1,5 @@
-"""CUHK03, the new protocol (767 / 700 identities): ready folders, or the release and the protocol's config."""
+"""CUHK03, the new protocol (767 / 700 identities): ready folders, or the release and the protocol's
+config."""
 
 import re
 from collections.abc import Mapping
@@ -63,8 +64,8 @@ def _from_config(config: Path, release: str, boxes: str) -> dict[str, list[Image
             image = parse_name(names[number - 1], boxes)
             if image is None or image.view != int(cameras[number - 1]):
                 raise ShardError(
-                    f"{config}: file {number}: {names[number - 1]!r} of camera {cameras[number - 1]} is not an image "
-                    "of the release; fetch it again"
+                    f"{config}: file {number}: {names[number - 1]!r} of camera {cameras[number - 1]} is not "
+                    "an image of the release; fetch it again"
                 )
             found[split].append(as_found(release, image, int(labels[number - 1])))
         if not found[split]:

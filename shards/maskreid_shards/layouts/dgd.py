@@ -20,8 +20,8 @@ PUBLISHED = {
 def scan_dgd(src: Path) -> Layout:
     """`identities[pid][view]` lists files; `split.json` names pids from 0. Here pid + 1 and view + 1.
 
-    An identity of test_probe and test_gallery has its first view in the query split and the others in the gallery. A
-    data set without test identities has a train split only.
+    An identity of test_probe and test_gallery has its first view in the query split and the others in the
+    gallery. A data set without test identities has a train split only.
 
     Raises ShardError: a missing or odd file, a pid that is not there, identities in train and in test.
     """

@@ -1,4 +1,5 @@
-"""Data sets without a fixed split: train identities drawn by seed, the others split by camera into query and gallery."""
+"""Data sets without a fixed split: train identities drawn by seed, the others split by camera into query and
+gallery."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,7 +30,8 @@ def drawn_layout(
     strays: Iterable[str],
     seed: int,
 ) -> Layout:
-    """Of the identities not in `train`, camera 1 has the queries (where camera 2 shows them too), camera 2 the gallery."""
+    """Of the identities not in `train`, camera 1 has the queries (where camera 2 shows them too), camera 2
+    the gallery."""
     images = list(found)
     in_gallery = {image.pid for image in images if image.camid == 2}
     splits: dict[str, list[ImageEntry]] = {"train": [], "query": [], "gallery": []}
@@ -49,6 +51,7 @@ def drawn_layout(
         tuple(strays),
         dict(published),
         notes=(
-            f"{len(train)} train identities drawn with split seed {seed}; queries are camera 1, the gallery camera 2",
+            f"{len(train)} train identities drawn with split seed {seed}; queries are camera 1, the gallery "
+            "camera 2",
         ),
     )

@@ -11,11 +11,12 @@ SPLITS = ("train", "query", "gallery")
 
 
 def scan_folder(src: Path, *, camera: str | None = None) -> Layout:
-    """`SRC/<identity>/<image>` is a train split; `SRC/train/<identity>/<image>`, `SRC/query/...` are those splits.
+    """`SRC/<identity>/<image>` is a train split; `SRC/train/<identity>/<image>`, `SRC/query/...` are those
+    splits.
 
-    Identities are numbered from 1 by the names of their folders, train before the others; query and gallery share them.
-    `camera` is a regular expression with one group, the camera's number, searched in the images' names; without it
-    all cameras are 1.
+    Identities are numbered from 1 by the names of their folders, train before the others; query and gallery
+    share them. `camera` is a regular expression with one group, the camera's number, searched in the images'
+    names; without it all cameras are 1.
 
     Raises ShardError: no image, a name in which no camera is found, a name in train and in test.
     """

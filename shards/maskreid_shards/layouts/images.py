@@ -9,13 +9,15 @@ from ..errors import ShardError
 from ..samples import Source, numbered
 
 MASK_SUFFIX = "_seg"
-# A file that looks like an image but does not match a layout's pattern stops the scan; anything else is a stray.
+# A file that looks like an image but does not match a layout's pattern stops the scan; anything else is a
+# stray.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """An image: `rest` is its path below `folder`, itself relative to the data set's. Masks mirror `<folder>_seg`."""
+    """An image: `rest` is its path below `folder`, itself relative to the data set's. Masks mirror
+    `<folder>_seg`."""
 
     folder: str
     rest: str
@@ -25,7 +27,8 @@ class ImageEntry:
 
 
 def sources(src: Path, split: str, found: Iterable[ImageEntry]) -> tuple[Source, ...]:
-    """Sources with keys, in the order given. With `array`, `folder` is the file and `rest` the image's name."""
+    """Sources with keys, in the order given. With `array`, `folder` is the file and `rest` the image's
+    name."""
     images = list(found)
     keys = numbered(image.pid for image in images)
     # Once a folder, not once an image: making paths took a twelfth of a conversion.

@@ -1,4 +1,5 @@
-"""Market-1501: three folders named by split, each with a sibling `_seg` of masks; gt_bbox for multiple queries."""
+"""Market-1501: three folders named by split, each with a sibling `_seg` of masks; gt_bbox for multiple
+queries."""
 
 import re
 from pathlib import Path

@@ -63,7 +63,8 @@ def scan_mars(src: Path) -> Layout:
 
 
 def _tracklets(src: Path, part: str) -> list[Tracklet]:
-    """Rows (first frame, last frame, pid, camera) of the table over the list of names; frames count from 1."""
+    """Rows (first frame, last frame, pid, camera) of the table over the list of names; frames count from
+    1."""
     names = [line for _, line in lines_of(src / "info" / f"{part}_name.txt")]
     path = src / "info" / f"tracks_{part}_info.mat"
     (table,) = load_mat(path, f"track_{part}_info")

@@ -62,7 +62,8 @@ def _read_list(src: Path, name: str, folder: str) -> list[ImageEntry]:
         if match is None or not 1 <= int(match[3]) <= CAMERAS or int(match[2]) != int(match[4]):
             raise ShardError(
                 f"{path}: line {number}: {line[:80]!r} is not of the form "
-                "0000/0000_000_01_0303morning_0008_0.jpg 0 (<pid>/<pid>_<sequence>_<camera>_...); fetch the list again"
+                "0000/0000_000_01_0303morning_0008_0.jpg 0 (<pid>/<pid>_<sequence>_<camera>_...); fetch the "
+                "list again"
             )
         found.append(ImageEntry(folder, match[1], int(match[4]) + 1, int(match[3])))
     if not found:

@@ -18,8 +18,8 @@ PUBLISHED = {"train identities": 100, "query images": 100, "gallery images": 649
 def scan_prid(src: Path, *, train_identities: int = TRAIN_IDENTITIES, split_seed: int = 0) -> Layout:
     """Train: identities drawn by seed from the 200 seen by both cameras. The gallery is the rest of camera b.
 
-    `src` holds `single_shot/` or is that folder. A number above 200 is another person in each camera; such ones
-    of camera a are used nowhere.
+    `src` holds `single_shot/` or is that folder. A number above 200 is another person in each camera; such
+    ones of camera a are used nowhere.
 
     Raises ShardError: a missing folder, a name that does not match, too few identities.
     """

@@ -15,7 +15,8 @@ PUBLISHED = {"train identities": 316, "query images": 316, "gallery images": 316
 
 
 def scan_viper(src: Path, *, train_identities: int = TRAIN_IDENTITIES, split_seed: int = 0) -> Layout:
-    """Half of the identities, drawn by seed, train; BMP is stored as PNG, as shards hold no BMP. pid = name + 1.
+    """Half of the identities, drawn by seed, train; BMP is stored as PNG, as shards hold no BMP. pid = name +
+    1.
 
     Raises ShardError: a missing folder, a name that does not match, too few identities.
     """
