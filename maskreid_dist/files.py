@@ -1,4 +1,4 @@
-"""Writing that a kill or a full disk cannot leave half done: beside, fsync, rename."""
+"""Whether results can be written where they should go, asked before long work."""
 
 import os
 from pathlib import Path
@@ -21,27 +21,3 @@ def check_writable(path: Path, *, folder: bool = False) -> None:
         raise UserError(f"{path}: cannot be written ({place} is no folder); choose another place")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError(f"{path}: cannot be written (no permission in {place}); choose another place")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` at once: afterwards it holds either the old bytes or all of the new ones.
-
-    Missing folders are made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ PROMISED = {
 }
 
 
-def lines(folder: Path) -> list[dict]:
+def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
@@ -75,7 +76,7 @@ def test_a_dry_run_walks_every_step_with_what_a_gpu_machine_has(tmp_path: Path) 
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"PYTHONPATH": str(tmp_path), "PATH": "/nowhere", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     script = ROOT / "kernels" / "bench" / "gpu.py"
-    command = [sys.executable, script, "--dry-run", "--output", tmp_path / "out"]
+    command = [sys.executable, str(script), "--dry-run", "--output", str(tmp_path / "out")]
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = lines(tmp_path / "out")
@@ -102,7 +103,7 @@ def test_the_block_blocks(tmp_path: Path) -> None:
     assert ran.stdout == "None None None\n", ran.stderr
 
 
-def steps_of(*measures) -> list[program.Step]:
+def steps_of(*measures: Callable[[Setting], Iterator[Figure]]) -> list[program.Step]:
     return [program.Step(f"step {number}", 60.0, measure) for number, measure in enumerate(measures)]
 
 

@@ -15,9 +15,8 @@ from torch import Tensor
 import maskreid_kernels as kernels
 from gloo import run_ranks
 from maskreid_kernels import compiled, triton_tiles
-from maskreid_kernels.agreement import agree_on_layout
 from maskreid_kernels.precision import choose_precision, matmul_precision
-from maskreid_kernels.ranks import RankLayout
+from maskreid_kernels.ranks import RankLayout, agree_on_layout
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "ranking": kernels.ranking_loss,

@@ -62,7 +62,7 @@ def test_against_the_reference(
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
 
 
-@pytest.mark.parametrize("limit", ["SPARSE_UP_TO", "MOST_PAIRS"])
+@pytest.mark.parametrize("limit", ["SPARSE_UP_TO", "MAX_PAIRS"])
 def test_a_list_that_grows_too_long_is_given_up(
     limit: str, lists: list[ActivePairs], monkeypatch: pytest.MonkeyPatch
 ) -> None:

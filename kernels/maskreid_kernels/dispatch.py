@@ -15,14 +15,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .agreement import agree_on_layout
 from .backends import check_backend, check_device, choose_backend
 from .compiled import compiled_loss, register
 from .inputs import compute_dtype, find_problem, on_their_device, under_transforms
-from .options import Call, check_group, check_ignore_index, check_reduction
+from .options import Call, check_group, check_ignore_index, check_precision, check_reduction
 from .positives import count_valid_anchors
-from .precision import check_precision, choose_precision
-from .ranks import RankLayout
+from .precision import choose_precision
+from .ranks import RankLayout, agree_on_layout
 from .recorded import kept_rows, scaled
 
 

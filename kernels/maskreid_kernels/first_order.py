@@ -1,4 +1,5 @@
-"""Guard of hand-written backwards: they have no second derivative and say so, and autocast does not reach into them."""
+"""Guard of hand-written backwards: they have no second derivative and say so, and autocast does not reach
+into them."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ NO_SECOND_DERIVATIVE = 'create_graph=True: this backend has no second derivative
 
 
 def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate `Function.backward` to raise RuntimeError when a second derivative is asked for, and to run as the
-    forward did where `backward()` is called inside autocast.
+    """Decorate `Function.backward` to raise RuntimeError when a second derivative is asked for, and to run as
+    the forward did where `backward()` is called inside autocast.
 
     torch's own `once_differentiable` raises only where the upstream gradient requires a gradient; otherwise
     it takes the gradient for a constant, and a gradient penalty would be dropped in silence. Gradient mode is

@@ -17,6 +17,7 @@ Names: B = this rank's rows, N = rows of all ranks, D = columns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+from .agreement import agree
+from .inputs import FLOATS
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,43 @@ class RankLayout:
         return slice(start, start + self.rows_per_rank[self.rank])
 
 
+def agree_on_layout(
+    rows_BD: object,
+    problem: str | None,
+    group: dist.ProcessGroup | None,
+    options: Mapping[str, Any] | None = None,
+) -> RankLayout:
+    """Exchange row counts over the group; raise ValueError, the same line on every rank, when any rank's input is bad or
+    the ranks' widths, dtypes or options differ.
+
+    Every rank of the group takes part (`agree`). A group of one rank is no group: nothing is exchanged. `problem` is
+    what this rank found wrong with its own input, None when nothing: rows_BD is a tensor then. `options`: what must be
+    equal on all ranks.
+    """
+    rank = 0 if group is None else dist.get_rank(group)
+    if rank < 0:
+        raise ValueError("group: this process is not one of the group's ranks")
+    if group is None or dist.get_world_size(group) == 1:
+        if problem:
+            raise ValueError(problem)
+        assert isinstance(rows_BD, Tensor)
+        return RankLayout(None, 0, (rows_BD.shape[0],))
+    numbers = (0, 0, 0)
+    if not problem:
+        assert isinstance(rows_BD, Tensor)
+        numbers = (*rows_BD.shape, FLOATS.index(rows_BD.dtype))
+    device = rows_BD.device if isinstance(rows_BD, Tensor) else None
+    rows, columns, dtypes = zip(*agree(problem, options or {}, numbers, group, device), strict=True)
+    if len(set(columns)) > 1:
+        raise ValueError(
+            f"the ranks' rows differ in width: {list(columns)} columns by rank; pass the same width"
+        )
+    if len(set(dtypes)) > 1:
+        names = [str(FLOATS[code]) for code in dtypes]
+        raise ValueError(f"the ranks' rows differ in dtype: {names} by rank; pass the same dtype")
+    return RankLayout(group, rank, rows)
+
+
 def gather_rows(own: Tensor, layout: RankLayout) -> Tensor:
     """All ranks' rows in rank order, [B, ...] -> [N, ...]. Every rank takes part; carries no gradient."""
     own = own.detach()
@@ -57,18 +98,18 @@ def gather_rows(own: Tensor, layout: RankLayout) -> Tensor:
 
 @torch.no_grad()
 def _gathered(own: Tensor, layout: RankLayout) -> Tensor:
-    tallest = max(layout.rows_per_rank)
+    max_rows = max(layout.rows_per_rank)
     padded = own
-    if own.shape[0] < tallest:  # collectives want equal shapes, ranks may hold unequal row counts
-        padded = own.new_zeros((tallest, *own.shape[1:]))
+    if own.shape[0] < max_rows:  # collectives want equal shapes, ranks may hold unequal row counts
+        padded = own.new_zeros((max_rows, *own.shape[1:]))
         padded[: own.shape[0]] = own
-    gathered = own.new_empty((layout.world_size * tallest, *own.shape[1:]))
-    if tallest > 0:
+    gathered = own.new_empty((layout.world_size * max_rows, *own.shape[1:]))
+    if max_rows > 0:
         # Into one tensor: of a list, NCCL would make a flat buffer and copy it.
         dist.all_gather_into_tensor(gathered, padded.contiguous(), group=layout.group)
-    if min(layout.rows_per_rank) == tallest:
+    if min(layout.rows_per_rank) == max_rows:
         return gathered
-    padded_ranks = gathered.unflatten(0, (layout.world_size, tallest))
+    padded_ranks = gathered.unflatten(0, (layout.world_size, max_rows))
     return torch.cat([padded_ranks[rank, :rows] for rank, rows in enumerate(layout.rows_per_rank)])
 
 

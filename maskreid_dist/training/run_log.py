@@ -8,18 +8,12 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TextColumn, TimeElapsedColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from maskreid_dist.files import write_atomically
+from maskreid_dist.progress import make_bar
 from maskreid_dist.run_directory import METRICS, TENSORBOARD
+from maskreid_shards.atomic import write_atomically
 
 
 class RunLog:
@@ -35,16 +29,8 @@ class RunLog:
         self.file = self.path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=start)
         self.console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            refresh_per_second=2,
-        )
+        more = (TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+        self.progress = make_bar("training", self.console, *more)
         self.task = self.progress.add_task("training", total=stop, completed=start, note="")
 
     def _drop_after(self, start: int) -> None:
@@ -58,8 +44,7 @@ class RunLog:
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self.progress.start()
+        self.progress.start()
         return self
 
     def __exit__(

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from maskreid_dist.config import Config
-from maskreid_dist.files import sync_directory
 from maskreid_dist.model.checkpoint import FORMAT, MANIFEST, PARTIAL, WEIGHTS, finished_checkpoints
 from maskreid_dist.run_directory import CHECKPOINTS
 from maskreid_dist.training.world import World
+from maskreid_shards.atomic import sync_folder
 
 
 def save_checkpoint(
@@ -55,7 +55,7 @@ def save_checkpoint(
             },
         )
         os.replace(partial, final)
-        sync_directory(folder)
+        sync_folder(folder)
         _prune(folder, config.run.keep_checkpoints)
     world.barrier()
     return final
@@ -72,7 +72,7 @@ def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
         json.dump({**facts, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    sync_directory(folder)
+    sync_folder(folder)
 
 
 def _prune(folder: Path, keep: int) -> None:

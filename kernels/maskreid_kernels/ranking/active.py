@@ -1,8 +1,9 @@
-"""The ranking loss's gradient as a list of pairs, recorded in the forward: exact, and sparse late in training.
+"""The ranking loss's gradient as a list of pairs, recorded in the forward: exact, and sparse late in
+training.
 
-A negative outside the margin has the weight 0 by the hinge. So where few are inside, G = dL(k)/dS_kj is a short list,
-and the backward, dX = (G + G^T) x, gathers rows instead of computing every similarity again. One process on a
-CPU only: there the forward sees every anchor, and counting costs no host sync.
+A negative outside the margin has the weight 0 by the hinge. So where few are inside, G = dL(k)/dS_kj is a
+short list, and the backward, dX = (G + G^T) x, gathers rows instead of computing every similarity again. One
+process on a CPU only: there the forward sees every anchor, and counting costs no host sync.
 
 Names: N = rows, D = columns, b = rows of a block, P = rows of the largest identity, m = pairs.
 """
@@ -19,10 +20,11 @@ from ..blocks import row_blocks
 from ..ranks import RankLayout
 from .terms import RankingTerms
 
-# Gathering the rows of a pair costs as much as the dense backward of some thirteen pairs: at 1/32 it is a clear win.
+# Gathering the rows of a pair costs as much as the dense backward of some thirteen pairs: at 1/32 it is a
+# clear win.
 SPARSE_UP_TO = 1 / 32
 # Of the list and its sorted copy, 40 bytes a pair in float32.
-MOST_PAIRS = (96 << 20) // 40
+MAX_PAIRS = (96 << 20) // 40
 
 
 class ActivePairs:
@@ -36,12 +38,13 @@ class ActivePairs:
         self._count_b: list[Tensor] = []
 
     def accepts(self, inside_b: Tensor, pulled_bP: Tensor, similarities: int) -> bool:
-        """Whether a block is still recorded: negatives inside the margin by anchor, which positives count, their total."""
+        """Whether a block is still recorded: negatives inside the margin by anchor, which positives count,
+        their total."""
         if not self.complete:
             return False
         negatives = int(inside_b.sum())
         self._pairs += negatives + int(pulled_bP.sum())
-        if negatives > SPARSE_UP_TO * similarities or self._pairs > MOST_PAIRS:
+        if negatives > SPARSE_UP_TO * similarities or self._pairs > MAX_PAIRS:
             self.complete = False
             self._columns, self._values, self._count_b = [], [], []
         return self.complete
@@ -66,7 +69,8 @@ class ActivePairs:
 
 
 def recorder(x_ND: Tensor, terms: RankingTerms, layout: RankLayout) -> ActivePairs | None:
-    """A list to record into, where that is possible. A NaN, which is inside no margin, must not be lost: then None."""
+    """A list to record into, where that is possible. A NaN, which is inside no margin, must not be lost: then
+    None."""
     possible = layout.group is None and x_ND.device.type == "cpu" and terms.bounded and len(x_ND) > 0
     return ActivePairs() if possible and math.isfinite(float(x_ND.sum())) else None
 

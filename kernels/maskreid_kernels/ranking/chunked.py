@@ -9,9 +9,9 @@ which are gathered over the ranks for every anchor. Backward: dL(k)/dS_kj is
 
     w_k(j) on negatives,   -q_k on p_k,   (pull / |B+|) (S_ki - 1) on every positive.
 
-The gradient of row a takes a pair (a, b) twice, once per role: dX_a = sum_b (G_ab + G_ba) x_b. G_ba needs only
-the gathered numbers of anchor b, so every rank finishes its own rows alone: no collective, no N x D reduction.
-Where few negatives are inside the margin, one process lists them instead: see active.py.
+The gradient of row a takes a pair (a, b) twice, once per role: dX_a = sum_b (G_ab + G_ba) x_b. G_ba needs
+only the gathered numbers of anchor b, so every rank finishes its own rows alone: no collective, no N x D
+reduction. Where few negatives are inside the margin, one process lists them instead: see active.py.
 
 Names: B = this rank's rows, N = rows of all ranks, D = columns, b = rows of a block,
 P = rows of the largest identity.
@@ -66,9 +66,8 @@ class _RankingLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x_ND = gather_rows(rows_BD, layout)
         positives = find_positives(gather_rows(labels_B, layout))
-        own_B6 = x_ND.new_empty(
-            (rows_BD.shape[0], 6), dtype=torch.float64
-        )  # float64 holds row numbers exactly
+        # float64 holds row numbers exactly.
+        own_B6 = x_ND.new_empty((rows_BD.shape[0], 6), dtype=torch.float64)
         recorded = ctx.needs_input_grad[0] and not per_anchor  # the list holds a sum over the anchors
         active = recorder(x_ND, terms, layout) if recorded else None
         for block, rows in _own_blocks(x_ND, positives, layout):
