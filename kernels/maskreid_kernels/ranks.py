@@ -7,6 +7,9 @@ be zero). For a loss L, the true mean over the global batch:
     gradient   on a rank's own rows: W x dL / d(own rows), where dL / d(own rows) counts every term the rows
                take part in, also as candidates of other ranks' anchors.
 
+Candidates that are not the batch (`reference=`) are rows of their own, any number of each rank, and keep the
+same: W x dL / d(own references), which counts the anchors of every rank.
+
 Data parallelism averages parameter gradients (sum over ranks, divided by W). Under this convention that
 average is the gradient of one process holding the whole batch. Nobody else sums or divides: no collective
 runs in the backward. The gradient flowing into the loss must be the same on every rank, as it is when each
@@ -53,33 +56,57 @@ class RankLayout:
         return slice(start, start + self.rows_per_rank[self.rank])
 
 
+@dataclass(frozen=True)
+class ReferenceLayout(RankLayout):
+    """How candidates that are not the batch lie over the ranks; `learning`: whether any rank's wait for a
+    gradient.
+    """
+
+    learning: bool
+
+
 def agree_on_layout(
     rows_BD: object,
     problem: str | None,
     group: dist.ProcessGroup | None,
     options: Mapping[str, Any] | None = None,
 ) -> RankLayout:
-    """Exchange row counts over the group; raise ValueError, the same line on every rank, when any rank's input is bad or
-    the ranks' widths, dtypes or options differ.
+    """`agree_on_layouts` of a call whose candidates are the batch."""
+    return agree_on_layouts(rows_BD, None, problem, group, options)[0]
 
-    Every rank of the group takes part (`agree`). A group of one rank is no group: nothing is exchanged. `problem` is
-    what this rank found wrong with its own input, None when nothing: rows_BD is a tensor then. `options`: what must be
+
+def agree_on_layouts(
+    rows_BD: object,
+    reference_RD: Tensor | None,
+    problem: str | None,
+    group: dist.ProcessGroup | None,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[RankLayout, ReferenceLayout]:
+    """Exchange row counts over the group; raise ValueError, the same line on every rank, when any rank's input is
+    bad or the ranks' widths, dtypes or options differ.
+
+    Every rank of the group takes part (`agree`). A group of one rank is no group: nothing is exchanged.
+    `problem` is what this rank found wrong with its own input, None when nothing: rows_BD is a tensor then.
+    reference_RD: candidates that are not the batch, of the rows' width; None: none. `options`: what must be
     equal on all ranks.
     """
     rank = 0 if group is None else dist.get_rank(group)
     if rank < 0:
         raise ValueError("group: this process is not one of the group's ranks")
+    learning = reference_RD is not None and reference_RD.requires_grad
+    references = 0 if reference_RD is None else len(reference_RD)
     if group is None or dist.get_world_size(group) == 1:
         if problem:
             raise ValueError(problem)
         assert isinstance(rows_BD, Tensor)
-        return RankLayout(None, 0, (rows_BD.shape[0],))
-    numbers = (0, 0, 0)
+        return RankLayout(None, 0, (rows_BD.shape[0],)), ReferenceLayout(None, 0, (references,), learning)
+    numbers = (0, 0, 0, 0, 0)
     if not problem:
         assert isinstance(rows_BD, Tensor)
-        numbers = (*rows_BD.shape, FLOATS.index(rows_BD.dtype))
+        numbers = (*rows_BD.shape, FLOATS.index(rows_BD.dtype), references, int(learning))
     device = rows_BD.device if isinstance(rows_BD, Tensor) else None
-    rows, columns, dtypes = zip(*agree(problem, options or {}, numbers, group, device), strict=True)
+    found = agree(problem, options or {}, numbers, group, device)
+    rows, columns, dtypes, candidates, learn = zip(*found, strict=True)
     if len(set(columns)) > 1:
         raise ValueError(
             f"the ranks' rows differ in width: {list(columns)} columns by rank; pass the same width"
@@ -87,7 +114,7 @@ def agree_on_layout(
     if len(set(dtypes)) > 1:
         names = [str(FLOATS[code]) for code in dtypes]
         raise ValueError(f"the ranks' rows differ in dtype: {names} by rank; pass the same dtype")
-    return RankLayout(group, rank, rows)
+    return RankLayout(group, rank, rows), ReferenceLayout(group, rank, candidates, any(learn))
 
 
 def gather_rows(own: Tensor, layout: RankLayout) -> Tensor:
