@@ -48,7 +48,7 @@ $(ADAPTERS)/.installed: $(INSTALLED) tests/adapters.txt
 	@touch $@
 
 test-adapters: $(ADAPTERS)/.installed
-	ADAPTERS=all $(ADAPTERS)/bin/python -m pytest -q tests/test_kernels_adapters.py
+	ADAPTERS=all $(ADAPTERS)/bin/python -m pytest -q tests/test_kernels_adapters.py tests/test_kernels_readme.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -5,7 +5,6 @@ Without a package its tests are skipped: `make test-adapters` installs them into
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import subprocess
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 import maskreid_kernels as kernels
 from gloo import run_ranks
+from libraries import Embedder, package
 from maskreid_kernels.adapters import open_metric_learning as oml_form
 from maskreid_kernels.adapters import pytorch_metric_learning as pml_form
 from maskreid_kernels.adapters import sentence_transformers as st_form
@@ -29,12 +29,6 @@ from maskreid_kernels.adapters import sentence_transformers as st_form
 Call = Callable[[Tensor, Tensor], Tensor]
 EQUAL = torch.arange(24) // 3
 UNEQUAL = torch.tensor([0] * 7 + [1] * 2 + [2] * 5 + [3] * 3 + [4] + [5] * 6)  # identity 4 has no positive
-
-
-def package(name: str) -> Any:
-    if os.environ.get("ADAPTERS") == "all":  # then a test that does not run is a failure
-        return importlib.import_module(name)
-    return pytest.importorskip(name, reason=f"{name} is not installed; make test-adapters has it")
 
 
 def rows(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -253,17 +247,6 @@ def test_oml_logs_of_anchors_that_count() -> None:
 
 
 # sentence-transformers
-
-
-class Embedder(nn.Module):
-    """What a SentenceTransformer is to a loss: features in, "sentence_embedding" out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.eye(6, dtype=torch.float64))
-
-    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"sentence_embedding": features["x"] @ self.weight}
 
 
 @pytest.fixture(scope="module")
