@@ -19,14 +19,7 @@ from maskreid_kernels.agreement import agree_on_layout
 from maskreid_kernels.precision import choose_precision, matmul_precision
 from maskreid_kernels.ranks import RankLayout
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "ranking": kernels.ranking_loss,
-    "batch_hard": kernels.batch_hard_loss,
-    "n_pair": kernels.n_pair_loss,
-    "all_pairs": kernels.all_pairs_loss,
-    "circle": kernels.circle_loss,
-    "supcon": kernels.supervised_contrastive_loss,
-}
+LOSSES = {name: loss for name, loss in kernels.LOSSES.items() if name != "softmax"}
 
 
 def batch(rows: int, columns: int = 6) -> tuple[Tensor, Tensor]:
