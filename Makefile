@@ -7,12 +7,13 @@ INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters
 
 .PHONY: help install demo test lint types golden kernels-report kernels-predictions kernels-gpu-path launch-counts \
-  gpu-cache gpu test-adapters wheels clean
+  gpu-cache gpu test-adapters kernels-alone wheels clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
 	@echo "make test    run the tests"
 	@echo "make test-adapters  test the losses in the calling forms of other libraries against those libraries"
+	@echo "make kernels-alone  the losses in a fresh environment: size, time of import, README, tests (TORCH=torch==VERSION)"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
 	@echo "make golden  compare the bits of this tree with those of a commit: training, losses, conversion (BASE=COMMIT)"
@@ -37,6 +38,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q --durations=10
+
+# Needs no environment of its own: it makes one, with a CPU build of torch.
+kernels-alone:
+	$(PYTHON) tests/kernels_alone.py $(if $(TORCH),--torch $(TORCH))
 
 # An environment of its own on top of the other, whose torch it shares.
 $(ADAPTERS)/.installed: $(INSTALLED) tests/adapters.txt

@@ -57,7 +57,9 @@ def compiled_loss(
     """
     words = {key: value for key, value in constants.items() if isinstance(value, str | bool)}
     numbers = {key: float(value) for key, value in constants.items() if not isinstance(value, str | bool)}
-    options = _packed(words, tuple(numbers), *call[1:])  # the group travels by its name
+    from .packed import packed  # it imports the compiler, half of a program's start, which is there by now
+
+    options = packed(words, tuple(numbers), *call[1:])  # the group travels by its name
     capturable = call.group is None and call.backend in REGISTERED[name].capturable
     operator = capturable_loss_with_gradient if capturable else loss_with_gradient
     group_name = "" if call.group is None else call.group.group_name
@@ -65,12 +67,6 @@ def compiled_loss(
         rows_BD, labels_B, name, options, list(numbers.values()), group_name, rows_BD.requires_grad
     )
     return loss, statistics
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # the compiler does not look into json
-def _packed(words: dict[str, Any], numbers: tuple[str, ...], *call: object) -> str:
-    """What the compiler may take for constant, as an operator's argument can be. Numbers may change from call to call."""
-    return json.dumps({"words": words, "numbers": numbers, "call": call})
 
 
 def _loss_with_gradient(
