@@ -39,7 +39,9 @@ LOSSES: dict[str, Loss] = {
     "n_pair": lambda x, y, **options: mk.n_pair_loss(x, y, scale=10.0, **options),
     "all_pairs": lambda x, y, **options: mk.all_pairs_loss(x, y, scale=5.0, margin=0.1, **options),
     "circle": lambda x, y, **options: mk.circle_loss(x, y, gamma=32.0, **options),
-    "supcon": lambda x, y, **options: mk.supervised_contrastive_loss(x, y, temperature=0.2, **options),
+    "supervised_contrastive": lambda x, y, **options: mk.supervised_contrastive_loss(
+        x, y, temperature=0.2, **options
+    ),
 }
 
 

@@ -21,7 +21,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "n_pair": lambda x, y, **o: kernels.n_pair_loss(x, y, scale=4.0, **o),
     "all_pairs": lambda x, y, **o: kernels.all_pairs_loss(x, y, **o),
     "circle": lambda x, y, **o: kernels.circle_loss(x, y, gamma=16, **o),
-    "supcon": lambda x, y, **o: kernels.supervised_contrastive_loss(x, y, **o),
+    "supervised_contrastive": lambda x, y, **o: kernels.supervised_contrastive_loss(x, y, **o),
     "softmax": lambda x, y, **o: kernels.softmax_loss(x, y, **o),
 }
 

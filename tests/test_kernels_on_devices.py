@@ -18,14 +18,7 @@ from maskreid_kernels import compiled, triton_tiles
 from maskreid_kernels.precision import choose_precision, matmul_precision
 from maskreid_kernels.ranks import RankLayout, agree_on_layout
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "ranking": kernels.ranking_loss,
-    "batch_hard": kernels.batch_hard_loss,
-    "n_pair": kernels.n_pair_loss,
-    "all_pairs": kernels.all_pairs_loss,
-    "circle": kernels.circle_loss,
-    "supcon": kernels.supervised_contrastive_loss,
-}
+LOSSES = {name: loss for name, loss in kernels.LOSSES.items() if name != "softmax"}
 
 
 def batch(rows: int, columns: int = 6) -> tuple[Tensor, Tensor]:

@@ -138,8 +138,8 @@ def _metric_learning(kernel: str, efficient: bool) -> Callable[..., Tensor] | No
         )
         wrapped = distributed.DistributedLossWrapper(triplet, efficient=efficient)
         return lambda x, y: wrapped(x, y, miner(x, y))
-    if kernel == "supcon":
-        supcon = losses.SupConLoss(temperature=0.1, reducer=mean)
-        form: Callable[..., Tensor] = distributed.DistributedLossWrapper(supcon, efficient=efficient)
+    if kernel == "supervised_contrastive":
+        contrastive = losses.SupConLoss(temperature=0.1, reducer=mean)
+        form: Callable[..., Tensor] = distributed.DistributedLossWrapper(contrastive, efficient=efficient)
         return form
     return None
