@@ -211,6 +211,12 @@ class RunConfig(Section):
     log_every: Positive = 10  # steps
     checkpoint_every: Positive = 500  # steps
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2  # the newest can be damaged: the one before must exist
+    # Steps from one comparison of the ranks' weights to the next; 0: only before each save. A host sync each.
+    check_every: Count = 0
+    # A loss or gradient that is not finite ends the training before a save (stop), or its step is left out (skip: a host
+    # sync each step), at most `non_finite_budget` times in a run.
+    non_finite: Literal["stop", "skip"] = "stop"
+    non_finite_budget: Positive = 10
 
 
 class Config(Section):

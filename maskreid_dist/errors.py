@@ -1,8 +1,12 @@
-"""Errors that are the user's to mend. The program prints one as a single line and exits with status 2."""
+"""Errors that the program prints as a single line; those of the user's to mend end it with status 2."""
 
 
 class UserError(ValueError):
     """What is wrong, where (file, key, line), and what to do about it, in one line."""
+
+
+class TrainingError(RuntimeError):
+    """Ends a training on every rank, and is not the user's to mend: one line and status 1, start again."""
 
 
 class RecipeError(UserError):

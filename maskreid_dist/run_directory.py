@@ -1,6 +1,8 @@
 """What a run directory, `runs/<name>`, holds: the names that training, evaluation and the program share."""
 
 METRICS = "metrics.jsonl"  # a line of numbers for each record
+EVENTS = "events.jsonl"  # what else happened at a step: a changed key, a step left out
+NON_FINITE = "non_finite.json"  # the last step whose values were not finite: its images and the ranks' values
 TENSORBOARD = "tensorboard"
 DEEPSPEED_JSON = "deepspeed.json"  # what DeepSpeed was told
 CHECKPOINTS = "checkpoints"

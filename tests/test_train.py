@@ -257,7 +257,7 @@ def test_an_unfinished_save_is_no_checkpoint(alone: Path, tmp_path: Path) -> Non
         ("model.width=0.25", "model.width = 0.125, the recipe says 0.25"),
         ("batch.images=4", "batch.images = 2, the recipe says 4"),
         ("seed=6", "seed = 5, the recipe says 6"),
-        ("optimizer.steps=60", "optimizer.steps"),
+        ("optimizer.steps=5", "optimizer.steps = 6, the recipe says 5"),
         ("engine.autocast=bfloat16", "engine.autocast"),
     ],
 )
@@ -270,6 +270,13 @@ def test_a_checkpoint_that_does_not_match_the_recipe(
     check_continues(checkpoint, load_recipe(recipe, ["run.log_every=7"]), fingerprint, 1)
     with pytest.raises(CheckpointError, match=words):
         check_continues(checkpoint, load_recipe(recipe, [override]), fingerprint, 1)
+    check_continues(
+        checkpoint, load_recipe(recipe, ["optimizer.lr=0.1", "optimizer.steps=60"]), fingerprint, 1
+    )
+    both = load_recipe(recipe, [override, "loss.margin=0.9"])
+    with pytest.raises(CheckpointError, match=r"loss\.margin = 0\.15, the recipe says 0\.9") as caught:
+        check_continues(checkpoint, both, fingerprint, 1)
+    assert words in str(caught.value)
     with pytest.raises(CheckpointError, match="other shards"):
         check_continues(checkpoint, load_recipe(recipe), "0" * 64, 1)
     with pytest.raises(CheckpointError, match="ZeRO"):

@@ -61,13 +61,12 @@ def train(
     ] = 0,
 ) -> None:
     """Train a recipe: in this process, or as one rank under `deepspeed` or `torchrun`."""
-    from maskreid_dist.recipe import load_recipe
-
-    config = load_recipe(recipe, overrides or ())
+    # A rank that leaves while others ask its store is said in a line of ours, without torch's own.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     quiet_libraries()
     from maskreid_dist.training.loop import train as train_recipe
 
-    status = train_recipe(config, runs, resume)
+    status = train_recipe(recipe, overrides or (), runs, resume)
     sys.stdout.flush()
     raise typer.Exit(status)
 

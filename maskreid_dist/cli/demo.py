@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from maskreid_dist import exit_status
 from maskreid_dist.cli.launcher import launch_training
 from maskreid_dist.config import Config
 from maskreid_dist.data.batches import make_plan, open_recipe_shards
@@ -26,7 +27,6 @@ from maskreid_dist.model import build_network
 from maskreid_dist.model.checkpoint import find_checkpoint, finished_checkpoints
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_directory import CHECKPOINTS
-from maskreid_dist.training.world import EXIT_STOPPED
 
 
 def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> int:
@@ -44,7 +44,7 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
     check_queries(shards)
     if not _is_trained(run, config):
         status = launch_training(recipe, overrides, runs, run, ranks)
-        if status == EXIT_STOPPED:
+        if status == exit_status.STOPPED:
             console.print("stopped and saved; the same command continues")
         if status:
             return status

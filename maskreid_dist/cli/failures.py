@@ -8,8 +8,9 @@ from typing import ParamSpec, TypeVar
 import typer
 
 from maskreid_dist.errors import UserError
+from maskreid_dist.exit_status import NEVER_AGAIN
 from maskreid_dist.training.environment import is_first_process
-from maskreid_shards import RemoteError, ShardError
+from maskreid_shards import ShardError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -18,8 +19,7 @@ R = TypeVar("R")
 def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turn the user's errors into one line on standard error and exit status 2.
 
-    All ranks raise alike (what only one of them meets is voted on), and rank 0 prints. Only before the ranks
-    know of each other may one of them fail alone, when the store does not answer it: that one prints too.
+    Of a training's ranks, what is raised here is wrong with the launcher's variables: one of them prints.
     """
 
     @functools.wraps(command)
@@ -27,13 +27,13 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except (UserError, ShardError) as error:
-            if is_first_process() or isinstance(error, RemoteError):
+            if is_first_process():
                 print(f"maskreid: error: {error}", file=sys.stderr, flush=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(NEVER_AGAIN) from None
         except OSError as error:
             if error.filename is None:  # not about a file: a defect, with its traceback
                 raise
             print(f"maskreid: error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(NEVER_AGAIN) from None
 
     return wrapped

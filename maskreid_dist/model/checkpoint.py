@@ -35,6 +35,7 @@ class Checkpoint:
     classes: int
     world_size: int
     shards_fingerprint: str
+    changes: list[dict[str, Any]]  # keys that were changed when a training was continued: step, key, from, to
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
@@ -45,9 +46,14 @@ def finished_checkpoints(folder: Path) -> list[Path]:
 def read_checkpoint(path: Path) -> Checkpoint:
     """Verify one checkpoint directory, every file by size and sha256. Raises
     CheckpointError naming the file."""
+    return described_checkpoint(path, read_manifest(path))
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint directory whose files were verified by it. Raises CheckpointError naming the file."""
     manifest_path = path / MANIFEST
     try:
-        manifest = json.loads(manifest_path.read_text())
+        manifest: dict[str, Any] = json.loads(manifest_path.read_text())
         if manifest["format"] != FORMAT:
             raise CheckpointError(
                 f"{manifest_path}: format {manifest['format']!r}, not {FORMAT!r}; save it again with this version"
@@ -55,24 +61,35 @@ def read_checkpoint(path: Path) -> Checkpoint:
         files: dict[str, dict[str, Any]] = manifest["files"]
         for name, expected in files.items():
             _verify_file(path / name, expected["bytes"], expected["sha256"])
-        return Checkpoint(
-            path,
-            manifest["step"],
-            validate(manifest["config"], str(manifest_path)),
-            manifest["classes"],
-            manifest["world_size"],
-            manifest["shards_fingerprint"],
-        )
-    except RecipeError as error:
-        raise CheckpointError(f"{error}; it was saved by another version") from None
+        described_checkpoint(path, manifest)
+        return manifest
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{error.filename}: missing; name a directory such as runs/demo or one of its checkpoints"
         ) from None
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: {error.strerror}; use another checkpoint") from None
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(
             f"{manifest_path}: not a checkpoint manifest ({type(error).__name__}: {error})"
         ) from None
+
+
+def described_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
+    """The checkpoint of a manifest whose files were verified. Raises CheckpointError: of another version."""
+    try:
+        config = validate(manifest["config"], str(path / MANIFEST))
+    except RecipeError as error:
+        raise CheckpointError(f"{error}; it was saved by another version") from None
+    return Checkpoint(
+        path,
+        manifest["step"],
+        config,
+        manifest["classes"],
+        manifest["world_size"],
+        manifest["shards_fingerprint"],
+        manifest.get("changes", []),  # none in those of before they were recorded
+    )
 
 
 def _verify_file(path: Path, size: int, sha256: str) -> None:
@@ -91,12 +108,18 @@ def find_checkpoint(path: Path) -> tuple[Checkpoint, list[str]]:
 
     Raises CheckpointError when there is none.
     """
+    found, manifest, passed_over = find_manifest(path)
+    return described_checkpoint(found, manifest), passed_over
+
+
+def find_manifest(path: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """`find_checkpoint` as the checkpoint's directory and its manifest."""
     if (path / MANIFEST).is_file():
-        return read_checkpoint(path), []
+        return path, read_manifest(path), []
     passed_over: list[str] = []
     for candidate in reversed(finished_checkpoints(path / CHECKPOINTS)):
         try:
-            return read_checkpoint(candidate), passed_over
+            return candidate, read_manifest(candidate), passed_over
         except CheckpointError as error:
             passed_over.append(str(error))
     damaged = f" ({len(passed_over)} damaged: {passed_over[0]})" if passed_over else ""

@@ -1,7 +1,9 @@
 """Training: batches -> embeddings -> loss -> step -> checkpoint. The same on one CPU and on many nodes."""
 
 import math
+import socket
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -11,54 +13,72 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from maskreid_dist.config import Config
-from maskreid_dist.data.bad_samples import BadSamples
-from maskreid_dist.data.batches import Batch, make_plan, open_recipe_shards, training_loader
+from maskreid_dist import exit_status
+from maskreid_dist.config import Config, EngineConfig
+from maskreid_dist.data.bad_samples import BadSamples, Replaced
+from maskreid_dist.data.batches import Batch, training_loader
 from maskreid_dist.errors import SampleError, UserError
 from maskreid_dist.model import build_network
-from maskreid_dist.model.checkpoint import finished_checkpoints
-from maskreid_dist.run_directory import CHECKPOINTS, STOP
+from maskreid_dist.recipe import load_recipe
+from maskreid_dist.run_directory import STOP
+from maskreid_dist.training.divergence import Buffers, Divergence, FiniteWatch, update
 from maskreid_dist.training.engine import learning_rate, start_engine
-from maskreid_dist.training.environment import place_of_process
+from maskreid_dist.training.environment import place_of_process, tell_libraries
+from maskreid_dist.training.leaving import last_words, leave_together, print_errors
+from maskreid_dist.training.meeting import Meeting, open_store
 from maskreid_dist.training.meter import Meter
 from maskreid_dist.training.objective import objective
-from maskreid_dist.training.resuming import checkpoint_to_continue, load_engine
-from maskreid_dist.training.run_lock import lock_run_directory
+from maskreid_dist.training.preparing import Preparation, prepare_alike
+from maskreid_dist.training.replicas import Replicas
+from maskreid_dist.training.resuming import changes_of, checkpoint_to_continue, load_engine
+from maskreid_dist.training.run_lock import hold_run_directory
 from maskreid_dist.training.run_log import RunLog
 from maskreid_dist.training.saving import save_checkpoint
-from maskreid_dist.training.world import EXIT_STOPPED, StopRequest, World, leave_world, start_world
-from maskreid_shards import Plan, Split
-
-TRAIN_SPLIT = "train"
+from maskreid_dist.training.world import StopRequest, World, leave_world, start_world
+from maskreid_shards import Split
 
 
-def train(config: Config, runs: Path, resume: bool) -> int:
-    """Train a recipe in `runs/<name>`; returns the exit status, 0 or 75 (stopped on request, after a save).
+def train(recipe: Path, overrides: Sequence[str], runs: Path, resume: bool) -> int:
+    """Train a recipe in `runs/<name>`; returns the exit status (maskreid_dist.exit_status). All ranks call it.
 
-    All ranks call it. resume: continue from the newest checkpoint that verifies, from the start if there is
-    none; without it a run directory that holds checkpoints is an error. Raises UserError and
-    maskreid_shards.ShardError before anything starts.
+    resume: continue from the newest checkpoint that verifies, from the start if there is none; without it a run
+    directory that holds checkpoints is an error. Whatever ends it on any rank is printed, once a machine.
+    Raises UserError: the launcher's variables are wrong.
     """
-    run = runs / config.name
-    split = open_recipe_shards(config.data).split(TRAIN_SPLIT)
     place = place_of_process()
-    plan = make_plan(split, config.batch, config.seed, place.size)
-    if config.data.decoder == "gpu" and not torch.cuda.is_available():
-        raise UserError('data.decoder = "gpu": torch finds no GPU here; use "torchvision" or "pillow"')
-    if not resume and finished_checkpoints(run / CHECKPOINTS):
-        raise UserError(f"{run}: holds checkpoints; continue with --resume, or choose another name")
-    world = start_world(place, config.engine.collective_timeout_s)
+    tell_libraries(place)
+    timeout_s = _timeout_s(recipe, overrides)
     try:
-        lock = lock_run_directory(run) if world.is_first else None
-        if world.any_rank(isinstance(lock, str)):
-            raise UserError(f"{run}: {world.from_first(lock)}")
-        return _train(config, run, split, plan, world)
-    finally:
-        leave_world()
+        meeting = Meeting(place, open_store(place, timeout_s), timeout_s)
+    except OSError as error:  # nobody to tell
+        print_errors([f"rank {place.rank} on {socket.gethostname()}: {last_words(error).text}"])
+        return exit_status.START_AGAIN
+    try:
+        meeting.join()
+        prepared = prepare_alike(meeting, recipe, overrides, resume)
+        run = runs / prepared.config.name
+        lock = hold_run_directory(meeting, run, resume)  # while the variable lives
+        status = _train(prepared, run, start_world(meeting, prepared.device))
+    except Exception as error:  # one that this rank alone may meet, too: the others are told
+        return leave_together(meeting, error)
+    meeting.gather(None)  # rank 0 leaves last: others may still read its store
+    leave_world()
+    if lock:
+        lock.close()
+    return status
 
 
-def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) -> int:
-    checkpoint = checkpoint_to_continue(config, run, split.fingerprint, world)
+def _timeout_s(recipe: Path, overrides: Sequence[str]) -> int:
+    """How long to wait for the other ranks: known before what is wrong with the recipe can be told them."""
+    try:
+        return load_recipe(recipe, overrides).engine.collective_timeout_s
+    except UserError:
+        return EngineConfig().collective_timeout_s
+
+
+def _train(prepared: Preparation, run: Path, world: World) -> int:
+    config, split, plan = prepared.config, prepared.split, prepared.plan
+    checkpoint = checkpoint_to_continue(config, run, split.fingerprint, world.meeting)
     classes = identity_classes(split)
     torch.manual_seed(config.seed)  # every rank starts from the same weights
     head_classes = len(classes) if config.loss.classifies else 0
@@ -69,14 +89,20 @@ def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) ->
         load_engine(engine, checkpoint)
     step = start = checkpoint.step if checkpoint else 0
     last = config.optimizer.steps
+    changes = changes_of(checkpoint, config)
+    facts = {"classes": head_classes, "shards_fingerprint": split.fingerprint, "changes": changes}
     stop = StopRequest(run / STOP)
     stop.listen()
     batches = iter(training_loader(split, plan, config, start, world.rank, world.size, world.device))
     with RunLog(run, start, last) if world.is_first else nullcontext() as log:
         if log:
             log.say_all([*plan.summary().lines(), f"ranks: {world.size}, steps: {start} of {last} done"])
+            log.say_changes(start, changes)
         meter = Meter(config.run.log_every)
         bad_samples = BadSamples(config.data.bad_samples)
+        watch = FiniteWatch(world.device)
+        divergence = Divergence(run, config.run, split, plan, world)
+        replicas = Replicas(start)
         stopping = False
         while step < last and not stopping:
             asked = time.perf_counter()
@@ -85,27 +111,36 @@ def _train(config: Config, run: Path, split: Split, plan: Plan, world: World) ->
             batch, stopping, news = _agree_on_step(item, stop, bad_samples, world)
             if log and news:
                 log.say_all(news)
-            scalars = training_step(engine, batch, classes, config, step, world)
+            scalars, applied = training_step(engine, batch, classes, config, step, watch, world)
+            if applied:
+                meter.add(scalars, len(batch.pids_B) * world.size, waited_s)
+            else:
+                skipped = divergence.skip(watch, step)
+                if log:
+                    log.say_skipped(skipped)
             step += 1
-            meter.add(scalars, len(batch.pids_B) * world.size, waited_s)
             if log:
                 log.advance(step)
             saves = stopping or step == last or step % config.run.checkpoint_every == 0
-            if saves or step % config.run.log_every == 0:
+            if meter.steps and (saves or step % config.run.log_every == 0):
                 means = meter.take(learning_rate(config.optimizer, step - 1), step // plan.steps_per_epoch)
                 if not math.isfinite(means["loss"]):  # the same value on every rank
-                    raise UserError(f"{run}: the loss is {means['loss']} at step {step}; lower optimizer.lr")
+                    divergence.stop(watch, step, [])
                 if log:
                     log.write(step, means)
+            if saves or (config.run.check_every and step % config.run.check_every == 0):
+                broken = replicas.check(engine.module, world, step)
+                if broken:
+                    divergence.stop(watch, step, broken)
             if saves:
-                save_checkpoint(engine, run, step, config, head_classes, split.fingerprint, world)
+                save_checkpoint(engine, run, step, config, facts, world)
         if log:
             log.say_all(bad_samples.lines())
         if log and stopping:
             log.say(f"stopped on request after step {step} of {last}, saved")
     if world.is_first:
         stop.file.unlink(missing_ok=True)
-    return EXIT_STOPPED if step < last else 0
+    return exit_status.STOPPED if step < last else exit_status.DONE
 
 
 def _agree_on_step(
@@ -113,22 +148,26 @@ def _agree_on_step(
 ) -> tuple[Batch, bool, list[str]]:
     """This rank's batch, whether any rank was asked to stop, and news of bad samples. All ranks take part.
 
-    Raises SampleError on every rank if any rank has no batch or the bad-sample budget is spent: a
-    rank leaving alone would hang the rest.
+    Raises UserError on every rank if any rank has no batch or the bad-sample budget is spent.
     """
     problem = str(item) if isinstance(item, SampleError) else None
     replaced = () if isinstance(item, SampleError) else item.replaced
     failed, stopping, some_replaced = world.any_ranks(problem is not None, stop.here(world), bool(replaced))
-    if failed or isinstance(item, SampleError):
-        raise SampleError(world.first_message(problem))
-    news = bad_samples.add(chain.from_iterable(world.gather(replaced))) if some_replaced else []
+    if failed:
+        world.meeting.refuse(problem)
+    assert isinstance(item, Batch)
+    news = []
+    if some_replaced:
+        gathered = chain.from_iterable(world.meeting.gather(replaced))
+        news = bad_samples.add(Replaced(*fields) for fields in gathered)
     return item, stopping, news
 
 
 def training_step(
-    engine: Any, batch: Batch, classes: Tensor, config: Config, step: int, world: World
-) -> dict[str, Tensor]:
-    """A single training step; returns what to log as 0-d tensors on the device. All ranks take part.
+    engine: Any, batch: Batch, classes: Tensor, config: Config, step: int, watch: FiniteWatch, world: World
+) -> tuple[dict[str, Tensor], bool]:
+    """A single training step; returns what to log as 0-d tensors on the device, and whether the weights were
+    updated: not where gradients are not finite (divergence.update). All ranks take part.
 
     The batch is global: the loss sees every rank's embeddings, and its gradient is scaled such that
     DeepSpeed's average over ranks is the gradient of one process on the whole batch.
@@ -141,11 +180,13 @@ def training_step(
     torch.manual_seed(dropout_seed(config.seed, step, world.rank))  # dropout: the same after a resume
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate(config.optimizer, step)
+    before = Buffers(engine.module) if config.run.non_finite == "skip" else None
     output = engine(image, mask)
     loss, scalars = objective(output, labels, config.loss, dist.group.WORLD)
+    watch.note(step, loss, output.embedding_BD)
     engine.backward(loss)
-    engine.step()
-    return {"loss": loss.detach(), **scalars}
+    applied = update(engine, config.run, world, before)
+    return {"loss": loss.detach(), **scalars}, applied
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:

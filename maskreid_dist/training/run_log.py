@@ -5,14 +5,14 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import TextColumn, TimeElapsedColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from maskreid_dist.progress import make_bar
-from maskreid_dist.run_directory import METRICS, TENSORBOARD
+from maskreid_dist.run_directory import EVENTS, METRICS, TENSORBOARD
 from maskreid_shards.atomic import write_atomically
 
 
@@ -24,24 +24,16 @@ class RunLog:
 
     def __init__(self, run: Path, start: int, stop: int) -> None:
         self.path = run / METRICS
-        if self.path.exists():
-            self._drop_after(start)
+        self.events = run / EVENTS
+        for path in (self.path, self.events):
+            if path.exists():
+                _drop_after(path, start)
         self.file = self.path.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=start)
         self.console = Console(stderr=True)
         more = (TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
         self.progress = make_bar("training", self.console, *more)
         self.task = self.progress.add_task("training", total=stop, completed=start, note="")
-
-    def _drop_after(self, start: int) -> None:
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= start:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue  # a killed run's torn last line
-        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -64,6 +56,23 @@ class RunLog:
         for line in lines:
             self.say(line)
 
+    def note(self, step: int, event: str, **facts: object) -> None:
+        """A line of `events.jsonl`: what happened when `step` steps were done."""
+        with self.events.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "event": event, **facts}) + "\n")
+
+    def say_changes(self, start: int, changes: Iterable[Mapping[str, Any]]) -> None:
+        """The keys that were changed to continue from this step."""
+        for change in changes:
+            if change["step"] == start:
+                self.say(f"from step {start} on {change['key']} is {change['to']}, before {change['from']}")
+                self.note(start, "changed", key=change["key"], was=change["from"], now=change["to"])
+
+    def say_skipped(self, skipped: Mapping[str, Any]) -> None:
+        """A step that was left out."""
+        self.say(f"left out ({skipped['skipped']} of at most {skipped['of']}): {skipped['text']}")
+        self.note(skipped["step"], "skipped", why=skipped["text"])
+
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """`step` is the number of steps done. A value that is not finite is written as null."""
         line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in scalars.items()}
@@ -75,3 +84,14 @@ class RunLog:
         self.progress.update(self.task, note=note)
         if not self.console.is_terminal:  # a log file gets lines, not a bar
             self.say(f"step {step}/{self.progress.tasks[0].total:.0f}: {note}")
+
+
+def _drop_after(path: Path, start: int) -> None:
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= start:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue  # a killed run's torn last line
+    write_atomically(path, "".join(line + "\n" for line in kept).encode())

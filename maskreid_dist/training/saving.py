@@ -24,9 +24,12 @@ from maskreid_shards.atomic import sync_folder
 
 
 def save_checkpoint(
-    engine: Any, run: Path, step: int, config: Config, classes: int, shards_fingerprint: str, world: World
+    engine: Any, run: Path, step: int, config: Config, facts: dict[str, Any], world: World
 ) -> Path:
-    """Save the engine's state after `step` steps. All ranks take part; rank 0 commits."""
+    """Save the engine's state after `step` steps. All ranks take part; rank 0 commits.
+
+    facts: what the manifest holds besides: the network's classes, the shards' fingerprint, changed keys.
+    """
     average_buffers(engine.module, world)
     tag = f"step_{step:08d}"
     folder = run / CHECKPOINTS
@@ -48,10 +51,9 @@ def save_checkpoint(
             {
                 "format": FORMAT,
                 "step": step,
-                "classes": classes,
                 "world_size": world.size,
-                "shards_fingerprint": shards_fingerprint,
                 "config": config.model_dump(mode="json"),
+                **facts,
             },
         )
         os.replace(partial, final)

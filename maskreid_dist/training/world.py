@@ -8,26 +8,32 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from maskreid_dist.training.environment import Place, tell_libraries
-
-T = TypeVar("T")
-EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on request after a save; the same command continues
+from maskreid_dist.errors import UserError
+from maskreid_dist.training.environment import Place
+from maskreid_dist.training.meeting import Meeting
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all. `control` is a gloo group for decisions on the host:
+    """This process among all, in a process group. `control` is a gloo group for decisions on the host:
     it never touches the GPU queue."""
 
-    rank: int
-    size: int
+    meeting: Meeting
     device: torch.device
     control: dist.ProcessGroup
+
+    @property
+    def rank(self) -> int:
+        return self.meeting.place.rank
+
+    @property
+    def size(self) -> int:
+        return self.meeting.place.size
 
     @property
     def is_first(self) -> bool:
@@ -37,67 +43,64 @@ class World:
         """All ranks take part."""
         dist.barrier(group=self.control)
 
-    def any_rank(self, flag: bool) -> bool:
-        """True on every rank if it is true on one. All ranks take part."""
-        return self.any_ranks(flag)[0]
-
     def any_ranks(self, *flags: bool) -> list[bool]:
-        """`any_rank` of several flags in one all-reduce."""
+        """For each flag, whether it is true on any rank, in one all-reduce. All ranks take part."""
         votes = torch.tensor([int(flag) for flag in flags])
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.control)
         return [bool(vote) for vote in votes.tolist()]
 
-    def first_message(self, message: str | None) -> str:
-        """The message of the lowest rank that has one, on every rank. All ranks take part."""
-        return next(text for text in self.gather(message) if text is not None)
 
-    def gather(self, value: T) -> list[T]:
-        """Every rank's value, on every rank. All ranks take part."""
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.control)
-        return values
-
-    def from_first(self, value: object) -> object:
-        """Rank 0's value, on every rank. All ranks take part."""
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.control)
-        return box[0]
+def choose_device(place: Place) -> torch.device:
+    """This rank's GPU, the CPU without any. Raises UserError: fewer GPUs than ranks on this machine."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if place.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"torch finds {torch.cuda.device_count()} GPUs here, and this is local rank {place.local_rank}; "
+            "start no more ranks than GPUs"
+        )
+    return torch.device("cuda", place.local_rank)
 
 
-def start_world(place: Place, timeout_s: int) -> World:
-    """Join the process group at this place: NCCL with one GPU a rank, gloo without. All ranks take part."""
+def start_world(meeting: Meeting, device: torch.device) -> World:
+    """Join the process group: NCCL with one GPU a rank, gloo without. All ranks take part."""
     import deepspeed  # here, not at the top: it takes seconds to import and prints while it does
 
-    tell_libraries(place)
-    if torch.cuda.is_available():
-        device = torch.device("cuda", place.local_rank)
+    place = meeting.place
+    options: dict[str, Any] = {}
+    if device.type == "cuda":
         torch.cuda.set_device(device)
+        if place.size > 1:
+            options["device_id"] = device
     else:
-        device = torch.device("cpu")
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.local_size))
         # DeepSpeed would compile a shared-memory all-reduce at the first start (needs g++) and leave a 69 MB
         # file in /dev/shm for each rank. Plain gloo does without both.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    timeout = timedelta(seconds=timeout_s)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo",
-        auto_mpi_discovery=False,
-        verbose=False,
-        timeout=timeout,
+    timeout = timedelta(seconds=meeting.timeout_s)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=meeting.store_of_group(),
         rank=place.rank,
         world_size=place.size,
+        timeout=timeout,
+        **options,
     )
-    control = dist.new_group(backend="gloo", timeout=timeout)
-    return World(place.rank, place.size, device, control)
+    deepspeed.init_distributed(
+        auto_mpi_discovery=False, verbose=False, timeout=timeout
+    )  # takes torch's group
+    return World(meeting, device, dist.new_group(backend="gloo", timeout=timeout))
 
 
 def leave_world() -> None:
-    """Leave the process group, and see its threads end where nothing else holds it.
+    """Leave the process group if there is one, and see its threads end where nothing else holds it.
 
     A thread of gloo that is alive at exit may drop a tensor of Python's while the interpreter shuts
     down, which aborts the process (pytorch#190489). It ends with the group's last reference, and a
     caught exception leaves some in a cycle.
     """
+    if not dist.is_initialized():
+        return
     deepspeed = sys.modules.get("deepspeed")
     if deepspeed and deepspeed.comm.is_initialized():
         deepspeed.comm.destroy_process_group()  # torch's, and DeepSpeed's own references to it

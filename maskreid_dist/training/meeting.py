@@ -1,0 +1,174 @@
+"""Where the ranks meet: short texts through a key-value store, before there is a process group and after one failed.
+
+Rank 0's process holds the store (torchrun's agent, under torchrun). A rank that does not come is known by name
+here; a collective only says that it has waited. For rare things: an exchange costs rank 0 a message a rank.
+"""
+
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TypeVar
+
+# torch's stubs hide what it exports.
+from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from maskreid_dist.errors import UserError
+from maskreid_dist.training.environment import Place
+
+T = TypeVar("T")
+POLL_S = 0.05
+LAST_WORDS = "last_words"  # of a rank that leaves
+LEAVING = "leaving"  # how many do
+MAX_HOSTS = 4  # named in a line
+
+
+class PeersLost(RuntimeError):
+    """Others have left, or have not come in time; the message says who did not come."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A rank as the others know it."""
+
+    host: str
+    local_rank: int
+
+
+@dataclass
+class Meeting:
+    """This rank among all. Every method but `who` is for all ranks: each must call it, in the same order."""
+
+    place: Place
+    store: Store
+    timeout_s: float
+    members: list[Member] = field(default_factory=list)
+    rounds: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.place.is_first
+
+    def join(self) -> None:
+        """Meet all ranks of the launch: the first thing that they do.
+
+        Raises PeersLost: a rank does not come. UserError, on every rank: the launchers tell different world sizes.
+        """
+        told = self.gather([socket.gethostname(), str(self.place.local_rank), str(self.place.size)])
+        self.members = [Member(host, int(local_rank)) for host, local_rank, _ in told]
+        sizes = {size for _, _, size in told} | {str(self.place.size)}
+        if len(sizes) > 1:
+            raise UserError(
+                f"the launchers tell different numbers of ranks (WORLD_SIZE): {', '.join(sorted(sizes, key=int))}; "
+                "start all with the same hosts and ranks per host"
+            )
+
+    def store_of_group(self) -> Store:
+        """The same store under names of its own, for torch's process group."""
+        return PrefixStore("torch", self.store)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, which JSON can hold, on every rank.
+
+        Raises PeersLost: another rank is leaving, or one has not come within `timeout_s`.
+        """
+        self.rounds += 1
+        key = f"round_{self.rounds}"
+        self.store.set(f"{key}/{self.place.rank}", json.dumps(value))
+        if self.is_first:
+            texts = self._wait([f"{key}/{rank}" for rank in range(self.place.size)], self.timeout_s)
+            self.store.set(key, f"[{','.join(texts)}]")
+        # Rank 0 says who is missing: the others give it the time.
+        (text,) = self._wait([key], self.timeout_s + 5)
+        values: list[T] = json.loads(text)
+        return values
+
+    def from_first(self, value: T) -> T:
+        """Rank 0's value, which JSON can hold, on every rank."""
+        self.rounds += 1
+        key = f"round_{self.rounds}"
+        if self.is_first:
+            self.store.set(key, json.dumps(value))
+        first: T = json.loads(self._wait([key], self.timeout_s)[0])
+        return first
+
+    def refuse(self, problem: str | None) -> None:
+        """Raise UserError on every rank if any rank has a problem: a line for each, with its ranks and hosts."""
+        lines = self.lines(self.gather(problem))
+        if lines:
+            raise UserError("\n".join(lines))
+
+    def lines(self, problems: Sequence[str | None]) -> list[str]:
+        """Each distinct problem once, with who has it, unless all have. `problems`: one a rank."""
+        if len(set(problems)) == 1:
+            return [problems[0]] if problems[0] else []
+        ranks: dict[str, list[int]] = {}
+        for rank, problem in enumerate(problems):
+            if problem:
+                ranks.setdefault(problem, []).append(rank)
+        return [f"{self.who(owners)}: {problem}" for problem, owners in ranks.items()]
+
+    def who(self, ranks: Iterable[int]) -> str:
+        """ "rank 3 on node1", "ranks 0-7, 12 on node0, node1"."""
+        chosen = sorted(ranks)
+        hosts = list(dict.fromkeys(self.members[rank].host for rank in chosen if rank < len(self.members)))
+        more = f" and {len(hosts) - MAX_HOSTS} more" if len(hosts) > MAX_HOSTS else ""
+        where = f" on {', '.join(hosts[:MAX_HOSTS])}{more}" if hosts else ""
+        return f"rank{'s' if len(chosen) > 1 else ''} {_spans(chosen)}{where}"
+
+    def _wait(self, keys: Sequence[str], timeout_s: float) -> list[str]:
+        """The texts of the keys, once all are there. Polls: a wait of the store's own would not see a rank leave."""
+        deadline = time.monotonic() + timeout_s
+        missing = list(keys)
+        pause_s = 0.001
+        while missing:
+            leaving = self.store.check([LEAVING])  # before the keys: who leaves has set them first
+            missing = [key for key in missing if not self.store.check([key])]
+            if missing and leaving:
+                raise PeersLost("another rank is leaving")
+            if missing and time.monotonic() > deadline:
+                absent = [int(key.rpartition("/")[2]) for key in missing if "/" in key] or [0]
+                raise PeersLost(f"{self.who(absent)} did not come within {timeout_s:g} s")
+            if missing:
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, POLL_S)
+        return [self.store.get(key).decode() for key in keys]
+
+
+def open_store(place: Place, timeout_s: float) -> Store:
+    """The launch's store at MASTER_ADDR:MASTER_PORT. Raises OSError with that as its file name."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = TCPStore(
+            host,
+            port,
+            place.size,
+            is_master=place.is_first and not of_agent,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,  # it would not say who is missing
+        )
+    except DistError as error:
+        if "EADDRINUSE" in str(error):
+            reason = "the port is taken; give the launcher another (--master_port)"
+            raise OSError(errno.EADDRINUSE, reason, f"{host}:{port}") from None
+        raise OSError(
+            errno.ETIMEDOUT, f"rank 0 does not answer there within {timeout_s:g} s", f"{host}:{port}"
+        ) from None
+    # torchrun's agent keeps its store when it starts the ranks again.
+    return PrefixStore(f"maskreid_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """0, 1, 2, 5 as "0-2, 5"."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)

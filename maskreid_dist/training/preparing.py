@@ -1,0 +1,69 @@
+"""What each rank makes ready by itself before it trains, and the vote on whether all could."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from maskreid_dist.config import Config
+from maskreid_dist.data.batches import make_plan, open_recipe_shards
+from maskreid_dist.errors import UserError
+from maskreid_dist.recipe import load_recipe
+from maskreid_dist.training.environment import Place
+from maskreid_dist.training.facts import agree_on_facts, facts_of_rank
+from maskreid_dist.training.meeting import Meeting
+from maskreid_dist.training.world import choose_device
+from maskreid_shards import Plan, ShardError, Split
+
+TRAIN_SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a rank needs to train, from its own disk and machine."""
+
+    config: Config
+    split: Split
+    plan: Plan
+    device: torch.device
+
+
+def prepare_alike(meeting: Meeting, recipe: Path, overrides: Sequence[str], resume: bool) -> Preparation:
+    """Prepare on every rank, and see that all prepared the same. All ranks take part.
+
+    Raises UserError on every rank: what any of them lacks or cannot read, or what differs between them.
+    """
+    prepared: Preparation | None = None
+    problem = None
+    try:
+        prepared = prepare(recipe, overrides, meeting.place)
+    except (UserError, ShardError) as error:  # others wait for this rank: it says so before it leaves
+        problem = str(error)
+    except OSError as error:
+        problem = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+    meeting.refuse(problem)
+    assert prepared is not None
+    agree_on_facts(meeting, facts_of_rank(prepared.config, prepared.split, resume, prepared.device))
+    return prepared
+
+
+def prepare(recipe: Path, overrides: Sequence[str], place: Place) -> Preparation:
+    """Raises UserError and maskreid_shards.ShardError; no other rank takes part."""
+    config = load_recipe(recipe, overrides)
+    device = choose_device(place)
+    if config.data.decoder == "gpu" and device.type != "cuda":
+        raise UserError('data.decoder = "gpu": torch finds no GPU here; use "torchvision" or "pillow"')
+    split = open_recipe_shards(config.data).split(TRAIN_SPLIT)
+    _ = split.index  # of its size, and its checksums: read before the others count on it
+    _check_deepspeed()
+    return Preparation(config, split, make_plan(split, config.batch, config.seed, place.size), device)
+
+
+def _check_deepspeed() -> None:
+    try:
+        import deepspeed  # noqa: F401 (takes seconds, and may lack something on one machine)
+    except ImportError as error:
+        raise UserError(
+            f"deepspeed cannot be imported: {error}; install the same packages on every machine"
+        ) from None

@@ -1,0 +1,54 @@
+"""`launch/train.py` with something wrong on one rank at one step. Run as a program, by every rank.
+
+FAULT = "KIND RANK STEP [STEP]"; steps count from 1, as in the log.
+"""
+
+import os
+from typing import Any
+
+import torch
+
+from maskreid_dist.cli.app import train_main
+from maskreid_dist.data.batches import Batch
+from maskreid_dist.training import loop
+from maskreid_dist.training.world import World
+
+KIND, RANK, *STEPS = os.environ["FAULT"].split()
+
+training_step = loop.training_step
+
+
+def faulty_step(
+    engine: Any, batch: Batch, classes: Any, config: Any, step: int, watch: Any, world: World
+) -> Any:
+    here = world.rank == int(RANK) and str(step + 1) in STEPS
+    hooks = [hook for hook in (before(engine.module) if here else None,) if hook]
+    result = training_step(engine, batch, classes, config, step, watch, world)
+    for hook in hooks:
+        hook.remove()
+    if here:
+        after(engine.module)
+    return result
+
+
+def before(network: torch.nn.Module) -> Any:
+    weight = next(network.parameters())
+    if KIND == "gradient":
+        return weight.register_hook(lambda gradient: gradient * torch.nan)
+    if KIND == "images":  # as a picture that overflows would: activations, statistics, embeddings
+        return network.register_forward_pre_hook(lambda module, inputs: (inputs[0] * torch.nan, inputs[1]))
+    return None
+
+
+def after(network: torch.nn.Module) -> None:
+    weight = next(network.parameters())
+    with torch.no_grad():
+        if KIND == "part":  # a bit of one weight
+            weight.view(torch.int32).view(-1)[0] ^= 1
+        elif KIND == "weights":
+            weight.view(-1)[0] = torch.inf
+
+
+if __name__ == "__main__":
+    loop.training_step = faulty_step
+    train_main()
