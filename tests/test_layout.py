@@ -15,12 +15,13 @@ EVERYTHING = [*SOURCES, *(ROOT / "launch").rglob("*.py"), *(ROOT / "tests").rglo
 
 KERNELS, SHARDS, DIST = "kernels/maskreid_kernels", "shards/maskreid_shards", "maskreid_dist"
 LOSSES = {folder.parent.relative_to(ROOT).as_posix() for folder in (ROOT / KERNELS).glob("*/__init__.py")}
-LOSSES.remove(f"{KERNELS}/bench")
+LOSSES -= {f"{KERNELS}/adapters", f"{KERNELS}/bench"}
 # Which folders a folder may import. The top of a package has its public names, and what the folders share.
 MAY_IMPORT: dict[str, set[str]] = {
     "kernels/bench": {f"{KERNELS}/bench"},
     KERNELS: LOSSES,
     **{loss: {KERNELS} for loss in LOSSES},
+    f"{KERNELS}/adapters": {KERNELS, *LOSSES},
     f"{KERNELS}/bench": {KERNELS, *LOSSES, f"{KERNELS}/bench/gpu"},
     f"{KERNELS}/bench/gpu": {KERNELS, *LOSSES, f"{KERNELS}/bench"},
     SHARDS: {f"{SHARDS}/{name}" for name in ("layouts", "masks", "stores", "verification")},
