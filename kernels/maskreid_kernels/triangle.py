@@ -56,9 +56,9 @@ class Triangle:
         height = min(max(len(x_ND) // STRIPS, LOW), math.isqrt(numbers))
         height = max(min(height, WORKSPACE_BYTES // (64 * max(positives.widest, 1))), 1)
         self.blocks = list(_blocks(layout, height, max(numbers // height // height, 1) * height))
-        # Used again and again: fresh memory costs a CPU more than a pass over it.
-        largest = max((block.area for block in self.blocks), default=0)
-        self._workspaces = x_ND.new_empty(largest), x_ND.new_empty(largest)
+        self.largest = max((block.area for block in self.blocks), default=0)
+        self._x_ND = x_ND
+        self._workspaces: list[Tensor] = []
         self._listed: tuple[slice, Tensor, Tensor] | None = None
 
     def share(self) -> Iterator[Block]:
@@ -78,11 +78,19 @@ class Triangle:
             if of_rows or of_columns:
                 yield replace(block, rows_count=of_rows, columns_count=of_columns)
 
-    def workspace(self, block: Block) -> tuple[Tensor, Tensor]:
-        """Two matrices [b, c] to write into; those of the block before are gone."""
-        b, c = block.shape
-        first, second = (numbers_n[: b * c].view(b, c) for numbers_n in self._workspaces)
-        return first, second
+    def workspace(self, block: Block, number: int) -> Tensor:
+        """The number-th matrix [b, c] to write into; that of the block before is gone.
+
+        Used again and again: fresh memory costs a CPU more than a pass over it.
+        """
+        while number >= len(self._workspaces):
+            self._workspaces.append(self._x_ND.new_empty(self.largest))
+        return self._workspaces[number][: block.area].view(block.shape)
+
+    def similarities(self, block: Block, scale: float = 1) -> Tensor:
+        """scale S [b, c], in workspace 0."""
+        S_bc = self.workspace(block, 0)
+        return S_bc.addmm_(self._x_ND[block.rows], self._x_ND[block.columns].t(), beta=0, alpha=scale)
 
     def fill_positives_(self, numbers_bc: Tensor, block: Block, value: float) -> None:
         """Write `value` wherever row and column share an identity, the diagonal included."""
@@ -98,6 +106,16 @@ class Triangle:
         if first < last:
             place_m = row_m[first:last] * block.shape[1] + (column_m[first:last] - block.columns.start)
             numbers_bc.view(-1).index_fill_(0, place_m, value)
+
+    def add_products_(self, out_BD: Tensor, G_bc: Tensor, block: Block) -> None:
+        """Add a block's share of G x to this rank's rows, G symmetric, for those sides that are anchors."""
+        first = self.layout.own.start
+        if block.rows_count:
+            own = slice(block.rows.start - first, block.rows.stop - first)
+            out_BD[own].addmm_(G_bc, self._x_ND[block.columns])
+        if block.columns_count:
+            own = slice(block.columns.start - first, block.columns.stop - first)
+            out_BD[own].addmm_(G_bc.t(), self._x_ND[block.rows])
 
     def _pairs_of_identities(self, rows: slice) -> tuple[Tensor, Tensor]:
         """(row within the strip, global row of its identity) by ascending global row; those of the last strip

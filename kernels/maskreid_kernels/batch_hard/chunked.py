@@ -115,7 +115,7 @@ def _hardest_negatives(x_ND: Tensor, square_N: Tensor, positives: Positives, lay
     triangle = Triangle(x_ND, positives, layout)
     least_N, row_N = torch.full_like(square_N, torch.inf), torch.zeros_like(positives.order_N)
     for block in triangle.share():
-        distance_bc, _ = triangle.workspace(block)
+        distance_bc = triangle.workspace(block, 0)
         x_bD, x_cD = x_ND[block.rows], x_ND[block.columns]
         torch.addmm(square_N[block.columns], x_bD, x_cD.t(), alpha=-2, out=distance_bc)
         distance_bc.add_(square_N[block.rows, None])  # orders the columns too

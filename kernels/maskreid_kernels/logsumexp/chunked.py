@@ -113,7 +113,7 @@ def _negatives(
     if bounded:
         sum_N = x_ND.new_zeros(len(x_ND), dtype=torch.float64)
         for block in triangle.share():
-            weight_bc = _bounded_weights(x_ND, triangle, block, exponent)
+            weight_bc = _bounded_weights(triangle, block, exponent)
             sum_N[block.rows] += weight_bc.sum(1)
             if block.columns_count:
                 sum_N[block.columns] += weight_bc.sum(0)
@@ -121,9 +121,7 @@ def _negatives(
     top_N = x_ND.new_full((len(x_ND),), torch.finfo(x_ND.dtype).min)  # no negative: -inf
     sum_N = torch.zeros_like(top_N)
     for block in triangle.share():
-        S_bc, spare_bc = triangle.workspace(block)
-        torch.mm(x_ND[block.rows], x_ND[block.columns].t(), out=S_bc)
-        f_bc = exponent.value_(S_bc)
+        f_bc, spare_bc = exponent.value_(triangle.similarities(block)), triangle.workspace(block, 1)
         triangle.fill_positives_(f_bc, block, -torch.inf)
         _add_exponentials_(top_N[block.rows], sum_N[block.rows], f_bc, spare_bc, 1)
         if block.columns_count:
@@ -132,12 +130,11 @@ def _negatives(
     return A_WN[0] if layout.group is None else A_WN.logsumexp(0)
 
 
-def _bounded_weights(x_ND: Tensor, triangle: Triangle, block: Block, exponent: Exponent) -> Tensor:
+def _bounded_weights(triangle: Triangle, block: Block, exponent: Exponent) -> Tensor:
     """exp(f) of a block's negatives, 0 on positives: where f is bounded, one exponential serves both
     roles."""
-    weight_bc, _ = triangle.workspace(block)
-    weight_bc.addmm_(x_ND[block.rows], x_ND[block.columns].t(), beta=0, alpha=exponent.scale)
-    triangle.fill_positives_(weight_bc.exp_(), block, 0.0)
+    weight_bc = triangle.similarities(block, exponent.scale).exp_()
+    triangle.fill_positives_(weight_bc, block, 0.0)
     return weight_bc
 
 
@@ -187,28 +184,22 @@ def _add_negatives_(
 ) -> None:
     """Add sum_b (G_ab + G_ba) x_b over the negatives b of every own row a."""
     triangle = Triangle(x_ND, positives, layout)
-    exponent, first = terms.exponent, layout.own.start
+    exponent = terms.exponent
     weight_N = None
     if terms.bounded:
         weight_N = torch.exp(numbers.log_weight_N).mul_(exponent.scale)
         weight_N = weight_N if of_N is None else weight_N * of_N
     for block in triangle.own():
         if weight_N is not None:
-            G_bc = _bounded_weights(x_ND, triangle, block, exponent)
-            both_bc = triangle.workspace(block)[1]
+            G_bc = _bounded_weights(triangle, block, exponent)
+            both_bc = triangle.workspace(block, 1)
             G_bc.mul_(torch.add(weight_N[block.rows, None], weight_N[block.columns], out=both_bc))
         else:
-            G_bc = _pair_gradients(x_ND, triangle, block, numbers, exponent, of_N)
-        if block.rows_count:
-            own = slice(block.rows.start - first, block.rows.stop - first)
-            gradient_BD[own].addmm_(G_bc, x_ND[block.columns])
-        if block.columns_count:
-            own = slice(block.columns.start - first, block.columns.stop - first)
-            gradient_BD[own].addmm_(G_bc.t(), x_ND[block.rows])
+            G_bc = _pair_gradients(triangle, block, numbers, exponent, of_N)
+        triangle.add_products_(gradient_BD, G_bc, block)
 
 
 def _pair_gradients(
-    x_ND: Tensor,
     triangle: Triangle,
     block: Block,
     numbers: AnchorNumbers,
@@ -216,8 +207,7 @@ def _pair_gradients(
     of_N: Tensor | None,
 ) -> Tensor:
     """G_ab + G_ba of a block's negatives, 0 on positives."""
-    f_bc, as_anchor_bc = triangle.workspace(block)
-    torch.mm(x_ND[block.rows], x_ND[block.columns].t(), out=f_bc)
+    f_bc, as_anchor_bc = triangle.similarities(block), triangle.workspace(block, 1)
     slope = exponent.slope(f_bc)
     f_bc = exponent.value_(f_bc)
     least = least_exponent(f_bc.dtype)  # an anchor that is not valid weighs this little, not exactly nothing
