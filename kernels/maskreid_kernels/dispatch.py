@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -51,8 +51,16 @@ class Family:
     as_given: tuple[str, ...] = ("triton",)
     rows_name: str = "embeddings"
     labels_name: str = "labels"
-    find_problem: Callable[[Tensor, Tensor], str | None] = lambda rows_BD, labels_B: None
+    find_problem: Callable[[Tensor, Tensor], str | None] | None = None
     count: Callable[[Tensor, RankLayout], Tensor | int] = count_valid_anchors
+
+    @cached_property
+    def available(self) -> tuple[str, ...]:
+        return tuple(self.backends)
+
+    @cached_property
+    def available_per_anchor(self) -> tuple[str, ...]:
+        return tuple(name for name in self.backends if name != "triton")
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,8 @@ def compute_eagerly(
         plain = call.backend == "reference"  # which has derivatives of any order
         rows_BD = rows_BD[kept_B] if plain else kept_rows(rows_BD, kept_B)
         labels_B = labels_B[kept_B]
-    problem = problem or loss.family.find_problem(rows_BD, labels_B)
+    if problem is None and loss.family.find_problem is not None:
+        problem = loss.family.find_problem(rows_BD, labels_B)
     options = {} if call.group is None else _options(loss, {**constants, "learned": learned}, call)
     layout = agree_on_layout(rows_BD, problem, call.group, options)
     value, statistics = _computed(loss.family, rows_BD, labels_B, terms, layout, call)
@@ -123,15 +132,14 @@ def _terms_or_problem(
     loss: Loss, rows_BD: Tensor, labels_B: Tensor, constants: Mapping[str, Any], call: Call
 ) -> tuple[Any, str | None]:
     """The terms, or one line saying what is wrong with the options or the input."""
-    available = tuple(loss.family.backends)
+    family = loss.family
     try:
-        check_backend(call.backend, available)
+        check_backend(call.backend, family.available)
         check_precision(call.precision, call.backend)
         check_reduction(call)
         check_ignore_index(call.ignore_index)
         terms = loss.terms(**constants)
-        names = {"rows_name": loss.family.rows_name, "labels_name": loss.family.labels_name}
-        problem = find_problem(rows_BD, labels_B, **names)
+        problem = find_problem(rows_BD, labels_B, rows_name=family.rows_name, labels_name=family.labels_name)
         if problem is None and call.backend == "triton":
             check_device(rows_BD.device)
             choose_precision(call.precision, rows_BD.dtype)
@@ -153,7 +161,7 @@ def _options(loss: Loss, constants: Mapping[str, Any], call: Call) -> dict[str, 
 def _computed(
     family: Family, rows_BD: Tensor, labels_B: Tensor, terms: Any, layout: RankLayout, call: Call
 ) -> tuple[Tensor, Any]:
-    available = tuple(name for name in family.backends if name != "triton" or call.reduction != "none")
+    available = family.available_per_anchor if call.reduction == "none" else family.available
     chosen = choose_backend(
         call.backend, layout.total_rows, family.plain_up_to, device=rows_BD.device, available=available
     )
@@ -165,9 +173,8 @@ def _computed(
         arguments["precision"] = choose_precision(call.precision, rows_BD.dtype)
     if chosen not in family.as_given:
         rows_BD = rows_BD.to(compute_dtype(rows_BD.dtype))
-    with on_their_device(
-        rows_BD
-    ):  # low precision would move what is mined, and a large scale multiplies rounding
+    # Low precision would move what is mined, and a large scale multiplies rounding.
+    with on_their_device(rows_BD, launches=chosen == "triton"):
         found = family.backends[chosen](rows_BD, labels_B, terms, layout, **arguments)
         value, statistics = found if isinstance(found, tuple) else (found, None)
         if call.reduction == "sum":
