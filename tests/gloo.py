@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 
 def run_ranks(function: Callable[..., None], world: int, folder: Path, *arguments: Any) -> None:
     """Call `function(rank, world, *arguments)` in `world` processes of one group, which meet in a file in `folder`."""
-    mp.spawn(_run_rank, (world, f"file://{folder}/rendezvous", function, arguments), nprocs=world)
+    spawn(_run_rank, (world, f"file://{folder}/rendezvous", function, arguments), nprocs=world)
 
 
 def _run_rank(

@@ -21,6 +21,7 @@ import sysconfig
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CACHE = Path("/tmp/maskreid-triton-cache")
@@ -30,9 +31,9 @@ FILES = [
 ]
 
 
-def compile_all(processes: int, select: str) -> tuple[list[dict], list[str], bool]:
+def compile_all(processes: int, select: str) -> tuple[list[dict[str, Any]], list[str], bool]:
     """(programs, launcher stubs) that the tests ask for, and whether all passed. Two processes may ask for one program."""
-    found: list[dict] = []
+    found: list[dict[str, Any]] = []
     stubs: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         running = []
@@ -86,7 +87,7 @@ def build_stubs(stubs: list[str]) -> None:
                 cache.put(Path(built).read_bytes(), f"{name}{suffix}", binary=True)
 
 
-def report(found: list[dict]) -> str:
+def report(found: list[dict[str, Any]]) -> str:
     hits = sum(one["cached"] for one in found)
     return f"{len(found)} programs asked for, {hits} of them in the cache; {sum(one['seconds'] for one in found):.0f} s of compiling"
 
