@@ -26,6 +26,9 @@ from .ranks import RankLayout
 from .recorded import kept_rows, scaled
 
 
+DEFAULTS = Call()[1:]  # of all but the group
+
+
 class Statistics(Protocol):
     """What a loss reports beside its value."""
 
@@ -110,7 +113,8 @@ def compute_eagerly(
     learned: float | None = None,
 ) -> tuple[Tensor, Any]:
     """`compute` outside the compiler, or inside its operator."""
-    check_group(call.group)
+    if call.group is not None:
+        check_group(call.group)
     terms, problem = _terms_or_problem(loss, rows_BD, labels_B, constants, call)
     kept_B = None
     if problem is None and call.ignore_index is not None:
@@ -134,10 +138,11 @@ def _terms_or_problem(
     """The terms, or one line saying what is wrong with the options or the input."""
     family = loss.family
     try:
-        check_backend(call.backend, family.available)
-        check_precision(call.precision, call.backend)
-        check_reduction(call)
-        check_ignore_index(call.ignore_index)
+        if call[1:] != DEFAULTS:  # which are fine
+            check_backend(call.backend, family.available)
+            check_precision(call.precision, call.backend)
+            check_reduction(call)
+            check_ignore_index(call.ignore_index)
         terms = loss.terms(**constants)
         problem = find_problem(rows_BD, labels_B, rows_name=family.rows_name, labels_name=family.labels_name)
         if problem is None and call.backend == "triton":
