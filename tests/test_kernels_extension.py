@@ -31,6 +31,11 @@ found = [value_and_gradient(loss, backend=name) for name in ("dense", "chunked",
 for value, gradient in [*found, value_and_gradient(compiled)]:
     torch.testing.assert_close(value, expected[0])
     torch.testing.assert_close(gradient, expected[1])
+
+reference = (x.flip(0)[:13], y.flip(0)[:13])
+expected = value_and_gradient(loss, backend="reference", reference=reference)
+for own, right in zip(value_and_gradient(loss, reference=reference), expected):
+    torch.testing.assert_close(own, right)
 """
 
 

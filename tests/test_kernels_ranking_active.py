@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskreid_kernels import blocks, ranking_loss, ranking_loss_with_statistics
+from maskreid_kernels import ranking_loss, ranking_loss_with_statistics, triangle
 from maskreid_kernels.ranking import active, chunked
 from maskreid_kernels.ranking.active import ActivePairs
 
@@ -49,8 +49,9 @@ def test_against_the_reference(
     lists: list[ActivePairs], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(active, "SPARSE_UP_TO", 1.0)
-    monkeypatch.setattr(blocks, "CACHE_BYTES", 1)
-    monkeypatch.setattr(blocks, "FAST_ROWS", 16)  # many blocks
+    monkeypatch.setattr(active, "MOST_WORDS", 1.0)
+    monkeypatch.setattr(triangle, "LOW", 16)
+    monkeypatch.setattr(triangle, "CACHE_BYTES", 16 * 40 * 2 * 8)  # many blocks
     x, y = batch(rows, columns, images)
     options = {"margin": margin, "pull": pull, "negatives": negatives}
     expected = gradient(x, y, "reference", **options)
@@ -69,6 +70,7 @@ def test_a_list_that_grows_too_long_is_given_up(
     x, y = batch(257, 30, 4)
     expected = gradient(x, y, "reference", margin=0.5)
     monkeypatch.setattr(active, "SPARSE_UP_TO", 1.0)
+    monkeypatch.setattr(active, "MOST_WORDS", 1.0)
     monkeypatch.setattr(active, limit, 0)
     loss, found = gradient(x, y, "chunked", margin=0.5)
     assert [made.complete for made in lists] == [False]
@@ -86,6 +88,7 @@ def test_shipped_limits_choose_by_the_share(lists: list[ActivePairs]) -> None:
 def test_no_list_without_a_gradient_or_bounds(lists: list[ActivePairs]) -> None:
     x, y = batch(97, 13, 3)
     ranking_loss(x, y, backend="chunked")
+    assert not lists.pop().complete
     ranking_loss(x.clone().requires_grad_(), y, backend="chunked", normalize=False)
     assert not lists
 
@@ -99,6 +102,7 @@ def test_a_nan_is_not_lost(lists: list[ActivePairs]) -> None:
 
 def test_gradcheck(lists: list[ActivePairs], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(active, "SPARSE_UP_TO", 1.0)
+    monkeypatch.setattr(active, "MOST_WORDS", 1.0)
     x, y = batch(9, 4, 3)
     assert torch.autograd.gradcheck(
         lambda rows: ranking_loss(rows, y, backend="chunked", margin=0.3), x.requires_grad_(), atol=1e-7

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .inputs import FLOATS
-from .ranks import RankLayout
+from .ranks import RankLayout, ReferenceLayout
 
 TEXT_BYTES = 2048  # of what a rank says where something is wrong
 
@@ -28,31 +28,45 @@ def agree_on_layout(
     group: dist.ProcessGroup | None,
     options: Mapping[str, Any] | None = None,
 ) -> RankLayout:
+    """`agree_on_layouts` of a call whose candidates are the batch."""
+    return agree_on_layouts(rows_BD, None, problem, group, options)[0]
+
+
+def agree_on_layouts(
+    rows_BD: object,
+    reference_RD: Tensor | None,
+    problem: str | None,
+    group: dist.ProcessGroup | None,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[RankLayout, ReferenceLayout]:
     """Exchange row counts over the group; raise ValueError, the same line on every rank, when any rank's input is bad or
     the ranks' widths, dtypes or options differ.
 
     Every rank of the group takes part (one small all-gather, read on the host: a host sync). A group of one rank is no
     group: nothing is exchanged. `problem` is what this rank found wrong with its own input, None when nothing: rows_BD
-    is a tensor then. `options`: what must be equal on all ranks; compared by a hash.
+    is a tensor then. reference_RD: candidates that are not the batch, of the rows' width; None: none.
+    `options`: what must be equal on all ranks; compared by a hash.
     """
     rank = 0 if group is None else dist.get_rank(group)
     if rank < 0:
         raise ValueError("group: this process is not one of the group's ranks")
+    learning = reference_RD is not None and reference_RD.requires_grad
+    references = 0 if reference_RD is None else len(reference_RD)
     if group is None or dist.get_world_size(group) == 1:
         if problem:
             raise ValueError(problem)
         assert isinstance(rows_BD, Tensor)
-        return RankLayout(None, 0, (rows_BD.shape[0],))
+        return RankLayout(None, 0, (rows_BD.shape[0],)), ReferenceLayout(None, 0, (references,), learning)
     device = _device_of_exchange(rows_BD, group)
     text = json.dumps(dict(options or {}), sort_keys=True, default=str)
-    numbers = (0, 0, 0, 0)
+    numbers = (0, 0, 0, 0, 0, 0)
     if not problem:
         assert isinstance(rows_BD, Tensor)
-        numbers = (1, *rows_BD.shape, FLOATS.index(rows_BD.dtype))
-    table_W5 = _gathered(torch.tensor([*numbers, _hash(text)], dtype=torch.int64), group, device)
-    fine, rows, columns, dtypes, hashes = (tuple(column) for column in table_W5.t().tolist())
+        numbers = (1, *rows_BD.shape, FLOATS.index(rows_BD.dtype), references, int(learning))
+    table_W7 = _gathered(torch.tensor([*numbers, _hash(text)], dtype=torch.int64), group, device)
+    fine, rows, columns, dtypes, candidates, learn, hashes = (tuple(c) for c in table_W7.t().tolist())
     if min(fine) and len(set(columns)) == len(set(dtypes)) == len(set(hashes)) == 1:
-        return RankLayout(group, rank, rows)
+        return RankLayout(group, rank, rows), ReferenceLayout(group, rank, candidates, any(learn))
     said = problem or text
     raise ValueError(_first_disagreement(fine, columns, dtypes, _texts(said, group, device)))
 

@@ -45,6 +45,12 @@ def check_backend(backend: str, available: tuple[str, ...] = BACKENDS) -> None:
         raise ValueError(f"backend {backend!r} is not available; available: {names}")
 
 
+def check_takes_reference(backend: str, crossed: tuple[str, ...]) -> None:
+    """Raise ValueError where a known backend has no form for candidates that are not the batch."""
+    if backend != "auto" and backend not in crossed:
+        raise ValueError(f'backend {backend!r} takes no reference=; use backend="chunked"')
+
+
 def check_device(device: torch.device) -> None:
     """Raise ValueError where Triton programs cannot run on the device."""
     if device.type == "cpu" and not interpreted():

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 CACHE_BYTES = 8 << 20
 WORKSPACE_BYTES = 64 << 20
 FAST_ROWS = 128
+# Candidates that are not the batch may be many more than its rows: so many columns leave a block FAST_ROWS.
+TILE_COLUMNS = 32768
 
 
 def row_blocks(rows: int, bytes_per_row: int) -> Iterator[slice]:
@@ -27,3 +29,16 @@ def own_and_global_blocks(own: slice, bytes_per_row: int) -> list[tuple[slice, s
         (block, slice(own.start + block.start, own.start + block.stop))
         for block in row_blocks(own.stop - own.start, bytes_per_row)
     ]
+
+
+def tile_width(columns: int) -> int:
+    """Columns of the widest tile of so many."""
+    return min(columns, TILE_COLUMNS)
+
+
+def own_and_global_tiles(own: slice) -> list[tuple[slice, slice]]:
+    """Columns in tiles, each as (among a rank's own, the same among those of all ranks)."""
+    columns = own.stop - own.start
+    starts = range(0, columns, max(tile_width(columns), 1))
+    local = [slice(start, min(start + tile_width(columns), columns)) for start in starts]
+    return [(tile, slice(own.start + tile.start, own.start + tile.stop)) for tile in local]

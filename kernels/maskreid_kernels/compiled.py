@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 
 from .first_order import NO_SECOND_DERIVATIVE
-from .inputs import compute_dtype
+from .inputs import compute_dtype, find_pair_problem
 from .options import Call
 from .precision import preset_of_rows
 
@@ -57,15 +57,26 @@ def compiled_loss(
     """
     words = {key: value for key, value in constants.items() if isinstance(value, str | bool)}
     numbers = {key: float(value) for key, value in constants.items() if not isinstance(value, str | bool)}
-    from .packed import packed  # it imports the compiler, half of a program's start, which is there by now
+    from .packed import (
+        packed as options_of,
+    )  # it imports the compiler, half of a start, which is there by now
 
-    options = packed(words, tuple(numbers), *call[1:])  # the group travels by its name
+    # The group travels by its name, the reference's tensors as arguments.
+    options = options_of(words, tuple(numbers), *call._replace(reference=None)[1:])
+    group_name = "" if call.group is None else call.group.group_name
+    packed = (name, options, list(numbers.values()), group_name, rows_BD.requires_grad)
+    if call.reference is not None:
+        problem = find_pair_problem(call.reference)  # the operator takes tensors alone, and checks the rest
+        if problem:
+            raise ValueError(problem)
+        rows_RD, labels_R = call.reference
+        loss, statistics, *_ = crossed_loss_with_gradient(
+            rows_BD, labels_B, rows_RD, labels_R, *packed, rows_RD.requires_grad
+        )
+        return loss, statistics
     capturable = call.group is None and call.backend in REGISTERED[name].capturable
     operator = capturable_loss_with_gradient if capturable else loss_with_gradient
-    group_name = "" if call.group is None else call.group.group_name
-    loss, statistics, _ = operator(
-        rows_BD, labels_B, name, options, list(numbers.values()), group_name, rows_BD.requires_grad
-    )
+    loss, statistics, _ = operator(rows_BD, labels_B, *packed)
     return loss, statistics
 
 
@@ -79,15 +90,12 @@ def _loss_with_gradient(
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss (0-d), statistics (float64, as many as the loss has) and gradient on the rows (empty if not wanted)."""
-    packed = json.loads(options)
-    constants = packed["words"] | dict(zip(packed["numbers"], numbers, strict=True))
-    group = _resolve_process_group(group_name) if group_name else None  # type: ignore[arg-type]  # GroupName is a str
-    call = Call(group, *packed["call"])
+    call = _unpacked(options, group_name)
     # Casts would be plain autograd, too: rows are cast here, and the preset of their dtype is passed on.
     call = call._replace(precision=preset_of_rows(call.precision, rows_BD.dtype, call.backend))
     with torch.enable_grad():
         rows = rows_BD.detach().to(compute_dtype(rows_BD.dtype)).requires_grad_(wants_gradient)
-        loss, statistics = REGISTERED[name].compute(rows, labels_B, constants, call)
+        loss, statistics = REGISTERED[name].compute(rows, labels_B, _constants(options, numbers), call)
         if not wants_gradient:
             gradient_BD = rows_BD.new_empty(0)
         elif loss.requires_grad:
@@ -99,6 +107,50 @@ def _loss_with_gradient(
                 f"{name}: the {call.backend} backend recorded no gradient inside torch.compile"
             )
     return loss.detach(), loss.new_empty(0).double() if statistics is None else statistics, gradient_BD
+
+
+def _crossed_loss_with_gradient(
+    rows_BD: Tensor,
+    labels_B: Tensor,
+    rows_RD: Tensor,
+    labels_R: Tensor,
+    name: str,
+    options: str,
+    numbers: list[float],
+    group_name: str,
+    wants_gradient: bool,
+    wants_reference_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_loss_with_gradient` with candidates that are not the batch, and the gradient on them."""
+    wanted = (wants_gradient, wants_reference_gradient)
+    dtype = compute_dtype(torch.promote_types(rows_BD.dtype, rows_RD.dtype))
+    both = (rows_BD, rows_RD)
+    with torch.enable_grad():
+        cast = [
+            rows.to(dtype) if rows.is_floating_point() else rows for rows in both
+        ]  # the rest is refused below
+        cast = [rows.detach().requires_grad_(w) for rows, w in zip(cast, wanted, strict=True)]
+        call = _unpacked(options, group_name)._replace(reference=(cast[1], labels_R))
+        loss, statistics = REGISTERED[name].compute(cast[0], labels_B, _constants(options, numbers), call)
+        leaves = [rows for rows, w in zip(cast, wanted, strict=True) if w]
+        found = iter(torch.autograd.grad(loss, leaves) if leaves else ())
+    gradients = [
+        next(found).to(rows.dtype) if w else rows.new_empty(0) for rows, w in zip(both, wanted, strict=True)
+    ]
+    made = loss.new_empty(0).double() if statistics is None else statistics
+    return loss.detach(), made, gradients[0], gradients[1]
+
+
+def _constants(options: str, numbers: list[float]) -> dict[str, Any]:
+    packed = json.loads(options)
+    constants: dict[str, Any] = packed["words"] | dict(zip(packed["numbers"], numbers, strict=True))
+    return constants
+
+
+def _unpacked(options: str, group_name: str) -> Call:
+    # GroupName is a str
+    group = _resolve_process_group(group_name) if group_name else None  # type: ignore[arg-type]
+    return Call(group, *json.loads(options)["call"])
 
 
 def _none_counts(labels_B: Tensor, ignore_index: int | None) -> bool:
@@ -118,6 +170,25 @@ def _shapes(
     loss = rows_BD.new_empty((), dtype=compute_dtype(rows_BD.dtype))
     statistics = rows_BD.new_empty(REGISTERED[name].statistics, dtype=torch.float64)
     return loss, statistics, torch.empty_like(rows_BD) if wants_gradient else rows_BD.new_empty(0)
+
+
+def _crossed_shapes(
+    rows_BD: Tensor,
+    labels_B: Tensor,
+    rows_RD: Tensor,
+    labels_R: Tensor,
+    name: str,
+    options: str,
+    numbers: list[float],
+    group_name: str,
+    wants_gradient: bool,
+    wants_reference_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    packed = (name, options, numbers, group_name)
+    _, statistics, gradient_BD = _shapes(rows_BD, labels_B, *packed, wants_gradient)
+    loss = rows_BD.new_empty((), dtype=compute_dtype(torch.promote_types(rows_BD.dtype, rows_RD.dtype)))
+    of_RD = torch.empty_like(rows_RD) if wants_reference_gradient else rows_RD.new_empty(0)
+    return loss, statistics, gradient_BD, of_RD
 
 
 @torch.library.custom_op("maskreid_kernels::scaled_gradient", mutates_args=())
@@ -148,6 +219,19 @@ def _scale_gradient(ctx: Any, of_loss: Tensor, *others: Tensor) -> tuple[Tensor 
     return (scaled_gradient(gradient_BD, of_loss, rows_BD), *[None] * 6)
 
 
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(output[2], inputs[0], output[3], inputs[2])
+    ctx.wanted = inputs[-2:]
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _scale_gradients(ctx: Any, of_loss: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+    gradient_BD, rows_BD, gradient_RD, rows_RD = ctx.saved_tensors
+    of_rows = scaled_gradient(gradient_BD, of_loss, rows_BD) if ctx.wanted[0] else None
+    of_reference = scaled_gradient(gradient_RD, of_loss, rows_RD) if ctx.wanted[1] else None
+    return (of_rows, None, of_reference, *[None] * 7)
+
+
 def _operator(name: str, tags: tuple[torch.Tag, ...] = ()) -> Any:
     operator = torch.library.custom_op(
         f"maskreid_kernels::{name}", _loss_with_gradient, mutates_args=(), tags=tags
@@ -159,3 +243,12 @@ def _operator(name: str, tags: tuple[torch.Tag, ...] = ()) -> Any:
 
 loss_with_gradient = _operator("loss_with_gradient", (torch.Tag.cudagraph_unsafe,))
 capturable_loss_with_gradient = _operator("capturable_loss_with_gradient")
+
+crossed_loss_with_gradient = torch.library.custom_op(
+    "maskreid_kernels::crossed_loss_with_gradient",
+    _crossed_loss_with_gradient,
+    mutates_args=(),
+    tags=(torch.Tag.cudagraph_unsafe,),
+)
+crossed_loss_with_gradient.register_fake(_crossed_shapes)
+crossed_loss_with_gradient.register_autograd(_scale_gradients, setup_context=_keep_gradients)

@@ -8,23 +8,23 @@ them. Its public function calls `compute`. While it is being compiled it is one 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .agreement import agree_on_layout
-from .backends import check_backend, check_device, choose_backend
+from .agreement import agree_on_layouts
+from .backends import check_backend, check_device, check_takes_reference, choose_backend
 from .compiled import compiled_loss, register
-from .inputs import compute_dtype, find_problem, on_their_device, under_transforms
-from .options import Call, check_group, check_ignore_index, check_reduction
+from .crossed import find_crossing
+from .inputs import compute_dtype, find_problem, find_reference_problem, on_their_device, under_transforms
+from .options import Call, Reference, check_group, check_ignore_index, check_reduction
 from .positives import count_valid_anchors
 from .precision import check_precision, choose_precision
-from .ranks import RankLayout
+from .ranks import RankLayout, ReferenceLayout
 from .recorded import kept_rows, scaled
-
 
 DEFAULTS = Call()[1:]  # of all but the group
 
@@ -45,7 +45,8 @@ class Family:
     not valid. A result is a tensor or (tensor, statistics). plain_up_to: rows up to which the plain
     backend is chosen on a CPU. capturable: backends that read nothing on the host. as_given: backends
     that take rows in any dtype, others in the compute dtype. find_problem: one line on values, or None;
-    shapes are checked before. count: of what the mean is taken, for a sum.
+    shapes are checked before. count: of what the mean is taken, for a sum. crossed: those that take
+    candidates which are not the batch, called with (rows of valid anchors, reference rows, terms, crossing).
     """
 
     backends: Mapping[str, Callable[..., Any]]
@@ -56,6 +57,7 @@ class Family:
     labels_name: str = "labels"
     find_problem: Callable[[Tensor, Tensor], str | None] | None = None
     count: Callable[[Tensor, RankLayout], Tensor | int] = count_valid_anchors
+    crossed: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     @cached_property
     def available(self) -> tuple[str, ...]:
@@ -116,20 +118,37 @@ def compute_eagerly(
     if call.group is not None:
         check_group(call.group)
     terms, problem = _terms_or_problem(loss, rows_BD, labels_B, constants, call)
+    reference = None
+    if problem is None and call.reference is not None:
+        reference = Reference(*call.reference)
     kept_B = None
     if problem is None and call.ignore_index is not None:
         kept_B = labels_B != call.ignore_index
-        plain = call.backend == "reference"  # which has derivatives of any order
-        rows_BD = rows_BD[kept_B] if plain else kept_rows(rows_BD, kept_B)
-        labels_B = labels_B[kept_B]
+        rows_BD, labels_B = _kept(rows_BD, kept_B, call), labels_B[kept_B]
+        if reference is not None:
+            kept_R = reference.labels != call.ignore_index
+            reference = Reference(_kept(reference.rows, kept_R, call), reference.labels[kept_R])
     if problem is None and loss.family.find_problem is not None:
         problem = loss.family.find_problem(rows_BD, labels_B)
-    options = {} if call.group is None else _options(loss, {**constants, "learned": learned}, call)
-    layout = agree_on_layout(rows_BD, problem, call.group, options)
-    value, statistics = _computed(loss.family, rows_BD, labels_B, terms, layout, call)
+    options = {}
+    if call.group is not None:
+        candidates = None if reference is None else f"rows of {reference.rows.dtype}"
+        options = _options(loss, {**constants, "learned": learned}, call) | {"reference": candidates}
+    reference_RD = None if reference is None else reference.rows
+    layout, references = agree_on_layouts(rows_BD, reference_RD, problem, call.group, options)
+    if reference is None:
+        value, statistics = _computed(loss.family, rows_BD, labels_B, terms, layout, call)
+    else:
+        crossed = (reference, references)
+        value, statistics = _computed_crossed(loss.family, rows_BD, labels_B, *crossed, terms, layout, call)
     if kept_B is not None and call.reduction == "none":
         value = value.new_zeros(len(kept_B)).index_put((kept_B,), value)
     return value, statistics
+
+
+def _kept(rows_BD: Tensor, kept_B: Tensor, call: Call) -> Tensor:
+    """rows_BD[kept_B]; plain for the reference backend, which has derivatives of any order."""
+    return rows_BD[kept_B] if call.backend == "reference" else kept_rows(rows_BD, kept_B)
 
 
 def _terms_or_problem(
@@ -140,11 +159,15 @@ def _terms_or_problem(
     try:
         if call[1:] != DEFAULTS:  # which are fine
             check_backend(call.backend, family.available)
+            if call.reference is not None:
+                check_takes_reference(call.backend, tuple(family.crossed))
             check_precision(call.precision, call.backend)
             check_reduction(call)
             check_ignore_index(call.ignore_index)
         terms = loss.terms(**constants)
         problem = find_problem(rows_BD, labels_B, rows_name=family.rows_name, labels_name=family.labels_name)
+        if problem is None and call.reference is not None:
+            problem = find_reference_problem(call.reference, rows_BD, rows_name=family.rows_name)
         if problem is None and call.backend == "triton":
             check_device(rows_BD.device)
             choose_precision(call.precision, rows_BD.dtype)
@@ -156,7 +179,7 @@ def _terms_or_problem(
 def _options(loss: Loss, constants: Mapping[str, Any], call: Call) -> dict[str, Any]:
     """All that must be equal on every rank; a tensor's number stands for it."""
     found: dict[str, Any] = {"loss": loss.name, **constants, **call._asdict()}
-    del found["group"]
+    del found["group"], found["reference"]
     return {
         key: value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
         for key, value in found.items()
@@ -170,8 +193,7 @@ def _computed(
     chosen = choose_backend(
         call.backend, layout.total_rows, family.plain_up_to, device=rows_BD.device, available=available
     )
-    if chosen != "reference" and under_transforms():
-        raise RuntimeError(f'torch.func: not by the {chosen} backend; use backend="reference"')
+    _refuse_transforms(chosen)
     labels_B = labels_B.to(torch.int64)
     arguments: dict[str, Any] = {"per_anchor": True} if call.reduction == "none" else {}
     if chosen == "triton":
@@ -186,6 +208,40 @@ def _computed(
             count = family.count(labels_B, layout)
             value = value * count if chosen == "reference" else scaled(value, count)
     return value, statistics
+
+
+def _computed_crossed(
+    family: Family,
+    rows_BD: Tensor,
+    labels_B: Tensor,
+    reference: Reference,
+    references: ReferenceLayout,
+    terms: Any,
+    layout: RankLayout,
+    call: Call,
+) -> tuple[Tensor, Any]:
+    """`_computed` with candidates that are not the batch."""
+    chosen = "chunked" if call.backend == "auto" else call.backend
+    _refuse_transforms(chosen)
+    dtype = compute_dtype(torch.promote_types(rows_BD.dtype, reference.rows.dtype))
+    with on_their_device(rows_BD, launches=False):
+        labels = (labels_B.to(torch.int64), reference.labels.to(torch.int64))
+        crossing = find_crossing(*labels, layout, references)
+        rows_VD = rows_BD if crossing.all_valid else _kept(rows_BD, crossing.valid_B, call)
+        arguments: dict[str, Any] = {"per_anchor": True} if call.reduction == "none" else {}
+        both = rows_VD.to(dtype), reference.rows.to(dtype)
+        found = family.crossed[chosen](*both, terms, crossing, **arguments)
+        value, statistics = found if isinstance(found, tuple) else (found, None)
+        if call.reduction == "sum":
+            value = value * crossing.counted if chosen == "reference" else scaled(value, crossing.counted)
+    if call.reduction == "none" and not crossing.all_valid:
+        value = value.new_zeros(len(labels_B)).index_put((crossing.valid_B,), value)
+    return value, statistics
+
+
+def _refuse_transforms(chosen: str) -> None:
+    if chosen != "reference" and under_transforms():
+        raise RuntimeError(f'torch.func: not by the {chosen} backend; use backend="reference"')
 
 
 def _compute_packed(

@@ -36,6 +36,37 @@ def find_problem(rows_BD: object, labels_B: object, *, rows_name: str, labels_na
     return None
 
 
+def find_pair_problem(reference: object) -> str | None:
+    """One line where `reference=` is no pair of tensors, or None."""
+    if not isinstance(reference, tuple | list) or len(reference) != 2:
+        kind = type(reference).__name__
+        found = f"{kind} of {len(reference)}" if isinstance(reference, tuple | list) else kind
+        return f"reference: expected a pair (rows, labels), got {found}; pass reference=(rows, labels)"
+    for place, value in enumerate(reference):
+        if not isinstance(value, Tensor):
+            return _not_a_tensor(f"reference[{place}]", value)
+    return None
+
+
+def find_reference_problem(reference: object, rows_BD: Tensor, *, rows_name: str) -> str | None:
+    """One line saying what is wrong with `reference=` beside rows that are fine, or None."""
+    problem = find_pair_problem(reference)
+    if problem is not None:
+        return problem
+    assert isinstance(reference, tuple | list)
+    problem = find_problem(*reference, rows_name="reference[0]", labels_name="reference[1]")
+    if problem is not None:
+        return problem
+    rows_RD: Tensor = reference[0]
+    if rows_RD.shape[1] != rows_BD.shape[1]:
+        widths = f"{rows_RD.shape[1]} columns while {rows_name} has {rows_BD.shape[1]}"
+        return f"reference[0]: {widths}; pass rows of one width"
+    if rows_RD.device != rows_BD.device:
+        devices = f"on {rows_RD.device} while {rows_name} is on {rows_BD.device}"
+        return f"reference[0]: {devices}; pass both on one device"
+    return None
+
+
 def _not_a_tensor(name: str, value: object) -> str:
     kind = type(value).__name__
     instead = f"torch.as_tensor({name})"

@@ -1,4 +1,4 @@
-"""The losses as modules: options once, then `module(embeddings, labels)`.
+"""The losses as modules: options once, then `module(embeddings, labels)`, or with `reference=` too.
 
 A scale or temperature may be learned: it is then a parameter, stored as its logarithm so that it stays above 0.
 """
@@ -33,7 +33,7 @@ class LossModule(nn.Module):
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
-        known = type(self).loss.__kwdefaults__ or {}
+        known = {key: v for key, v in (type(self).loss.__kwdefaults__ or {}).items() if key != "reference"}
         unknown = sorted(set(options) - set(known))
         if unknown:
             names = ", ".join(known)
@@ -48,7 +48,26 @@ class LossModule(nn.Module):
         return ", ".join(f"{key}={value!r}" for key, value in shown.items())
 
 
-class _Learnable(LossModule):
+class PairLoss(LossModule):
+    """A loss of pairs. `reference`, a pair (rows [R, D], labels [R]) that are the only candidates, belongs to
+    the call, as it changes with the batch; see `maskreid_kernels.options`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        if "reference" in options:
+            name = type(self).__name__
+            raise TypeError(
+                f"{name}: reference is of the call: {name}(...)(embeddings, labels, reference=...)"
+            )
+        super().__init__(**options)
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, reference: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        return type(self).loss(embeddings, labels, reference=reference, **self.options)
+
+
+class _Learnable(PairLoss):
     """`learnable=True` makes the number `learned` names a parameter, of the value given or the function's default."""
 
     learned: ClassVar[str]
@@ -61,10 +80,12 @@ class _Learnable(LossModule):
             value = positive(self.learned, self.options.pop(self.learned, default))
             setattr(self, "log_" + self.learned, nn.Parameter(torch.tensor(math.log(value))))
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, reference: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         logarithm = getattr(self, "log_" + self.learned)
         own = {} if logarithm is None else {self.learned: logarithm.exp()}
-        return type(self).loss(embeddings, labels, **self.options, **own)
+        return type(self).loss(embeddings, labels, reference=reference, **self.options, **own)
 
     def extra_repr(self) -> str:
         logarithm = getattr(self, "log_" + self.learned)
@@ -75,19 +96,19 @@ class _Learnable(LossModule):
         return f"{now}, {shown}" if shown else now
 
 
-class RankingLoss(LossModule):
+class RankingLoss(PairLoss):
     """`ranking_loss`."""
 
     loss = staticmethod(ranking_loss)
 
 
-class BatchHardLoss(LossModule):
+class BatchHardLoss(PairLoss):
     """`batch_hard_loss`."""
 
     loss = staticmethod(batch_hard_loss)
 
 
-class CircleLoss(LossModule):
+class CircleLoss(PairLoss):
     """`circle_loss`."""
 
     loss = staticmethod(circle_loss)

@@ -12,6 +12,13 @@ Reduction = Literal["mean", "sum", "none"]
 REDUCTIONS = ("mean", "sum", "none")
 
 
+class Reference(NamedTuple):
+    """The candidates that are not the batch: rows [R, D] of its width, labels [R]."""
+
+    rows: Tensor
+    labels: Tensor
+
+
 class Call(NamedTuple):
     """How a loss is computed, whichever loss it is.
 
@@ -20,6 +27,17 @@ class Call(NamedTuple):
     anchors of all ranks (softmax: rows), "sum" over them, or "none", each anchor's value [B], 0 where it is not valid:
     of one process, not by "triton", under torch.compile by "reference" alone. ignore_index: rows of this label take no
     part, neither as anchors nor as candidates, and get no gradient; None: every integer is a label.
+
+    reference: a pair (rows [R, D], labels [R]): the only candidates (a memory bank, another view, embeddings
+    of text); None: the batch itself. One option, as neither tensor means anything without the other, and a
+    plain pair, which needs no class at the call: `reference=(bank, bank_labels)`. The batch's rows are then
+    anchors alone: an anchor's positives are all references of its label, its negatives all others, and none
+    is left out as the anchor itself, even of equal bits. It is valid with at least one of each. `normalize`
+    and `ignore_index` hold for both kinds of rows. The gradient goes to the batch's rows, and to the
+    references where they require grad: else none of that work is done. Computed in float64 where either kind
+    of rows is. With a group the references of all ranks are everybody's candidates, any number of each rank
+    (also none), and both kinds of rows keep the convention; a bank of which every rank has a copy belongs in
+    parts, or counts W times. By "chunked" (which "auto" is then) and "reference".
     """
 
     group: dist.ProcessGroup | None = None
@@ -27,6 +45,7 @@ class Call(NamedTuple):
     precision: str = "auto"
     reduction: str = "mean"
     ignore_index: int | None = None
+    reference: tuple[Tensor, Tensor] | None = None
 
 
 def check_group(group: object) -> None:

@@ -38,10 +38,11 @@ class _Products(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a_MD, b_ND = ctx.saved_tensors
+        of_a, of_b = ctx.needs_input_grad
         with without_autocast(a_MD.device):
-            return gradients[0] @ b_ND, gradients[0].t() @ a_MD
+            return gradients[0] @ b_ND if of_a else None, gradients[0].t() @ a_MD if of_b else None
 
 
 def products(a_MD: Tensor, b_ND: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ be zero). For a loss L, the true mean over the global batch:
     gradient   on a rank's own rows: W x dL / d(own rows), where dL / d(own rows) counts every term the rows
                take part in, also as candidates of other ranks' anchors.
 
+Candidates that are not the batch (`reference=`) are rows of their own, any number of each rank, and keep the
+same: W x dL / d(own references), which counts the anchors of every rank.
+
 Data parallelism averages parameter gradients (sum over ranks, divided by W). Under this convention that
 average is the gradient of one process holding the whole batch. Nobody else sums or divides: no collective
 runs in the backward. The gradient flowing into the loss must be the same on every rank, as it is when each
@@ -49,6 +52,15 @@ class RankLayout:
         return slice(start, start + self.rows_per_rank[self.rank])
 
 
+@dataclass(frozen=True)
+class ReferenceLayout(RankLayout):
+    """How candidates that are not the batch lie over the ranks; `learning`: whether any rank's wait for a
+    gradient.
+    """
+
+    learning: bool
+
+
 def gather_rows(own: Tensor, layout: RankLayout) -> Tensor:
     """All ranks' rows in rank order, [B, ...] -> [N, ...]. Every rank takes part; carries no gradient."""
     own = own.detach()
@@ -70,6 +82,17 @@ def _gathered(own: Tensor, layout: RankLayout) -> Tensor:
         return gathered
     padded_ranks = gathered.unflatten(0, (layout.world_size, tallest))
     return torch.cat([padded_ranks[rank, :rows] for rank, rows in enumerate(layout.rows_per_rank)])
+
+
+def gather_parts(own: Tensor, layout: RankLayout) -> Tensor:
+    """Every rank's tensor of one shape, [...] -> [W, ...]. Every rank takes part; carries no gradient."""
+    own = own.detach()
+    if layout.group is None:
+        return own[None]
+    parts = own.new_empty((layout.world_size, *own.shape))
+    if own.numel():
+        dist.all_gather_into_tensor(parts.flatten(0, 1), own.contiguous(), group=layout.group)
+    return parts
 
 
 class _GatherRows(torch.autograd.Function):

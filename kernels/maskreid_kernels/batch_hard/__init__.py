@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..dispatch import Family, Loss, compute
 from ..options import Call, Reduction, finite, one_of
-from . import chunked, dense, reference
+from . import chunked, crossed, dense, reference
 from .terms import DISTANCES, BatchHardTerms
 
 __all__ = ["batch_hard_loss"]
@@ -47,6 +47,7 @@ BATCH_HARD = Loss(
             "triton": _triton,
         },
         plain_up_to=256,
+        crossed={"reference": crossed.specification, "chunked": crossed.chunked},
         capturable=("auto", "dense", "triton"),
     ),
 )
@@ -64,6 +65,7 @@ def batch_hard_loss(
     precision: str = "auto",
     reduction: Reduction = "mean",
     ignore_index: int | None = None,
+    reference: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Batch-hard triplet loss (see the module), as a 0-d tensor.
 
@@ -80,10 +82,16 @@ def batch_hard_loss(
     batches), "chunked" (O(N D) memory, the backward has no
     matrix product; differentiating its gradient raises RuntimeError), "triton" (the same on a GPU, fused) or
     "auto". precision: of "triton" alone, a preset of `maskreid_kernels.precision` for the mining; "auto" follows the
-    rows' dtype and torch.set_float32_matmul_precision. reduction, ignore_index: see `maskreid_kernels.options`. Raises
-    ValueError on bad input or an unavailable backend.
+    rows' dtype and torch.set_float32_matmul_precision. reduction, ignore_index: see
+    `maskreid_kernels.options`. reference: a pair (rows [R, D], labels [R]) that are the only candidates, the
+    batch's rows being anchors alone; see there. By "chunked" and "reference". Raises ValueError on bad input
+    or an unavailable backend.
     """
     constants = {"margin": margin, "distance": distance, "normalize": normalize}
     return compute(
-        BATCH_HARD, embeddings, labels, constants, Call(group, backend, precision, reduction, ignore_index)
+        BATCH_HARD,
+        embeddings,
+        labels,
+        constants,
+        Call(group, backend, precision, reduction, ignore_index, reference),
     )[0]

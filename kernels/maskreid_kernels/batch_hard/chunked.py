@@ -1,6 +1,7 @@
-"""Batch-hard in blocks of rows: O(N D) memory, one matrix product in the forward, none in the backward.
+"""Batch-hard in blocks of rows: O(N D) memory, half a matrix product in the forward, none in the backward.
 
-Forward: a block of anchors' mining distances to all N rows, reduced at once to the picked rows p and n; the
+Forward: the hardest positives within the identities; the hardest negatives from the blocks of the triangle of mining
+distances (triangle.py), each reduced at once, by rows and by columns. Over ranks the least of the parts is taken. The
 picked distances again from differences. Gathered over the ranks per anchor: p, n, the value, two pair weights.
 
 Backward: a pair (k, o) whose weight is w = dL/dd times 1/d (euclidean) or 2 (squared) adds w (x_k - x_o) to row k
@@ -8,22 +9,27 @@ and its negative to row o; for cosine w = dL/dd, and -w x_o and -w x_k are added
 whichever anchor, that touch its own rows: no collective, O(pairs x D).
 
 Names: B = this rank's rows, N = rows of all ranks, D = columns, b = rows of a block, m = pairs of a block,
-P = rows of the largest identity.
+P = rows of the largest identity, s = candidates of a segment.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..blocks import own_and_global_blocks, row_blocks
+from ..blocks import row_blocks
 from ..first_order import first_order_only
+from ..identities import blocks_of_identities, similarities_within
 from ..positives import Positives, find_positives
-from ..ranks import RankLayout, gather_rows
+from ..ranks import RankLayout, gather_parts, gather_rows
+from ..triangle import Triangle
 from ..unit_rows import unit_rows
-from .terms import BatchHardTerms, gradient_per_difference, mining_distances, mining_squares
+from .terms import BatchHardTerms, gradient_per_difference, mining_squares
+
+SEGMENT = 64
 
 
 def batch_hard_loss(
@@ -49,12 +55,12 @@ class _BatchHardLoss(torch.autograd.Function):
         x_ND = gather_rows(rows_BD, layout)
         positives = find_positives(gather_rows(labels_B, layout))
         square_N = mining_squares(x_ND, terms)
-        own_B5 = x_ND.new_empty(
-            (rows_BD.shape[0], 5), dtype=torch.float64
-        )  # float64 holds row numbers exactly
-        bytes_per_row = x_ND.element_size() * (x_ND.shape[0] + 3 * x_ND.shape[1]) + 32 * positives.widest
-        for block, rows in own_and_global_blocks(layout.own, bytes_per_row):
-            own_B5[block] = _anchor_numbers(x_ND, rows, square_N, positives, terms)
+        hardest_negative_N = _hardest_negatives(x_ND, square_N, positives, layout)
+        # float64 holds row numbers exactly
+        own_B5 = x_ND.new_empty((rows_BD.shape[0], 5), dtype=torch.float64)
+        for rows in blocks_of_identities(x_ND, positives, layout.own):
+            block = slice(rows.start - layout.own.start, rows.stop - layout.own.start)
+            own_B5[block] = _anchor_numbers(x_ND, rows, square_N, hardest_negative_N[rows], positives, terms)
         positive_N, negative_N, value_N, toward_N, away_N = gather_rows(own_B5, layout).unbind(1)
         valid_anchors = positives.valid_N.sum().clamp(min=1)
 
@@ -102,18 +108,60 @@ def _apply_pairs_(
             _add_rows_(gradient_BD, other_m, x_anchor_mD.mul_(weight_m1), -1, own)
 
 
+def _hardest_negatives(x_ND: Tensor, square_N: Tensor, positives: Positives, layout: RankLayout) -> Tensor:
+    """The negative of least mining distance of every anchor of all ranks, [N]; of equals that of lowest row."""
+    triangle = Triangle(x_ND, positives, layout)
+    least_N, row_N = torch.full_like(square_N, torch.inf), torch.zeros_like(positives.order_N)
+    for block in triangle.share():
+        distance_bc = triangle.workspace(block, 0)
+        x_bD, x_cD = x_ND[block.rows], x_ND[block.columns]
+        torch.addmm(square_N[block.columns], x_bD, x_cD.t(), alpha=-2, out=distance_bc)
+        distance_bc.add_(square_N[block.rows, None])  # orders the columns too
+        triangle.fill_positives_(distance_bc, block, torch.inf)
+        # Blocks come by rows, then by columns: candidates of an anchor in ascending order, whichever its role.
+        _take_least_(least_N[block.rows], row_N[block.rows], distance_bc, 1, block.columns.start)
+        if block.columns_count:
+            _take_least_(least_N[block.columns], row_N[block.columns], distance_bc, 0, block.rows.start)
+    if layout.group is None:
+        return row_N
+    least_WN, row_WN = gather_parts(torch.stack([least_N.double(), row_N.double()]), layout).unbind(1)
+    farther_WN = least_WN > least_WN.amin(0)  # nothing is farther than a NaN
+    return row_WN.masked_fill(farther_WN, torch.inf).amin(0).long()
+
+
+def _take_least_(least_b: Tensor, row_b: Tensor, distance_bc: Tensor, side: int, first: int) -> None:
+    """Where a block has a lesser distance than all before, it and its candidate; a NaN is less than every number.
+
+    side: 1 where the anchors are the block's rows, 0 where they are its columns. first: the first candidate's row.
+    """
+    # torch's minimum with its place is ten times slower than the minimum alone, so its place is asked within the least
+    # of some segments, and only where it is news.
+    length = math.gcd(distance_bc.shape[side], SEGMENT)
+    distance = distance_bc.unflatten(side, (-1, length))
+    least_here_b, segment_b = distance.amin(side + 1).min(side)
+    better_b = ~(least_here_b >= least_b) & ~least_b.isnan()
+    better_m = better_b.nonzero().squeeze(1)  # host sync
+    segment_m = segment_b[better_m]
+    of_segment_ms = distance[better_m, segment_m] if side == 1 else distance[segment_m, :, better_m]
+    row_b[better_m] = segment_m * length + of_segment_ms.argmin(1) + first
+    least_b[better_m] = least_here_b[better_m]
+
+
 def _anchor_numbers(
-    x_ND: Tensor, rows: slice, square_N: Tensor, positives: Positives, terms: BatchHardTerms
+    x_ND: Tensor,
+    rows: slice,
+    square_N: Tensor,
+    hardest_negative_b: Tensor,
+    positives: Positives,
+    terms: BatchHardTerms,
 ) -> Tensor:
     """[b, 5] float64: hardest positive, hardest negative, value, pair weights of the one and of the other."""
     _, index_bP, positive_bP = positives.of_rows(rows)
     valid_b, x_bD = positives.valid_N[rows], x_ND[rows]
-    distance_bN = mining_distances(x_bD, x_ND, square_N)
-    distance_bP = distance_bN.gather(1, index_bP).masked_fill_(~positive_bP, -torch.inf)
-    hardest_positive_b = index_bP.gather(1, distance_bP.max(1, keepdim=True).indices).squeeze(
-        1
-    )  # first of equals
-    hardest_negative_b = distance_bN.scatter_(1, index_bP, torch.inf).min(1).indices
+    distance_bP = square_N[index_bP] - 2 * similarities_within(x_ND, rows, index_bP)
+    distance_bP.masked_fill_(~positive_bP, -torch.inf)
+    place_b1 = distance_bP.max(1, keepdim=True).indices  # first of equals
+    hardest_positive_b = index_bP.gather(1, place_b1).squeeze(1)
     positive_distance_b = terms.pair_distance(x_bD, x_ND.index_select(0, hardest_positive_b))
     negative_distance_b = terms.pair_distance(x_bD, x_ND.index_select(0, hardest_negative_b))
     gap_b = positive_distance_b - negative_distance_b

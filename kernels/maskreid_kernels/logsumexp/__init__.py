@@ -18,9 +18,12 @@ without a valid anchor gives 0, with zero gradient. group: the batch is that of 
 (O(N^2) memory, its own backward: for small batches), "chunked" (O(N D) memory; differentiating its gradient raises
 RuntimeError), "triton" (the same on a GPU, fused) or "auto". precision: of "triton" alone, a preset of
 `maskreid_kernels.precision` for the negatives' similarities; "auto" follows the rows' dtype and
-torch.set_float32_matmul_precision. reduction, ignore_index: see `maskreid_kernels.options`. A scale or temperature that
-requires grad gets its gradient, where there is no margin. ValueError on bad input or an unavailable backend.
+torch.set_float32_matmul_precision. reduction, ignore_index: see `maskreid_kernels.options`. reference: a pair
+(rows [R, D], labels [R]) that are the only candidates, the batch's rows being anchors alone; see there. By
+"chunked" and "reference". A scale or temperature that requires grad gets its gradient, where there is no
+margin. ValueError on bad input or an unavailable backend.
 
-Modules: a loss each in n_pair, all_pairs, circle, supervised_contrastive; the shared engines in reference, dense,
-chunked and triton (on programs), chosen in family; what a loss has to say to them in terms and exponent.
+Modules: a loss each in n_pair, all_pairs, circle, supervised_contrastive; the shared engines in reference,
+dense, chunked and triton (on programs), and in crossed where the candidates are not the batch, chosen in
+family; what a loss has to say to them in terms and exponent.
 """

@@ -27,6 +27,7 @@ def all_pairs_loss(
     precision: str = "auto",
     reduction: Reduction = "mean",
     ignore_index: int | None = None,
+    reference: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """All-pairs loss, as a 0-d tensor; Eq. 4 of the paper with scale = 1 and margin = 0.
 
@@ -37,11 +38,11 @@ def all_pairs_loss(
         A = torch.logsumexp(scale * S_k[negatives], 0)
         L = F.softplus(A + torch.logsumexp(scale * (margin - S_k[positives]), 0))
 
-    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, `reduction`, `ignore_index`, errors:
-    see `maskreid_kernels.logsumexp`.
+    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, `reduction`, `ignore_index`,
+    `reference`, errors: see `maskreid_kernels.logsumexp`.
     """
     constants = {"scale": scale, "margin": margin, "normalize": normalize}
-    call = Call(group, backend, precision, reduction, ignore_index)
+    call = Call(group, backend, precision, reduction, ignore_index, reference)
     return log_sum_exp_loss(ALL_PAIRS, embeddings, labels, constants, call)
 
 

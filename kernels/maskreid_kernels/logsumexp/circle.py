@@ -23,6 +23,7 @@ def circle_loss(
     precision: str = "auto",
     reduction: Reduction = "mean",
     ignore_index: int | None = None,
+    reference: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Circle loss, as a 0-d tensor; the defaults are the paper's for person re-identification.
 
@@ -36,11 +37,11 @@ def circle_loss(
         C = torch.logsumexp(-gamma * F.relu(1 + margin - p.detach()) * (p - 1 + margin), 0)
         L = F.softplus(A + C)
 
-    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, `reduction`, `ignore_index`, errors:
-    see `maskreid_kernels.logsumexp`.
+    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, `reduction`, `ignore_index`,
+    `reference`, errors: see `maskreid_kernels.logsumexp`.
     """
     constants = {"margin": margin, "gamma": gamma, "normalize": normalize}
-    call = Call(group, backend, precision, reduction, ignore_index)
+    call = Call(group, backend, precision, reduction, ignore_index, reference)
     return log_sum_exp_loss(CIRCLE, embeddings, labels, constants, call)
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Family, Loss, compute
-from ..inputs import FLOATS, compute_dtype
+from ..inputs import FLOATS, compute_dtype, find_pair_problem
 from ..options import Call, requires_grad
 from ..precision import preset_of_rows
 from ..unit_rows import unit_rows, unit_rows_reference
-from . import chunked, dense, reference
+from . import chunked, crossed, dense, reference
 from .terms import LogSumExpTerms
 
 
@@ -31,6 +31,7 @@ FAMILY = Family(
         "triton": _triton,
     },
     plain_up_to=512,
+    crossed={"reference": crossed.specification, "chunked": crossed.chunked},
 )
 
 
@@ -48,29 +49,40 @@ def log_sum_exp_loss(
     """
     name = "temperature" if "temperature" in constants else "scale"
     value = constants.get(name)
-    # What cannot be computed so is left to the checks.
-    usable = isinstance(embeddings, Tensor) and embeddings.dim() == 2 and embeddings.dtype in FLOATS
-    if not (requires_grad(value) and value.numel() == 1 and usable) or constants.get("margin"):
+    if not (requires_grad(value) and value.numel() == 1) or constants.get("margin"):
         return compute(loss, embeddings, labels, constants, call)[0]
-    if torch.compiler.is_compiling():
-        compared = None
-    else:
-        compared = float(value.detach())
-        if not compared > 0:
-            return compute(loss, embeddings, labels, {**constants, name: compared}, call)[0]
+    compared = None if torch.compiler.is_compiling() else float(value.detach())
+    if not _may_be_scaled(embeddings, call) or (compared is not None and not compared > 0):
+        known = {**constants, name: float(value.detach())}
+        return compute(loss, embeddings, labels, known, call)[0]  # the checks say what is wrong
     call = call._replace(precision=preset_of_rows(call.precision, embeddings.dtype, call.backend))
     rows = scaled_rows(embeddings, value.reciprocal() if name == "temperature" else value, constants, call)
+    if call.reference is not None:
+        references, reference_labels = call.reference
+        call = call._replace(reference=(scaled_rows(references, None, constants, call), reference_labels))
     constants = {**constants, name: 1.0, "normalize": False}
     return compute(loss, rows, labels, constants, call, learned=compared)[0]
 
 
-def scaled_rows(embeddings: Tensor, scale: Tensor, constants: Mapping[str, Any], call: Call) -> Tensor:
+def _may_be_scaled(embeddings: object, call: Call) -> bool:
+    """Whether the rows are such, before anything is checked."""
+    if call.reference is not None and find_pair_problem(call.reference):
+        return False
+    both = (embeddings,) if call.reference is None else (embeddings, call.reference[0])
+    return all(isinstance(rows, Tensor) and rows.dim() == 2 and rows.dtype in FLOATS for rows in both)
+
+
+def scaled_rows(embeddings: Tensor, scale: Tensor | None, constants: Mapping[str, Any], call: Call) -> Tensor:
     """sqrt(scale) x: their similarities are scale times those of x, so the loss of a scale of 1 is that of x and scale.
 
-    The scale's gradient is one more sum per row, in plain autograd, whatever the backend; over ranks it keeps the
-    convention of the rows' gradient.
+    Beside references scale x, and of the references (scale None) x: or they would need a gradient for the
+    scale's sake. The scale's gradient is one more sum per row, in plain autograd, whatever the backend; over
+    ranks it keeps the convention of the rows' gradient.
     """
     rows = embeddings.to(compute_dtype(embeddings.dtype))
     if constants["normalize"]:
         rows = (unit_rows_reference if call.backend == "reference" else unit_rows)(rows)
-    return rows * scale.reshape(()).to(rows).sqrt()
+    if scale is None:
+        return rows
+    factor = scale.reshape(()).to(rows)
+    return rows * (factor.sqrt() if call.reference is None else factor)

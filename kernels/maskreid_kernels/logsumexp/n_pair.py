@@ -26,6 +26,7 @@ def n_pair_loss(
     precision: str = "auto",
     reduction: Reduction = "mean",
     ignore_index: int | None = None,
+    reference: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """N-pair loss, as a 0-d tensor: every positive in turn against all negatives, and the mean over both.
 
@@ -37,11 +38,11 @@ def n_pair_loss(
         A = torch.logsumexp(scale * S_k[negatives], 0)
         L = F.softplus(A - scale * S_k[positives]).mean()
 
-    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, `reduction`, `ignore_index`, errors:
-    see `maskreid_kernels.logsumexp`.
+    Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, `reduction`, `ignore_index`,
+    `reference`, errors: see `maskreid_kernels.logsumexp`.
     """
     constants = {"scale": scale, "normalize": normalize}
-    call = Call(group, backend, precision, reduction, ignore_index)
+    call = Call(group, backend, precision, reduction, ignore_index, reference)
     return log_sum_exp_loss(N_PAIR, embeddings, labels, constants, call)
 
 

@@ -25,6 +25,7 @@ def supervised_contrastive_loss(
     precision: str = "auto",
     reduction: Reduction = "mean",
     ignore_index: int | None = None,
+    reference: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """SupCon, as a 0-d tensor; where every identity has two images it is InfoNCE.
 
@@ -37,10 +38,10 @@ def supervised_contrastive_loss(
 
     Unlike `n_pair_loss`, an anchor's other positives stand in the denominator. An anchor without a negative is not
     counted. Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, `reduction`,
-    `ignore_index`, errors: see `maskreid_kernels.logsumexp`.
+    `ignore_index`, `reference`, errors: see `maskreid_kernels.logsumexp`.
     """
     constants = {"temperature": temperature, "normalize": normalize}
-    call = Call(group, backend, precision, reduction, ignore_index)
+    call = Call(group, backend, precision, reduction, ignore_index, reference)
     return log_sum_exp_loss(SUPERVISED_CONTRASTIVE, embeddings, labels, constants, call)
 
 

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from .exponent import Exponent
 
+# exp(40) is 2.4e17: it and its inverse leave float32 room for sums over any batch.
+BOUNDED_SCALE = 40.0
+
 
 @dataclass(frozen=True)
 class LogSumExpTerms(ABC):
@@ -22,6 +25,11 @@ class LogSumExpTerms(ABC):
 
     exponent: Exponent
     normalize: bool
+
+    @property
+    def bounded(self) -> bool:
+        """Whether exp(f) and its sums need no maximum subtracted: |S| <= 1, f linear, its scale moderate."""
+        return self.normalize and self.exponent.margin is None and abs(self.exponent.scale) <= BOUNDED_SCALE
 
     @property
     def exact_log_weight(self) -> bool:

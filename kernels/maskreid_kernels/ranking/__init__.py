@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..dispatch import Family, Loss, compute
 from ..options import Call, Reduction, finite, one_of
-from . import chunked, dense, reference
+from . import chunked, crossed, dense, reference
 from .terms import Negatives, RankingStatistics, RankingTerms
 
 __all__ = ["RankingStatistics", "ranking_loss", "ranking_loss_with_statistics"]
@@ -48,6 +48,7 @@ FAMILY = Family(
         "triton": _triton,
     },
     plain_up_to=256,
+    crossed={"reference": crossed.specification, "chunked": crossed.chunked},
 )
 RANKING = Loss("ranking", partial(_terms, statistics=False), FAMILY)
 RANKING_WITH_STATISTICS = Loss(
@@ -68,10 +69,11 @@ def ranking_loss_with_statistics(
     precision: str = "auto",
     reduction: Reduction = "mean",
     ignore_index: int | None = None,
+    reference: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, RankingStatistics]:
     """`ranking_loss` and the statistics of the same forward (no second pass over the similarities)."""
     constants = {"margin": margin, "pull": pull, "negatives": negatives, "normalize": normalize}
-    call = Call(group, backend, precision, reduction, ignore_index)
+    call = Call(group, backend, precision, reduction, ignore_index, reference)
     loss, found = compute(RANKING_WITH_STATISTICS, embeddings, labels, constants, call)
     if isinstance(found, Tensor):  # packed by the compiler's operator
         found = RankingStatistics.unpacked(found, loss.dtype)
@@ -91,6 +93,7 @@ def ranking_loss(
     precision: str = "auto",
     reduction: Reduction = "mean",
     ignore_index: int | None = None,
+    reference: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Ranking loss, Eq. 5 of the paper (see the module), as a 0-d tensor.
 
@@ -107,9 +110,10 @@ def ranking_loss(
     small batches), "chunked" (O(N D) memory; differentiating its
     gradient raises RuntimeError), "triton" (the same on a GPU, fused) or "auto". precision: of "triton" alone, a
     preset of `maskreid_kernels.precision` for the negatives' similarities; "auto" follows the rows' dtype and
-    torch.set_float32_matmul_precision. reduction, ignore_index: see `maskreid_kernels.options`. Raises ValueError on bad
-    input or an unavailable backend.
+    torch.set_float32_matmul_precision. reduction, ignore_index: see `maskreid_kernels.options`. reference: a
+    pair (rows [R, D], labels [R]) that are the only candidates, the batch's rows being anchors alone; see
+    there. By "chunked" and "reference". Raises ValueError on bad input or an unavailable backend.
     """
     constants = {"margin": margin, "pull": pull, "negatives": negatives, "normalize": normalize}
-    call = Call(group, backend, precision, reduction, ignore_index)
+    call = Call(group, backend, precision, reduction, ignore_index, reference)
     return compute(RANKING, embeddings, labels, constants, call)[0]

@@ -1,10 +1,10 @@
-"""The ranking loss's gradient as a list of pairs, recorded in the forward: exact, and sparse late in training.
+"""The negatives inside a margin as a list of pairs: exact, and sparse late in training.
 
-A negative outside the margin has the weight 0 by the hinge. So where few are inside, G = dL(k)/dS_kj is a short list,
-and the backward, dX = (G + G^T) x, gathers rows instead of computing every similarity again. One process on a
-CPU only: there the forward sees every anchor, and counting costs no host sync.
+A negative outside the margin has the weight 0 by the hinge. So where few are inside, a block's sums come from a short
+list of its pairs, and the backward gathers their rows instead of computing every similarity again. On a CPU only, where
+counting costs no host sync; the backward's list in one process only, whose forward sees every pair.
 
-Names: N = rows, D = columns, b = rows of a block, P = rows of the largest identity, m = pairs.
+Names: N = rows, D = columns, b, c = rows and columns of a block, m = pairs.
 """
 
 from __future__ import annotations
@@ -16,71 +16,95 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..blocks import row_blocks
-from ..ranks import RankLayout
+from ..triangle import Block
 from .terms import RankingTerms
 
 # Gathering the rows of a pair costs as much as the dense backward of some thirteen pairs: at 1/32 it is a clear win.
 SPARSE_UP_TO = 1 / 32
-# Of the list and its sorted copy, 40 bytes a pair in float32.
+# Of the list and its sorted copies, 40 bytes a pair in float32.
 MOST_PAIRS = (96 << 20) // 40
+WORD = 8  # truth values that are looked at together, as one integer
+MOST_WORDS = 1 / 3  # of a block's, that hold a pair
 
 
 class ActivePairs:
-    """G, row by row. Once a block has too many pairs the list is given up, and `complete` is False."""
+    """Unordered pairs of negatives, inside the margin of one of the two at least, with their similarities.
+
+    Once there are too many the list is given up, and `complete` is False.
+    """
 
     def __init__(self) -> None:
         self.complete = True
         self._pairs = 0
-        self._columns: list[Tensor] = []
-        self._values: list[Tensor] = []
-        self._count_b: list[Tensor] = []
+        self._row: list[Tensor] = []
+        self._column: list[Tensor] = []
+        self._S: list[Tensor] = []
 
-    def accepts(self, inside_b: Tensor, pulled_bP: Tensor, similarities: int) -> bool:
-        """Whether a block is still recorded: negatives inside the margin by anchor, which positives count, their total."""
+    def add(self, block: Block, row_m: Tensor, column_m: Tensor, S_m: Tensor) -> None:
+        """A block's pairs, by their global rows, as long as they are few."""
         if not self.complete:
-            return False
-        negatives = int(inside_b.sum())
-        self._pairs += negatives + int(pulled_bP.sum())
-        if negatives > SPARSE_UP_TO * similarities or self._pairs > MOST_PAIRS:
-            self.complete = False
-            self._columns, self._values, self._count_b = [], [], []
-        return self.complete
+            return
+        self._pairs += len(S_m)
+        if len(S_m) > SPARSE_UP_TO * block.area or self._pairs > MOST_PAIRS:
+            self.give_up()
+            return
+        self._row.append(row_m.to(torch.int32))
+        self._column.append(column_m.to(torch.int32))
+        self._S.append(S_m)
 
-    def add_block(self, row_m: Tensor, column_m: Tensor, value_m: Tensor, rows: int) -> None:
-        """The next block's pairs in any order: row within the block, column among the N, value of G."""
-        row_m, order_m = torch.sort(row_m.to(torch.int32), stable=True)
-        self._columns.append(column_m[order_m].to(torch.int32))
-        self._values.append(value_m[order_m])
-        self._count_b.append(torch.bincount(row_m, minlength=rows))
+    def give_up(self) -> None:
+        self.complete = False
+        self._row, self._column, self._S = [], [], []
 
-    def rows_gradient(self, x_ND: Tensor) -> Tensor:
-        """(G + G^T) x, summed in one order: the same bits every time."""
-        column_m, value_m, count_N = (torch.cat(p) for p in (self._columns, self._values, self._count_b))
-        gradient_ND = torch.empty_like(x_ND)
-        _weighted_rows_(gradient_ND, x_ND, column_m, value_m, count_N, add=False)
-        row_m = torch.repeat_interleave(torch.arange(len(count_N), dtype=torch.int32), count_N)
-        destination_m, order_m = torch.sort(column_m, stable=True)
-        count_N = torch.bincount(destination_m, minlength=len(count_N))
-        _weighted_rows_(gradient_ND, x_ND, row_m[order_m], value_m[order_m], count_N, add=True)
-        return gradient_ND
+    def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """row_m, column_m int32, S_m."""
+        return torch.cat(self._row), torch.cat(self._column), torch.cat(self._S)
 
 
-def recorder(x_ND: Tensor, terms: RankingTerms, layout: RankLayout) -> ActivePairs | None:
-    """A list to record into, where that is possible. A NaN, which is inside no margin, must not be lost: then None."""
-    possible = layout.group is None and x_ND.device.type == "cpu" and terms.bounded and len(x_ND) > 0
+def recorder(x_ND: Tensor, terms: RankingTerms) -> ActivePairs | None:
+    """A list to look for pairs with, where that is possible. A NaN, which is inside no margin, must not be lost: then None."""
+    possible = x_ND.device.type == "cpu" and terms.bounded and len(x_ND) > 0
     return ActivePairs() if possible and math.isfinite(float(x_ND.sum())) else None
 
 
-def _weighted_rows_(
-    out_ND: Tensor, x_ND: Tensor, index_m: Tensor, weight_m: Tensor, count_N: Tensor, *, add: bool
+class Finder:
+    """Where a block's similarities exceed limits, in ascending order; for many blocks, with one buffer for all."""
+
+    def __init__(self, largest: int) -> None:
+        self._inside = torch.zeros(-(-largest // WORD) * WORD, dtype=torch.bool)
+
+    def places(self, S_bc: Tensor, limit_bc: Tensor) -> Tensor | None:
+        """Flat places with S > limit, or None where so many words hold one that a list would not be short."""
+        numbers = S_bc.numel()
+        torch.gt(S_bc, limit_bc, out=self._inside[:numbers].view(S_bc.shape))
+        words = -(-numbers // WORD)
+        self._inside[numbers : words * WORD] = False
+        word_w = self._inside[: words * WORD].view(torch.int64)
+        # A word of eight is passed over at the price of one truth value.
+        some_m = word_w.nonzero().squeeze(1)
+        if len(some_m) > MOST_WORDS * words:
+            return None
+        place_m = word_w[some_m].view(torch.bool).nonzero().squeeze(1)
+        return some_m[place_m // WORD].mul_(WORD).add_(place_m % WORD)
+
+
+def add_weighted_rows_(
+    gradient_ND: Tensor, x_ND: Tensor, row_m: Tensor, column_m: Tensor, weight_m: Tensor
 ) -> None:
-    """Row k of out: the sum of weight times x over its count_N[k] consecutive pairs."""
+    """Add weight x[column] to row and weight x[row] to column for every pair, in one order: the same bits every time."""
+    for to_m, from_m in ((row_m, column_m), (column_m, row_m)):
+        to_m, order_m = torch.sort(to_m, stable=True)
+        _add_runs_(gradient_ND, x_ND, to_m, from_m[order_m], weight_m[order_m])
+
+
+def _add_runs_(gradient_ND: Tensor, x_ND: Tensor, to_m: Tensor, from_m: Tensor, weight_m: Tensor) -> None:
+    """Add to the rows `to_m`, ascending, their weighted rows `from_m`."""
+    count_N = torch.bincount(to_m, minlength=len(gradient_ND))
     stop_N = count_N.cumsum(0)
-    for rows in row_blocks(len(out_ND), x_ND.shape[1] * x_ND.element_size()):
+    for rows in row_blocks(len(gradient_ND), x_ND.shape[1] * x_ND.element_size()):
         first = int(stop_N[rows.start - 1]) if rows.start else 0
         pairs = slice(first, int(stop_N[rows.stop - 1]))
         begin_b = (stop_N[rows] - count_N[rows] - first).to(torch.int32)
-        sum_bD = F.embedding_bag(
-            index_m[pairs], x_ND, begin_b, mode="sum", per_sample_weights=weight_m[pairs]
+        gradient_ND[rows] += F.embedding_bag(
+            from_m[pairs], x_ND, begin_b, mode="sum", per_sample_weights=weight_m[pairs]
         )
-        out_ND[rows] = sum_bD + out_ND[rows] if add else sum_bD

@@ -1,20 +1,25 @@
 """The ranking loss in blocks of rows: O(N D) memory, no N x N matrix, its own backward.
 
-Forward: a block of anchors' similarities S to all N rows, reduced at once to a few numbers per anchor,
+Forward: from the similarities S within identities (identities.py), for every anchor k,
 
-    threshold t_k = margin - min_i S_ki,   log Z_k (Z is the log's argument),   least positive p_k,
-    pushed mass q_k = sum_j w_k(j)   with   w_k(j) = 1[S_kj + t_k > 0] exp(S_kj + t_k) / Z_k on negatives j,
+    threshold t_k = margin - min_i S_ki,   least positive p_k,   the pull's value,
 
-which are gathered over the ranks for every anchor. Backward: dL(k)/dS_kj is
+which are gathered over the ranks; then the blocks of the triangle of similarities (triangle.py), reduced at once, by
+rows and by columns, to the sum over the negatives inside the margin and their count. Over ranks the parts are added:
+
+    log Z_k (Z is the log's argument),
+    pushed mass q_k = sum_j w_k(j)   with   w_k(j) = 1[S_kj + t_k > 0] exp(S_kj + t_k) / Z_k on negatives j.
+
+Backward: dL(k)/dS_kj is
 
     w_k(j) on negatives,   -q_k on p_k,   (pull / |B+|) (S_ki - 1) on every positive.
 
-The gradient of row a takes a pair (a, b) twice, once per role: dX_a = sum_b (G_ab + G_ba) x_b. G_ba needs only
-the gathered numbers of anchor b, so every rank finishes its own rows alone: no collective, no N x D reduction.
-Where few negatives are inside the margin, one process lists them instead: see active.py.
+The gradient of row a takes a pair (a, b) twice, once per role: dX_a = sum_b (G_ab + G_ba) x_b, and G + G^T is symmetric
+as S is. G_ba needs only the numbers of anchor b, so every rank finishes its own rows alone: no collective, no N x D
+reduction. Where few negatives are inside the margin they are listed instead: see active.py.
 
-Names: B = this rank's rows, N = rows of all ranks, D = columns, b = rows of a block,
-P = rows of the largest identity.
+Names: B = this rank's rows, N = rows of all ranks, W = ranks, D = columns, b, c = rows and columns of a block,
+P = rows of the largest identity, m = pairs of a list.
 """
 
 from __future__ import annotations
@@ -25,12 +30,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..blocks import own_and_global_blocks
 from ..first_order import first_order_only
+from ..identities import blocks_of_identities, similarities_within, weighted_rows_within
 from ..positives import Positives, find_positives
-from ..ranks import RankLayout, gather_rows
+from ..ranks import RankLayout, gather_parts, gather_rows
+from ..triangle import Block, Triangle
 from ..unit_rows import unit_rows
-from .active import ActivePairs, recorder
+from .active import ActivePairs, Finder, add_weighted_rows_, recorder
 from .terms import NEVER, RankingStatistics, RankingTerms, ranking_statistics, violations_
 
 
@@ -66,24 +72,23 @@ class _RankingLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x_ND = gather_rows(rows_BD, layout)
         positives = find_positives(gather_rows(labels_B, layout))
-        own_B6 = x_ND.new_empty(
-            (rows_BD.shape[0], 6), dtype=torch.float64
-        )  # float64 holds row numbers exactly
-        recorded = ctx.needs_input_grad[0] and not per_anchor  # the list holds a sum over the anchors
-        active = recorder(x_ND, terms, layout) if recorded else None
-        for block, rows in _own_blocks(x_ND, positives, layout):
-            own_B6[block] = _anchor_numbers(x_ND, rows, positives, terms, active)
-        threshold_N, log_Z_N, pushed_N, least_N, value_N, active_N = gather_rows(own_B6, layout).unbind(1)
+        threshold_N, least_N, pull_N = _of_positives(x_ND, positives, terms, layout)
+        active = recorder(x_ND, terms)
+        if active is not None and (layout.group is not None or not ctx.needs_input_grad[0]):
+            active.give_up()  # pairs are looked for, and not kept for a backward
+        shift_N, pushed_N, active_N = _of_negatives(x_ND, threshold_N, positives, terms, layout, active)
         statistics = ranking_statistics(
             positives.valid_N, positives.negatives_N, active_N, terms, dtype=rows_BD.dtype
         )
+        ones_N = positives.negatives_N - active_N if terms.negatives == "all" else torch.zeros_like(active_N)
+        Z_N = pushed_N + (1 + ones_N) * torch.exp(-shift_N)
+        log_Z_N = shift_N + torch.log(Z_N)
+        value_N = torch.where(positives.valid_N, log_Z_N + pull_N, 0)
         # The same sum over the same gathered numbers on every rank, so the value is equal to the last bit.
         loss = value_N if per_anchor else value_N.sum() / statistics.valid_anchors.clamp(min=1)
 
         dtype = rows_BD.dtype
-        ctx.numbers = AnchorNumbers(
-            threshold_N.to(dtype), log_Z_N.to(dtype), pushed_N.to(dtype), least_N.long()
-        )
+        ctx.numbers = AnchorNumbers(threshold_N, log_Z_N.to(dtype), (pushed_N / Z_N).to(dtype), least_N)
         ctx.positives, ctx.terms, ctx.layout, ctx.per_anchor = positives, terms, layout, per_anchor
         ctx.active = active if active is not None and active.complete else None
         ctx.save_for_backward(x_ND, statistics.valid_anchors)
@@ -99,97 +104,131 @@ class _RankingLoss(torch.autograd.Function):
         of_N, scale = (gradients[0], x_ND.new_ones(())) if ctx.per_anchor else (None, gradients[0])
         if of_N is None:
             scale = scale * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
-        if ctx.active is not None:
-            return ctx.active.rows_gradient(x_ND).mul_(scale), None, None, None, None
         gradient_BD = x_ND.new_empty((layout.rows_per_rank[layout.rank], x_ND.shape[1]))
-        for block, rows in _own_blocks(x_ND, ctx.positives, layout):
-            G_bN = _pair_gradients(x_ND, rows, ctx.positives, ctx.numbers, ctx.terms, of_N)
-            torch.mm(G_bN, x_ND, out=gradient_BD[block])
+        for rows in blocks_of_identities(x_ND, ctx.positives, layout.own):
+            index_bP, pull_bP = _pulls(x_ND, rows, ctx.positives, ctx.numbers, ctx.terms, of_N)
+            block = slice(rows.start - layout.own.start, rows.stop - layout.own.start)
+            gradient_BD[block] = weighted_rows_within(x_ND, index_bP, pull_bP)
+        if ctx.active is not None:
+            _add_listed_(gradient_BD, x_ND, ctx.active, ctx.numbers, of_N)
+        else:
+            _add_negatives_(gradient_BD, x_ND, ctx.positives, ctx.numbers, ctx.terms, layout, of_N)
         return gradient_BD.mul_(scale), None, None, None, None
 
 
-def _own_blocks(x_ND: Tensor, positives: Positives, layout: RankLayout) -> list[tuple[slice, slice]]:
-    """This rank's blocks, each as (rows among its own, the same rows among the N)."""
-    # Two matrices of b x N, and four of b x P (lists of positives: int64 indices, masks and values).
-    bytes_per_row = 2 * x_ND.shape[0] * x_ND.element_size() + 32 * positives.widest
-    return own_and_global_blocks(layout.own, bytes_per_row)
+def _of_positives(
+    x_ND: Tensor, positives: Positives, terms: RankingTerms, layout: RankLayout
+) -> tuple[Tensor, Tensor, Tensor]:
+    """threshold_N, least_N int64, the pull's value [N] float64: of every anchor of all ranks (a collective)."""
+    # float64 holds row numbers exactly
+    own_B3 = x_ND.new_empty((layout.rows_per_rank[layout.rank], 3), dtype=torch.float64)
+    for rows in blocks_of_identities(x_ND, positives, layout.own):
+        _, index_bP, positive_bP = positives.of_rows(rows)
+        S_bP = similarities_within(x_ND, rows, index_bP)
+        least_b = S_bP.masked_fill(~positive_bP, torch.inf).min(1).values
+        at_least_bP = positive_bP & (S_bP == least_b[:, None])
+        least_row_b = torch.where(at_least_bP, index_bP, len(x_ND)).min(1).values
+        never = NEVER if terms.bounded else -torch.inf
+        threshold_b = torch.where(positives.valid_N[rows], terms.margin - least_b, never)
+        squares_b = (S_bP - 1).square_().mul_(positive_bP).sum(1)
+        pull_b = squares_b * (terms.pull / 2) / positives.positives_N[rows].clamp(min=1)
+        block = slice(rows.start - layout.own.start, rows.stop - layout.own.start)
+        own_B3[block] = torch.stack([threshold_b.double(), least_row_b.double(), pull_b.double()], 1)
+    threshold_N, least_N, pull_N = gather_rows(own_B3, layout).unbind(1)
+    return threshold_N.to(x_ND.dtype), least_N.long(), pull_N
 
 
-def _anchor_numbers(
-    x_ND: Tensor, rows: slice, positives: Positives, terms: RankingTerms, active: ActivePairs | None
-) -> Tensor:
-    """[b, 6] float64: threshold, log Z, pushed mass, least positive, value, negatives inside the margin.
+def _of_negatives(
+    x_ND: Tensor,
+    threshold_N: Tensor,
+    positives: Positives,
+    terms: RankingTerms,
+    layout: RankLayout,
+    active: ActivePairs | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """shift, pushed, active [N] float64: the sum of exp(gap - shift) over the negatives inside the margin, and their count.
 
-    The block's pairs are added to `active` while it is complete.
+    Of every anchor of all ranks (a collective). Pairs are looked for, and added to `active`, where there is one.
     """
-    _, index_bP, positive_bP = positives.of_rows(rows)
-    valid_b, negatives_b = positives.valid_N[rows], positives.negatives_N[rows]
-    S_bN = x_ND[rows] @ x_ND.t()
-    S_bP = S_bN.gather(1, index_bP)
-    least_b = S_bP.masked_fill(~positive_bP, torch.inf).min(1).values
-    at_least_bP = positive_bP & (S_bP == least_b[:, None])
-    least_row_b = torch.where(at_least_bP, index_bP, x_ND.shape[0]).min(1).values
-    never = NEVER if terms.bounded else -torch.inf
-    threshold_b = torch.where(valid_b, terms.margin - least_b, never)
-
-    gap_bN = S_bN.add_(threshold_b[:, None]).scatter_(1, index_bP, never)
-    shift_b1 = None if terms.bounded else gap_bN.max(1, keepdim=True).values.clamp(min=0)
-    inside_bN = torch.gt(gap_bN, 0, out=torch.empty_like(gap_bN))
-    active_b = inside_bN.sum(1)
-    pulled_bP = positive_bP & valid_b[:, None]
-    if active and active.accepts(active_b, pulled_bP, inside_bN.numel()):
-        place_m = inside_bN.view(-1).nonzero().squeeze(1)
-        row_m = place_m.div(inside_bN.shape[1], rounding_mode="floor")
-        weight_m = gap_bN.view(-1)[place_m].exp_()
-        pushed_b = torch.zeros_like(active_b).index_add_(0, row_m, weight_m)
-    else:
-        active = None
-        pushed_b = violations_(gap_bN, shift_b1, terms.bounded, inside_bN).sum(1)
-    ones_b = 1 + (negatives_b - active_b if terms.negatives == "all" else torch.zeros_like(active_b))
-    shift_b = torch.zeros_like(pushed_b) if shift_b1 is None else shift_b1.squeeze(1)
-    Z_b = pushed_b + ones_b * torch.exp(-shift_b)
-    log_Z_b = shift_b + torch.log(Z_b)
-    squares_b = (S_bP - 1).square_().mul_(positive_bP).sum(1)
-    pull_b = squares_b * (terms.pull / 2) / positives.positives_N[rows].clamp(min=1)
-    value_b = torch.where(valid_b, log_Z_b + pull_b, 0)
-    if active:
-        positives_b1 = positives.positives_N[rows, None].clamp(min=1).to(S_bP.dtype)
-        G_bP = (S_bP - 1) * (terms.pull / positives_b1)
-        G_bP -= (pushed_b / Z_b)[:, None] * (index_bP == least_row_b[:, None])
-        row_p, place_p = pulled_bP.nonzero().unbind(1)
-        active.add_block(
-            torch.cat([row_m, row_p]),
-            torch.cat([place_m - row_m * inside_bN.shape[1], index_bP[row_p, place_p]]),
-            torch.cat([weight_m / Z_b[row_m], G_bP[row_p, place_p]]),
-            len(valid_b),
-        )
-    numbers = (threshold_b, log_Z_b, pushed_b / Z_b, least_row_b, value_b, active_b)
-    return torch.stack([number.double() for number in numbers], 1)
+    triangle = Triangle(x_ND, positives, layout)
+    finder = Finder(triangle.largest) if active is not None else None
+    sums_3N = x_ND.new_zeros((3, len(x_ND)), dtype=torch.float64)
+    for block in triangle.share():
+        S_bc = triangle.similarities(block)
+        triangle.fill_positives_(S_bc, block, _never_similar(terms))
+        place_m = None if finder is None else finder.places(S_bc, _limits(triangle, block, threshold_N))
+        if active is not None and place_m is not None:
+            _add_pairs_(sums_3N, threshold_N, S_bc, place_m, block, active)
+            continue
+        if active is not None:
+            active.give_up()
+        gap_bc, inside_bc = triangle.workspace(block, 1), triangle.workspace(block, 2)
+        for side, anchors in ((1, block.rows), (0, block.columns)):
+            if side or block.columns_count:
+                torch.add(S_bc, threshold_N[anchors].unsqueeze(side), out=gap_bc)
+                _add_violations_(sums_3N[:, anchors], gap_bc, inside_bc, side, bounded=terms.bounded)
+    shift_WN, pushed_WN, active_WN = gather_parts(sums_3N, layout).unbind(1)
+    shift_N = shift_WN.amax(0)
+    return shift_N, (pushed_WN * torch.exp(shift_WN - shift_N)).sum(0), active_WN.sum(0)
 
 
-def _pair_gradients(
+def _never_similar(terms: RankingTerms) -> float:
+    """A similarity that is inside no margin; where S is bounded, near enough for exp to be fast."""
+    return -max(terms.margin, 0.0) - 2 if terms.bounded else -torch.inf
+
+
+def _limits(triangle: Triangle, block: Block, threshold_N: Tensor) -> Tensor:
+    """What a similarity must exceed to be inside the margin of its row or of its column."""
+    limit_bc = triangle.workspace(block, 1)
+    return torch.minimum(-threshold_N[block.rows, None], -threshold_N[block.columns], out=limit_bc)
+
+
+def _add_pairs_(
+    sums_3N: Tensor, threshold_N: Tensor, S_bc: Tensor, place_m: Tensor, block: Block, active: ActivePairs
+) -> None:
+    """Add a block's listed pairs to the sums of both their rows; a pair of a block on the diagonal is found twice there."""
+    row_m = place_m.div(block.shape[1], rounding_mode="floor")
+    column_m = place_m - row_m * block.shape[1] + block.columns.start
+    row_m += block.rows.start
+    if not block.columns_count:
+        once_m = row_m < column_m
+        place_m, row_m, column_m = place_m[once_m], row_m[once_m], column_m[once_m]
+    S_m = S_bc.view(-1)[place_m]
+    for anchor_m in (row_m, column_m):
+        gap_m = S_m + threshold_N[anchor_m]
+        inside_m = gap_m > 0
+        sums_3N[1].index_add_(0, anchor_m, gap_m.exp_().mul_(inside_m).double())
+        sums_3N[2].index_add_(0, anchor_m, inside_m.double())
+    active.add(block, row_m, column_m, S_m)
+
+
+def _add_violations_(sums_3b: Tensor, gap_bc: Tensor, inside_bc: Tensor, side: int, *, bounded: bool) -> None:
+    """Add a block's negatives inside the margin to the sums of its anchors, its rows (side 1) or its columns (0)."""
+    shift_b, pushed_b, active_b = sums_3b
+    active_b += torch.gt(gap_bc, 0, out=inside_bc).sum(side)
+    if bounded:
+        pushed_b += gap_bc.exp_().mul_(inside_bc).sum(side)
+        return
+    higher_b = torch.maximum(shift_b, gap_bc.amax(side))
+    pushed_b *= torch.exp(shift_b - higher_b)
+    pushed_b += violations_(gap_bc, higher_b.to(gap_bc.dtype).unsqueeze(side), bounded).sum(side)
+    shift_b.copy_(higher_b)
+
+
+def _pulls(
     x_ND: Tensor,
     rows: slice,
     positives: Positives,
     numbers: AnchorNumbers,
     terms: RankingTerms,
     of_N: Tensor | None,
-) -> Tensor:
-    """G_ab + G_ba for the block's rows a and all rows b, not yet divided by the number of valid anchors.
+) -> tuple[Tensor, Tensor]:
+    """(index_bP, G_ab + G_ba): the listed rows b of the anchors' identities, 0 on an anchor itself and filled-up places.
 
-    of_N: by how much each anchor counts; None: all alike.
+    Not yet divided by the number of valid anchors. of_N: by how much each anchor counts; None: all alike.
     """
     rows_b, index_bP, positive_bP = positives.of_rows(rows)
-    S_bN = x_ND[rows] @ x_ND.t()
-    S_bP = S_bN.gather(1, index_bP)
-    as_anchor_bN = torch.add(S_bN, numbers.threshold_N[rows, None])
-    violations_(as_anchor_bN, numbers.log_Z_N[rows, None], terms.bounded)
-    as_negative_bN = violations_(S_bN.add_(numbers.threshold_N), numbers.log_Z_N, terms.bounded)
-    if of_N is not None:
-        as_anchor_bN.mul_(of_N[rows, None])
-        as_negative_bN.mul_(of_N)
-    G_bN = as_anchor_bN.add_(as_negative_bN)
-
+    S_bP = similarities_within(x_ND, rows, index_bP)
     # One identity has one |B+| and one validity: both roles of a pair of positives pull alike, hence the 2.
     weight_b = positives.valid_N[rows].to(x_ND.dtype) * (2 * terms.pull)
     pull_b = weight_b / positives.positives_N[rows].clamp(min=1)
@@ -200,5 +239,40 @@ def _pair_gradients(
         pushed_N = pushed_N * of_N
     G_bP -= pushed_N[rows, None] * (index_bP == numbers.least_N[rows, None])
     G_bP -= pushed_N[index_bP] * (numbers.least_N[index_bP] == rows_b[:, None])
-    # Filled-up places and the row itself carry 0, and several may write to the diagonal: the same 0.
-    return G_bN.scatter_(1, index_bP, G_bP.mul_(positive_bP))
+    return index_bP, G_bP.mul_(positive_bP)
+
+
+def _add_listed_(
+    gradient_ND: Tensor, x_ND: Tensor, active: ActivePairs, numbers: AnchorNumbers, of_N: Tensor | None
+) -> None:
+    """Add sum_b (G_ab + G_ba) x_b over the negatives b of every row a, from the list."""
+    row_m, column_m, S_m = active.pairs()
+    G_m = torch.zeros_like(S_m)
+    for anchor_m in (row_m, column_m):
+        weight_m = violations_(S_m + numbers.threshold_N[anchor_m], numbers.log_Z_N[anchor_m], True)
+        G_m += weight_m if of_N is None else weight_m * of_N[anchor_m]
+    add_weighted_rows_(gradient_ND, x_ND, row_m, column_m, G_m)
+
+
+def _add_negatives_(
+    gradient_BD: Tensor,
+    x_ND: Tensor,
+    positives: Positives,
+    numbers: AnchorNumbers,
+    terms: RankingTerms,
+    layout: RankLayout,
+    of_N: Tensor | None,
+) -> None:
+    """Add sum_b (G_ab + G_ba) x_b over the negatives b of every own row a, from their similarities."""
+    triangle = Triangle(x_ND, positives, layout)
+    for block in triangle.own():
+        S_bc, G_bc = triangle.similarities(block), triangle.workspace(block, 1)
+        torch.add(S_bc, numbers.threshold_N[block.rows, None], out=G_bc)
+        violations_(G_bc, numbers.log_Z_N[block.rows, None], terms.bounded)
+        S_bc.add_(numbers.threshold_N[block.columns])
+        violations_(S_bc, numbers.log_Z_N[block.columns], terms.bounded)
+        if of_N is not None:
+            G_bc.mul_(of_N[block.rows, None])
+            S_bc.mul_(of_N[block.columns])
+        triangle.fill_positives_(G_bc.add_(S_bc), block, 0.0)
+        triangle.add_products_(gradient_BD, G_bc, block)

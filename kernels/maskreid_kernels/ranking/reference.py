@@ -23,25 +23,34 @@ def ranking_loss(
         none = labels_N.bool()
         zero = x_ND.sum(1) if per_anchor else x_ND.sum()
         return zero, ranking_statistics(none, none, none, terms, x_ND.dtype)
-    S_NN = products(x_ND, x_ND)
     same_NN = labels_N[:, None] == labels_N
     positive_NN = same_NN & ~torch.eye(len(labels_N), dtype=torch.bool, device=labels_N.device)
-    positives_N, negatives_N = positive_NN.sum(1), (~same_NN).sum(1)
+    value_N, statistics = values_of_anchors(products(x_ND, x_ND), positive_NN, ~same_NN, terms)
+    loss = value_N if per_anchor else value_N.sum() / statistics.valid_anchors.clamp(min=1)
+    return loss, statistics
+
+
+def values_of_anchors(
+    S_NM: Tensor, positive_NM: Tensor, negative_NM: Tensor, terms: RankingTerms
+) -> tuple[Tensor, RankingStatistics]:
+    """Eq. 5: L(k) [N], 0 of anchors that are not valid, of similarities to M candidates and bool masks of
+    them.
+    """
+    positives_N, negatives_N = positive_NM.sum(1), negative_NM.sum(1)
     valid_N = (positives_N > 0) & (negatives_N > 0)
 
     # min(dim) sends the gradient to the first of equal minima; min over all would spread it.
-    least_N = S_NN.masked_fill(~positive_NN, torch.inf).min(1).values
-    gap_NN = S_NN - torch.where(valid_N, least_N, 0)[:, None] + terms.margin
-    active_NN = ~same_NN & ~(gap_NN <= 0)  # keeps NaN, which a broken embedding must not hide
-    counted_NN = ~same_NN if terms.negatives == "all" else active_NN
+    least_N = S_NM.masked_fill(~positive_NM, torch.inf).min(1).values
+    gap_NM = S_NM - torch.where(valid_N, least_N, 0)[:, None] + terms.margin
+    active_NM = negative_NM & ~(gap_NM <= 0)  # keeps NaN, which a broken embedding must not hide
+    counted_NM = negative_NM if terms.negatives == "all" else active_NM
     if terms.bounded:
-        push_N = torch.log1p(gap_NN.relu().exp().mul(counted_NN).sum(1))
+        push_N = torch.log1p(gap_NM.relu().exp().mul(counted_NM).sum(1))
     else:
-        exponent_NN = gap_NN.relu().masked_fill(~counted_NN, -torch.inf)
-        one_N1 = torch.zeros_like(exponent_NN[:, :1])  # exp(0), the 1 inside the log
-        push_N = torch.logsumexp(torch.cat([one_N1, exponent_NN], 1), 1)
-    pull_N = (S_NN - 1).square().mul(positive_NN).sum(1) * (terms.pull / 2) / positives_N.clamp(min=1)
+        exponent_NM = gap_NM.relu().masked_fill(~counted_NM, -torch.inf)
+        one_N1 = torch.zeros_like(exponent_NM[:, :1])  # exp(0), the 1 inside the log
+        push_N = torch.logsumexp(torch.cat([one_N1, exponent_NM], 1), 1)
+    pull_N = (S_NM - 1).square().mul(positive_NM).sum(1) * (terms.pull / 2) / positives_N.clamp(min=1)
 
     value_N = torch.where(valid_N, push_N + pull_N, 0)
-    loss = value_N if per_anchor else value_N.sum() / valid_N.sum().clamp(min=1)
-    return loss, ranking_statistics(valid_N, negatives_N, active_NN.sum(1), terms, x_ND.dtype)
+    return value_N, ranking_statistics(valid_N, negatives_N, active_NM.sum(1), terms, S_NM.dtype)

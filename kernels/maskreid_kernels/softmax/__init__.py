@@ -46,6 +46,7 @@ SOFTMAX = Loss(
     _terms,
     Family(
         {"reference": reference.softmax_loss, "chunked": chunked.softmax_loss},
+        crossed={},  # the candidates are the columns
         plain_up_to=0,  # the chunked form costs about the same at small sizes
         capturable=("auto", "chunked"),
         as_given=("chunked",),
