@@ -124,6 +124,29 @@ def test_pml_pairs(pml: PML, name: str, words: dict[str, float], distance: str, 
         agree(getattr(pml_form, name)(**options), theirs, labels)
 
 
+@pytest.mark.parametrize("name", ["BatchHardTripletMarginLoss", "SupConLoss", "NTXentLoss", "CircleLoss"])
+@pytest.mark.parametrize("reducer", [None, *REDUCERS])
+def test_pml_of_reference_rows(pml: PML, name: str, reducer: str | None) -> None:
+    """A row's own copy among them is a positive as any other; identity 4 has a positive now, 9 is new."""
+    if (name, reducer) == ("NTXentLoss", "AvgNonZeroReducer"):
+        return
+    generator = torch.Generator().manual_seed(7)
+    bank = torch.cat([rows()[:5], torch.randn(30, 6, generator=generator, dtype=torch.float64)])
+    bank_labels = torch.cat([UNEQUAL[:5], torch.arange(30) % 10])
+    reduce = getattr(pml.reducers, reducer)() if reducer else None
+    triplet = name == "BatchHardTripletMarginLoss"
+    theirs = (pml.losses.TripletMarginLoss if triplet else getattr(pml.losses, name))(reducer=reduce)
+    mine, miner = getattr(pml_form, name)(reducer=reduce), pml.miners.BatchHardMiner()
+    found = []
+    for loss in (mine, theirs):
+        x, r = rows().requires_grad_(), bank.clone().requires_grad_()
+        indices = miner(x, UNEQUAL, r, bank_labels) if triplet and loss is theirs else None
+        value = loss(x, UNEQUAL, indices, r, bank_labels)
+        found.append((value.detach(), *torch.autograd.grad(value, (x, r))))
+    assert found[1][2].any()
+    torch.testing.assert_close(*found)
+
+
 def test_pml_of_no_pairs(pml: PML) -> None:
     for labels in (torch.zeros(24, dtype=torch.int64), torch.arange(24)):
         for name in ("SupConLoss", "NTXentLoss", "CircleLoss"):
@@ -154,7 +177,9 @@ def test_pml_what_cannot_be_honoured_is_refused(name: str) -> None:
         loss(x, EQUAL, triplets)
     with pytest.raises(ValueError, match=r"labels: .*pass one integer per row"):
         loss(x, indices_tuple=triplets)
-    with pytest.raises(ValueError, match="ref_emb"):
+    with pytest.raises(ValueError, match="pass both, or neither"):
+        loss(x, EQUAL, ref_emb=x)
+    with pytest.raises(ValueError, match="ref_labels: the batch's own labels"):
         loss(x, EQUAL, ref_emb=x, ref_labels=EQUAL)
     with pytest.raises(ValueError, match=r"pass reducer=.valid_anchors."):
         getattr(pml_form, name)(backend="triton")

@@ -4,7 +4,6 @@ into them."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -28,8 +27,10 @@ def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(ctx: Any, *gradients: Any) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError(NO_SECOND_DERIVATIVE)
-        known = [gradient for gradient in gradients if gradient is not None]
-        with without_autocast(known[0].device) if known else nullcontext():
-            return backward(ctx, *gradients)
+        for gradient in gradients:
+            if gradient is not None and torch.is_autocast_enabled(gradient.device.type):
+                with without_autocast(gradient.device):
+                    return backward(ctx, *gradients)
+        return backward(ctx, *gradients)
 
     return guarded

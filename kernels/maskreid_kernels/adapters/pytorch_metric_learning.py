@@ -73,7 +73,9 @@ class _Loss(nn.Module):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """The loss (0-d) of embeddings [B, D] and labels [B]. ValueError for what cannot be honoured exactly."""
+        """The loss (0-d) of embeddings [B, D] and labels [B], whose candidates are ref_emb [R, D] and ref_labels [R]
+        where given. ValueError for what cannot be honoured exactly.
+        """
         name = type(self).__name__
         if labels is None:
             raise ValueError(f"labels: {name} finds its pairs by them, got None; pass one integer per row")
@@ -81,7 +83,7 @@ class _Loss(nn.Module):
             raise ValueError(f"indices_tuple: {name} takes none, {self.pairs}; pass None and drop the miner")
         call = self.call
         if ref_emb is not None or ref_labels is not None:
-            raise ValueError(f"ref_emb, ref_labels: {name} has no reference rows yet; pass both as None")
+            call = {**call, "reference": _reference(ref_emb, ref_labels, labels)}
         if isinstance(labels, Tensor) and isinstance(embeddings, Tensor):
             labels = labels.to(embeddings.device)  # as the library does
         if self.reducer == VALID_ANCHORS:
@@ -172,6 +174,17 @@ def _pairs(labels_B: Tensor, candidates_C: Tensor | None) -> tuple[Tensor, Tenso
     same_B = torch.searchsorted(sorted_C, labels_B, right=True) - torch.searchsorted(sorted_C, labels_B)
     positives_B = same_B - 1 if candidates_C is None else same_B  # without itself
     return positives_B, (positives_B > 0) & (same_B < len(sorted_C))
+
+
+def _reference(ref_emb: object, ref_labels: object, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if not isinstance(ref_emb, Tensor) or not isinstance(ref_labels, Tensor):
+        raise ValueError("ref_emb, ref_labels: expected a torch.Tensor each; pass both, or neither")
+    if ref_labels is labels:
+        raise ValueError(
+            "ref_labels: the batch's own labels, by which the library leaves each row out of its own candidates; "
+            "pass neither ref_emb nor ref_labels, or ref_labels.clone() where a row may be its own positive"
+        )
+    return ref_emb, ref_labels.to(ref_emb.device)
 
 
 def _reducer(reducer: object, default: str) -> str:

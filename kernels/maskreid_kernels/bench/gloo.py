@@ -7,16 +7,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 
 def run_ranks(function: Callable[..., None], world: int, folder: Path, *arguments: Any) -> None:
     """Call `function(rank, world, *arguments)` in `world` processes of one group, which meet in a file in
     `folder`."""
     meeting = f"file://{folder}/rendezvous"
-    mp.spawn(  # type: ignore[attr-defined]  # torch does not declare what it exports
-        _run_rank, (world, meeting, function, arguments), nprocs=world
-    )
+    spawn(_run_rank, (world, meeting, function, arguments), nprocs=world)
 
 
 def _run_rank(

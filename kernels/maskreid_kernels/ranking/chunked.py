@@ -161,7 +161,7 @@ def _of_negatives(
     for block in triangle.share():
         S_bc = triangle.similarities(block)
         triangle.fill_positives_(S_bc, block, _never_similar(terms))
-        place_m = finder and finder.places(S_bc, _limits(triangle, block, threshold_N))
+        place_m = None if finder is None else finder.places(S_bc, _limits(triangle, block, threshold_N))
         if active is not None and place_m is not None:
             _add_pairs_(sums_3N, threshold_N, S_bc, place_m, block, active)
             continue
