@@ -6,7 +6,7 @@ TRITON_TESTS := $(addprefix tests/test_kernels_,triton_batch_hard.py triton_rank
 INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters
 
-.PHONY: help install demo test lint types golden kernels-report kernels-predictions kernels-gpu-path launch-counts \
+.PHONY: help install demo test faults lint types golden kernels-report kernels-predictions kernels-gpu-path launch-counts \
   gpu-cache gpu test-adapters kernels-alone wheels clean
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-adapters  test the losses in the calling forms of other libraries against those libraries"
 	@echo "make kernels-alone  the losses in a fresh environment: size, time of import, README, tests (TORCH=torch==VERSION)"
+	@echo "make faults  the tests of dead, stuck and failing ranks that take minutes"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
 	@echo "make golden  compare the bits of this tree with those of a commit: training, losses, conversion (BASE=COMMIT)"
@@ -55,6 +56,9 @@ $(ADAPTERS)/.installed: $(INSTALLED) tests/adapters.txt
 
 test-adapters: $(ADAPTERS)/.installed
 	ADAPTERS=all $(ADAPTERS)/bin/python -m pytest -q tests/test_kernels_adapters.py tests/test_kernels_readme.py
+
+faults: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m faults --durations=0
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -202,7 +202,7 @@ class EngineConfig(Section):
 
     zero_stage: Annotated[int, Field(ge=0, le=2)] = 0
     autocast: Literal["float32", "bfloat16"] = "float32"  # of activations; weights stay float32
-    collective_timeout_s: Positive = 600
+    collective_timeout_s: Positive = 600  # then a rank that does not come is named, and all leave
 
 
 class RunConfig(Section):
@@ -211,6 +211,9 @@ class RunConfig(Section):
     log_every: Positive = 10  # steps
     checkpoint_every: Positive = 500  # steps
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2  # the newest can be damaged: the one before must exist
+    # Each machine has a run directory of its own (--runs on a local disk) and keeps the pieces of its ranks there. Resuming
+    # needs them all.
+    local_checkpoints: bool = False
     # Steps from one comparison of the ranks' weights to the next; 0: only before each save. A host sync each.
     check_every: Count = 0
     # A loss or gradient that is not finite ends the training before a save (stop), or its step is left out (skip: a host

@@ -3,7 +3,15 @@
 FAULT = "KIND RANK STEP [STEP]"; steps count from 1, as in the log.
 """
 
+import multiprocessing
 import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,8 +39,41 @@ def faulty_step(
     return result
 
 
+def fill_disk() -> None:
+    """Every file of this process may grow to 64 KB from here on."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+
+
+def kill_worker() -> None:
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid or 0, signal.SIGKILL)
+    worker.join()
+
+
+def hang() -> None:
+    while True:
+        time.sleep(1)
+
+
+def fail() -> None:
+    raise KeyError("a defect")
+
+
+ACTS: dict[str, Callable[[], object]] = {
+    "disk": fill_disk,
+    "gone": lambda: shutil.rmtree(Path(sys.argv[sys.argv.index("--runs") + 1])),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "worker": kill_worker,
+    "hang": hang,
+    "defect": fail,
+}
+
+
 def before(network: torch.nn.Module) -> Any:
     weight = next(network.parameters())
+    if KIND in ACTS:
+        ACTS[KIND]()
     if KIND == "gradient":
         return weight.register_hook(lambda gradient: gradient * torch.nan)
     if KIND == "images":  # as a picture that overflows would: activations, statistics, embeddings

@@ -12,6 +12,7 @@ from maskreid_dist.training.environment import free_port
 
 ROOT = Path(__file__).parent.parent
 GUARD_S = 240  # against a hang; nothing is measured by it
+PYTHONPATH = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "shards", "tests"))
 
 # The smallest network on tiny pictures, in one process a rank.
 RECIPE = f"""
@@ -64,12 +65,16 @@ def run_nodes(
     launcher: Path | None = None,
     script: Path = ROOT / "launch" / "train.py",
     variables: Mapping[str, str] | None = None,
+    prefixes: Mapping[int, Sequence[str]] | None = None,
 ) -> list[Ended]:
     """Run `script` with its own arguments on each node, a rank a node, and wait until all have left.
 
     launcher: a folder, for `deepspeed` on each of them; without it the script is started as a launcher would.
+    prefixes: by node, what its command is an argument of.
     """
-    processes = start_nodes(arguments, launcher=launcher, script=script, variables=variables)
+    processes = start_nodes(
+        arguments, launcher=launcher, script=script, variables=variables, prefixes=prefixes
+    )
     return wait_for(processes)
 
 
@@ -79,15 +84,13 @@ def start_nodes(
     launcher: Path | None = None,
     script: Path = ROOT / "launch" / "train.py",
     variables: Mapping[str, str] | None = None,
+    prefixes: Mapping[int, Sequence[str]] | None = None,
 ) -> "list[subprocess.Popen[str]]":
     port, size = str(free_port()), len(arguments)
     processes = []
     for rank, own in enumerate(arguments):
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        environment["PYTHONPATH"] = os.pathsep.join(
-            str(ROOT / part) for part in ("", "kernels", "shards", "tests")
-        )
-        environment |= variables or {}
+        environment["PYTHONPATH"] = PYTHONPATH
         if launcher:
             hosts = launcher / "hosts"
             hosts.write_text("".join(f"node{node} slots=1\n" for node in range(size)))
@@ -105,7 +108,8 @@ def start_nodes(
             environment |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": "0"}
             environment |= {"LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             command = [sys.executable]
-        command += [str(script), *map(str, own)]
+        environment |= variables or {}
+        command = [*(prefixes or {}).get(rank, ()), *command, str(script), *map(str, own)]
         processes.append(
             subprocess.Popen(
                 command,
@@ -126,6 +130,8 @@ def wait_for(processes: "Sequence[subprocess.Popen[str]]") -> list[Ended]:
         for process in processes:
             output, _ = process.communicate(timeout=GUARD_S)
             ended.append(Ended(process.returncode, output))
+            for other in processes[len(ended) :]:  # one that was stopped finds that the others have left
+                os.killpg(other.pid, signal.SIGCONT)
     finally:
         for process in processes:
             try:

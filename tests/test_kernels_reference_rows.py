@@ -111,7 +111,7 @@ def batch_hard(a: Tensor, p: list[Tensor], n: list[Tensor], c: dict[str, Any]) -
 
 def loop(name: str, x: Tensor, y: Tensor, reference: Pair, **options: Any) -> dict[int, Tensor]:
     """L(k) of every valid anchor."""
-    c = kernels.constants(name) | options
+    c = {**kernels.constants(name), **options}
     rows, labels = reference
     if c["normalize"] or c.get("distance") == "cosine":
         x, rows = (torch.stack([unit(row) for row in one]) if len(one) else one for one in (x, rows))

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from maskreid_dist.errors import UserError
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.training.environment import Place
 from maskreid_dist.training.facts import differences, facts_of_rank, source_digest
 from maskreid_dist.training.meeting import Meeting, Member
+from maskreid_dist.training.preparing import check_gpus
 from maskreid_shards import open_shards
 from nodes import ROOT, run_nodes, write_recipe
 
@@ -54,6 +56,16 @@ def test_a_difference_names_values_ranks_and_hosts() -> None:
         "b is not the same on all ranks: two on ranks 0-2 on node0, node1; none on rank 3 on node1",
         "c is not the same on all ranks: none on ranks 0-2 on node0, node1; three on rank 3 on node1",
     ]
+
+
+def test_two_ranks_on_one_gpu_are_refused() -> None:
+    meeting = Meeting(Place(0, 0, 3, 2), None, 1.0)  # type: ignore[arg-type]
+    meeting.members = [Member("node0", 0), Member("node1", 0), Member("node0", 1)]
+    check_gpus(meeting, torch.device("cuda"))
+    meeting.members[2] = Member("node0", 0)
+    check_gpus(meeting, torch.device("cpu"))
+    with pytest.raises(UserError, match=r"^ranks 0, 2 on node0 would share GPU 0"):
+        check_gpus(meeting, torch.device("cuda"))
 
 
 def test_what_is_compared(tmp_path: Path) -> None:

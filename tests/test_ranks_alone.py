@@ -1,9 +1,11 @@
 """What one rank alone finds wrong before the training: all say it, once a machine, and leave with status 2."""
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.training.environment import Place
@@ -55,13 +57,45 @@ def test_problems_are_said_once_with_their_ranks() -> None:
     ]
 
 
+def test_texts_are_exchanged_and_one_who_leaves_frees_the_others() -> None:
+    """Three ranks as threads, at a store of their own."""
+    store = TCPStore("127.0.0.1", 0, 3, is_master=True, wait_for_workers=False)
+
+    def rank(number: int) -> list[object]:
+        meeting = Meeting(Place(number, number, 3, 3), store.clone(), 60.0)  # type: ignore[attr-defined]
+        meeting.join()
+        said: list[object] = [meeting.gather({"rank": number}), meeting.from_first(number + 7)]
+        if number == 1:
+            meeting.store.add("leaving", 1)
+            return said
+        with pytest.raises(PeersLost, match="another rank is leaving"):
+            meeting.gather(None)
+        return said
+
+    with ThreadPoolExecutor(3) as threads:
+        for said in threads.map(rank, range(3)):
+            assert said == [[{"rank": 0}, {"rank": 1}, {"rank": 2}], 7]
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "text"),
     [
         (UserError("lower it"), "user", "lower it"),
         (OSError(28, "No space left on device", "/runs/x"), "system", "/runs/x: No space left on device"),
+        (OSError(2, "No such file", b"/runs/y"), "system", "/runs/y: No such file"),
         (OSError(38, "Function not implemented"), "system", "Function not implemented"),
-        (PeersLost("rank 3 did not come"), "lost", "rank 3 did not come"),
+        (PeersLost("another rank is leaving"), "lost", "another"),
+        (PeersLost("rank 3 did not come", waited=True), "late", "rank 3 did not come"),
+        (
+            RuntimeError("[../gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 6000ms for"),
+            "late",
+            "lost",
+        ),
+        (
+            RuntimeError("Caught RuntimeError.\nRuntimeError: unable to open shared memory object </x>"),
+            "system",
+            "/dev",
+        ),
         (
             RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed"),
             "lost",

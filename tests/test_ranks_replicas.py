@@ -14,6 +14,7 @@ from maskreid_dist.model.checkpoint import find_checkpoint, finished_checkpoints
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.training.divergence import FiniteWatch
 from maskreid_dist.training.replicas import largest_value, weights_digest
+from maskreid_dist.training.run_log import RunLog
 from maskreid_shards import open_shards
 from nodes import Ended, run_nodes, write_recipe
 
@@ -67,6 +68,20 @@ def test_steps_that_are_not_finite_are_left_out_within_the_budget(tmp_path: Path
     assert len(saved(tmp_path)) == 2
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("stage", [1, 2])
+def test_under_zero_too(tmp_path: Path, stage: int) -> None:
+    zero = f"engine.zero_stage={stage}"
+    for node in train(tmp_path, "gradient 1 3", zero):
+        assert node.status == 2, node.output
+        assert node.errors[0].startswith("the gradients are not finite at step 3; its images: ")
+    nodes = train(tmp_path, "gradient 1 3", zero, "run.non_finite=skip", resume=True)
+    assert [node.status for node in nodes] == [0, 0], nodes[0].output
+    (event,) = (tmp_path / "runs" / "tiny" / "events.jsonl").read_text().splitlines()
+    assert json.loads(event)["step"] == 3
+    assert saved(tmp_path) == ["step_00000002", "step_00000004"]
+
+
 def test_a_loss_that_is_not_finite_names_step_ranks_and_images(tmp_path: Path) -> None:
     for node in train(tmp_path, "images 1 3", "run.log_every=4"):
         assert node.status == 2, node.output
@@ -107,6 +122,9 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_advice_works(tmp_path
     ]
     metrics = (tmp_path / "runs" / "tiny" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["lr"] for line in metrics] == [0.001, 0.001, 0.0001, 0.0001, 0.0001]
+    with RunLog(tmp_path / "runs" / "tiny", 2, 5) as log:  # from step 2 once more
+        log.say_changes(2, changes)
+    assert len((tmp_path / "runs" / "tiny" / "events.jsonl").read_text().splitlines()) == 2
 
 
 def test_the_digest_sees_one_bit_and_two_tensors_that_changed_places() -> None:

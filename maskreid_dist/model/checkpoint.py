@@ -108,18 +108,12 @@ def find_checkpoint(path: Path) -> tuple[Checkpoint, list[str]]:
 
     Raises CheckpointError when there is none.
     """
-    found, manifest, passed_over = find_manifest(path)
-    return described_checkpoint(found, manifest), passed_over
-
-
-def find_manifest(path: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """`find_checkpoint` as the checkpoint's directory and its manifest."""
     if (path / MANIFEST).is_file():
-        return path, read_manifest(path), []
+        return read_checkpoint(path), []
     passed_over: list[str] = []
     for candidate in reversed(finished_checkpoints(path / CHECKPOINTS)):
         try:
-            return candidate, read_manifest(candidate), passed_over
+            return read_checkpoint(candidate), passed_over
         except CheckpointError as error:
             passed_over.append(str(error))
     damaged = f" ({len(passed_over)} damaged: {passed_over[0]})" if passed_over else ""

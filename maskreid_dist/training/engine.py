@@ -30,7 +30,11 @@ def deepspeed_config(config: Config, rows_per_rank: int, world_size: int) -> dic
         "fp16": {"enabled": False},
         "bf16": {"enabled": False},  # would cast the weights and not the buffers: batch normalisation fails
         "torch_autocast": {"enabled": config.engine.autocast == "bfloat16", "dtype": "bfloat16"},
-        "checkpoint": {"tag_validation": "Fail"},
+        "checkpoint": {
+            "tag_validation": "Fail",
+            # local rank 0 of each machine writes the model beside its ranks' pieces, not rank 0 alone
+            "use_node_local_storage": config.run.local_checkpoints,
+        },
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
     }

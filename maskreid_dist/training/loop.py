@@ -19,23 +19,25 @@ from maskreid_dist.data.bad_samples import BadSamples, Replaced
 from maskreid_dist.data.batches import Batch, training_loader
 from maskreid_dist.errors import SampleError, UserError
 from maskreid_dist.model import build_network
+from maskreid_dist.model.checkpoint import Checkpoint
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_directory import STOP
 from maskreid_dist.training.divergence import Buffers, Divergence, FiniteWatch, update
 from maskreid_dist.training.engine import learning_rate, start_engine
 from maskreid_dist.training.environment import place_of_process, tell_libraries
-from maskreid_dist.training.leaving import last_words, leave_together, print_errors
+from maskreid_dist.training.leaving import last_words, leave_together, part, print_errors, watch_over
 from maskreid_dist.training.meeting import Meeting, open_store
 from maskreid_dist.training.meter import Meter
 from maskreid_dist.training.objective import objective
 from maskreid_dist.training.preparing import Preparation, prepare_alike
 from maskreid_dist.training.replicas import Replicas
 from maskreid_dist.training.resuming import changes_of, checkpoint_to_continue, load_engine
-from maskreid_dist.training.run_lock import hold_run_directory
+from maskreid_dist.training.run_folder import RunFolder, hold_run_folder
 from maskreid_dist.training.run_log import RunLog
 from maskreid_dist.training.saving import save_checkpoint
-from maskreid_dist.training.world import StopRequest, World, leave_world, start_world
+from maskreid_dist.training.world import StopRequest, World, start_world
 from maskreid_shards import Split
+from maskreid_shards.atomic import naming
 
 
 def train(recipe: Path, overrides: Sequence[str], runs: Path, resume: bool) -> int:
@@ -55,16 +57,14 @@ def train(recipe: Path, overrides: Sequence[str], runs: Path, resume: bool) -> i
         return exit_status.START_AGAIN
     try:
         meeting.join()
+        watch_over(meeting)
         prepared = prepare_alike(meeting, recipe, overrides, resume)
-        run = runs / prepared.config.name
-        lock = hold_run_directory(meeting, run, resume)  # while the variable lives
-        status = _train(prepared, run, start_world(meeting, prepared.device))
+        config = prepared.config
+        folder = hold_run_folder(meeting, runs / config.name, resume, config.run.local_checkpoints)
+        status = _train(prepared, folder, start_world(meeting, prepared.device))
     except Exception as error:  # one that this rank alone may meet, too: the others are told
         return leave_together(meeting, error)
-    meeting.gather(None)  # rank 0 leaves last: others may still read its store
-    leave_world()
-    if lock:
-        lock.close()
+    part(meeting)
     return status
 
 
@@ -76,24 +76,21 @@ def _timeout_s(recipe: Path, overrides: Sequence[str]) -> int:
         return EngineConfig().collective_timeout_s
 
 
-def _train(prepared: Preparation, run: Path, world: World) -> int:
+def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
     config, split, plan = prepared.config, prepared.split, prepared.plan
-    checkpoint = checkpoint_to_continue(config, run, split.fingerprint, world.meeting)
+    run = folder.path
+    checkpoint = checkpoint_to_continue(config, folder, split.fingerprint, world.meeting)
     classes = identity_classes(split)
-    torch.manual_seed(config.seed)  # every rank starts from the same weights
     head_classes = len(classes) if config.loss.classifies else 0
-    network = build_network(config, head_classes)
-    rows = int(plan.summary().batch) // world.size
-    engine = start_engine(network, config, rows, world.size, run if world.is_first else None)
-    if checkpoint:
-        load_engine(engine, checkpoint)
+    engine = _start_engine(prepared, head_classes, checkpoint, folder, world)
     step = start = checkpoint.step if checkpoint else 0
     last = config.optimizer.steps
     changes = changes_of(checkpoint, config)
     facts = {"classes": head_classes, "shards_fingerprint": split.fingerprint, "changes": changes}
     stop = StopRequest(run / STOP)
     stop.listen()
-    batches = iter(training_loader(split, plan, config, start, world.rank, world.size, world.device))
+    with naming(Path("/dev/shm")):  # where the workers' semaphores and batches are
+        batches = iter(training_loader(split, plan, config, start, world.rank, world.size, world.device))
     with RunLog(run, start, last) if world.is_first else nullcontext() as log:
         if log:
             log.say_all([*plan.summary().lines(), f"ranks: {world.size}, steps: {start} of {last} done"])
@@ -103,14 +100,18 @@ def _train(prepared: Preparation, run: Path, world: World) -> int:
         watch = FiniteWatch(world.device)
         divergence = Divergence(run, config.run, split, plan, world)
         replicas = Replicas(start)
+        pulse = world.meeting.pulse
         stopping = False
         while step < last and not stopping:
+            pulse.doing = f"step {step + 1}, reading its batch"
             asked = time.perf_counter()
             item = next(batches)
             waited_s = time.perf_counter() - asked
+            pulse.doing = f"step {step + 1}, waiting for the others"
             batch, stopping, news = _agree_on_step(item, stop, bad_samples, world)
             if log and news:
                 log.say_all(news)
+            pulse.doing = f"step {step + 1}, computing"
             scalars, applied = training_step(engine, batch, classes, config, step, watch, world)
             if applied:
                 meter.add(scalars, len(batch.pids_B) * world.size, waited_s)
@@ -121,6 +122,7 @@ def _train(prepared: Preparation, run: Path, world: World) -> int:
             step += 1
             if log:
                 log.advance(step)
+            pulse.doing = f"after step {step}"
             saves = stopping or step == last or step % config.run.checkpoint_every == 0
             if meter.steps and (saves or step % config.run.log_every == 0):
                 means = meter.take(learning_rate(config.optimizer, step - 1), step // plan.steps_per_epoch)
@@ -129,11 +131,10 @@ def _train(prepared: Preparation, run: Path, world: World) -> int:
                 if log:
                     log.write(step, means)
             if saves or (config.run.check_every and step % config.run.check_every == 0):
-                broken = replicas.check(engine.module, world, step)
-                if broken:
+                if broken := replicas.check(engine.module, world, step):
                     divergence.stop(watch, step, broken)
             if saves:
-                save_checkpoint(engine, run, step, config, facts, world)
+                save_checkpoint(engine, folder, step, config, facts, world)
         if log:
             log.say_all(bad_samples.lines())
         if log and stopping:
@@ -141,6 +142,20 @@ def _train(prepared: Preparation, run: Path, world: World) -> int:
     if world.is_first:
         stop.file.unlink(missing_ok=True)
     return exit_status.STOPPED if step < last else exit_status.DONE
+
+
+def _start_engine(
+    prepared: Preparation, classes: int, checkpoint: Checkpoint | None, folder: RunFolder, world: World
+) -> Any:
+    """The engine of a new network, or of the checkpoint's. All ranks take part."""
+    config = prepared.config
+    torch.manual_seed(config.seed)  # every rank starts from the same weights
+    network = build_network(config, classes)
+    rows = int(prepared.plan.summary().batch) // world.size
+    engine = start_engine(network, config, rows, world.size, folder.path if world.is_first else None)
+    if checkpoint:
+        load_engine(engine, checkpoint)
+    return engine
 
 
 def _agree_on_step(

@@ -7,7 +7,9 @@ here; a collective only says that it has waited. For rare things: an exchange co
 import errno
 import json
 import os
+import queue
 import socket
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,16 +21,22 @@ from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: i
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.training.environment import Place
+from maskreid_dist.training.pulse import DEAD_S, Listener, Pulse
 
 T = TypeVar("T")
 POLL_S = 0.05
+LONGEST_PAUSE_S = 0.2  # between two questions of a rank that waits
 LAST_WORDS = "last_words"  # of a rank that leaves
 LEAVING = "leaving"  # how many do
 MAX_HOSTS = 4  # named in a line
 
 
 class PeersLost(RuntimeError):
-    """Others have left, or have not come in time; the message says who did not come."""
+    """Others have left, or, `waited`, have not come in time; the message says who did not come."""
+
+    def __init__(self, message: str, waited: bool = False) -> None:
+        super().__init__(message)
+        self.waited = waited
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,10 @@ class Meeting:
     timeout_s: float
     members: list[Member] = field(default_factory=list)
     rounds: int = 0
+    pulse: Pulse = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pulse = Pulse(self.place.rank)
 
     @property
     def is_first(self) -> bool:
@@ -122,43 +134,63 @@ class Meeting:
 
     def _wait(self, keys: Sequence[str], timeout_s: float) -> list[str]:
         """The texts of the keys, once all are there. Polls: a wait of the store's own would not see a rank leave."""
-        deadline = time.monotonic() + timeout_s
+        start = time.monotonic()
+        listener = Listener(self.store)
         missing = list(keys)
         pause_s = 0.001
-        while missing:
+        while True:
             leaving = self.store.check([LEAVING])  # before the keys: who leaves has set them first
             missing = [key for key in missing if not self.store.check([key])]
-            if missing and leaving:
+            if not missing:
+                return [self.store.get(key).decode() for key in keys]
+            if leaving:
                 raise PeersLost("another rank is leaving")
-            if missing and time.monotonic() > deadline:
-                absent = [int(key.rpartition("/")[2]) for key in missing if "/" in key] or [0]
-                raise PeersLost(f"{self.who(absent)} did not come within {timeout_s:g} s")
-            if missing:
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, POLL_S)
-        return [self.store.get(key).decode() for key in keys]
+            absent = [int(key.rpartition("/")[2]) for key in missing if "/" in key] or [0]
+            if time.monotonic() - start > timeout_s:
+                raise PeersLost(f"{self.who(absent)} did not come within {timeout_s:g} s", waited=True)
+            if self.is_first:
+                dead = [
+                    rank for rank in absent if listener.quiet_s(rank) > DEAD_S and listener.has_heard(rank)
+                ]
+                if dead:
+                    raise PeersLost(f"{self.who(dead)} has not been heard of for {DEAD_S:g} s", waited=True)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def open_store(place: Place, timeout_s: float) -> Store:
     """The launch's store at MASTER_ADDR:MASTER_PORT. Raises OSError with that as its file name."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    done: queue.Queue[Store | DistError] = queue.Queue()
+
+    def connect() -> None:
+        try:
+            store = TCPStore(
+                address,
+                port,
+                place.size,
+                is_master=place.is_first and not of_agent,
+                timeout=timedelta(seconds=timeout_s),
+                wait_for_workers=False,  # it would not say who is missing
+            )
+        except DistError as error:
+            done.put(error)
+        else:
+            done.put(store)
+
+    # In a thread: a listener that is no store would never answer, and torch would never ask again.
+    threading.Thread(target=connect, name="maskreid store", daemon=True).start()
     try:
-        store = TCPStore(
-            host,
-            port,
-            place.size,
-            is_master=place.is_first and not of_agent,
-            timeout=timedelta(seconds=timeout_s),
-            wait_for_workers=False,  # it would not say who is missing
-        )
-    except DistError as error:
-        if "EADDRINUSE" in str(error):
-            reason = "the port is taken; give the launcher another (--master_port)"
-            raise OSError(errno.EADDRINUSE, reason, f"{host}:{port}") from None
-        raise OSError(
-            errno.ETIMEDOUT, f"rank 0 does not answer there within {timeout_s:g} s", f"{host}:{port}"
-        ) from None
+        store = done.get(timeout=timeout_s + 5)
+    except queue.Empty:
+        store = DistError("no answer")
+    if isinstance(store, DistError) and "EADDRINUSE" in str(store):
+        reason = "the port is taken; give the launcher another (--master_port)"
+        raise OSError(errno.EADDRINUSE, reason, f"{address}:{port}")
+    if isinstance(store, DistError):
+        reason = f"rank 0 does not answer there within {timeout_s:g} s; see its log, and MASTER_ADDR and MASTER_PORT"
+        raise OSError(errno.ETIMEDOUT, reason, f"{address}:{port}")
     # torchrun's agent keeps its store when it starts the ranks again.
     return PrefixStore(f"maskreid_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 

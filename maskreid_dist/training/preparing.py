@@ -45,7 +45,21 @@ def prepare_alike(meeting: Meeting, recipe: Path, overrides: Sequence[str], resu
     meeting.refuse(problem)
     assert prepared is not None
     agree_on_facts(meeting, facts_of_rank(prepared.config, prepared.split, resume, prepared.device))
+    check_gpus(meeting, prepared.device)
     return prepared
+
+
+def check_gpus(meeting: Meeting, device: torch.device) -> None:
+    """Raise UserError, the same on every rank, where two ranks of a host would take the same GPU."""
+    ranks: dict[tuple[str, int], list[int]] = {}
+    for rank, member in enumerate(meeting.members):
+        ranks.setdefault((member.host, member.local_rank), []).append(rank)
+    shared = [(local_rank, owners) for (_, local_rank), owners in ranks.items() if len(owners) > 1]
+    if device.type == "cuda" and shared:
+        local_rank, owners = shared[0]
+        raise UserError(
+            f"{meeting.who(owners)} would share GPU {local_rank}: the launcher gives them the same LOCAL_RANK"
+        )
 
 
 def prepare(recipe: Path, overrides: Sequence[str], place: Place) -> Preparation:

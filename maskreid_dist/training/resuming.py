@@ -1,19 +1,21 @@
 """Continuing a run from its newest usable checkpoint."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from maskreid_dist.config import Config
 from maskreid_dist.errors import CheckpointError
 from maskreid_dist.model.checkpoint import (
+    MANIFEST,
     Checkpoint,
     described_checkpoint,
-    find_manifest,
     finished_checkpoints,
+    read_manifest,
 )
-from maskreid_dist.run_directory import CHECKPOINTS
 from maskreid_dist.training.facts import flat
 from maskreid_dist.training.meeting import Meeting
+from maskreid_dist.training.run_folder import RunFolder
 
 # What may differ between a checkpoint and the recipe that continues from it.
 MAY_CHANGE_ON_RESUME = {"name", "data.shards", "data.workers", "data.on_bad_mask"}
@@ -25,29 +27,72 @@ RECORDED = {"optimizer.lr", "optimizer.steps"}
 
 
 def checkpoint_to_continue(
-    config: Config, run: Path, fingerprint: str, meeting: Meeting
+    config: Config, folder: RunFolder, fingerprint: str, meeting: Meeting
 ) -> Checkpoint | None:
-    """The newest usable checkpoint, found by rank 0 and checked against the recipe and the
-    split's fingerprint. All ranks take part."""
-    found: dict[str, Any] | None = None
-    problem = None
-    if meeting.is_first and finished_checkpoints(run / CHECKPOINTS):
-        try:
-            path, manifest, passed_over = find_manifest(run)
-            for line in passed_over:
-                print(f"warning: passed over {line}", flush=True)
-            found = {"name": path.name, "manifest": manifest}
-        except CheckpointError as error:
-            problem = str(error)
-    meeting.refuse(problem)
-    found = meeting.from_first(found)
-    if found is None:
+    """The newest checkpoint that every run directory's keeper has and can verify, checked against the recipe and the
+    split's fingerprint. All ranks take part.
+
+    Raises CheckpointError on every rank.
+    """
+    listed = meeting.gather(_saves(folder.checkpoints) if folder.is_keeper else {})
+    keepers = sorted(set(folder.keepers))
+    if not any(listed):
         return None
-    checkpoint = described_checkpoint(run / CHECKPOINTS / found["name"], found["manifest"])
-    check_continues(checkpoint, config, fingerprint, meeting.place.size)
-    if meeting.is_first:
-        print(f"continuing from {checkpoint.path}", flush=True)
-    return checkpoint
+    passed_over: list[str] = []
+    for name in sorted(set().union(*listed), reverse=True):
+        if len({listed[keeper].get(name) for keeper in keepers}) > 1:
+            passed_over.append(f"{name}: is not there, of the same save, on all machines")
+            continue
+        manifest, problem = _verified(folder, name) if folder.is_keeper else (None, None)
+        problems = meeting.lines(meeting.gather(problem))
+        if not problems:
+            manifest = meeting.from_first(manifest)
+            assert manifest is not None
+            checkpoint = described_checkpoint(folder.checkpoints / name, manifest)
+            check_continues(checkpoint, config, fingerprint, meeting.place.size)
+            if meeting.is_first:
+                for line in passed_over:
+                    print(f"warning: passed over {line}", flush=True)
+                print(f"continuing from {checkpoint.path}", flush=True)
+            return checkpoint
+        passed_over += problems
+    if len(keepers) == 1:
+        raise CheckpointError(
+            f"{folder.path}: no usable checkpoint here ({len(passed_over)} damaged: {passed_over[0]}); remove them to "
+            "start afresh"
+        )
+    held = "; ".join(f"{', '.join(sorted(listed[k])) or 'none'} of {meeting.who([k])}" for k in keepers)
+    raise CheckpointError(
+        f"no checkpoint is whole in the run directories of all machines (there are {held}; {'; '.join(passed_over)}); "
+        "bring back what is missing, or choose another run name to start afresh"
+    )
+
+
+def _saves(checkpoints: Path) -> dict[str, str]:
+    """The finished checkpoints here: name -> which save it is of; pieces of one save fit together."""
+    saves = {}
+    for path in finished_checkpoints(checkpoints):
+        try:
+            saves[path.name] = str(json.loads((path / MANIFEST).read_text()).get("save", ""))
+        except (OSError, ValueError, AttributeError):
+            saves[path.name] = "unreadable"  # verifying it says why
+    return saves
+
+
+def _verified(folder: RunFolder, name: str) -> tuple[dict[str, Any] | None, str | None]:
+    """The manifest of a checkpoint whose files are all here, or what is wrong with it."""
+    path = folder.checkpoints / name
+    try:
+        manifest = read_manifest(path)
+    except CheckpointError as error:
+        return None, str(error)
+    missing = set(folder.ranks) - set(manifest.get("ranks", folder.ranks))
+    if missing and manifest["config"]["engine"]["zero_stage"]:
+        return (
+            None,
+            f"{path}: the pieces of ranks {sorted(missing)} are not here; start each rank on its machine of before",
+        )
+    return manifest, None
 
 
 def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from maskreid_dist.progress import make_bar
 from maskreid_dist.run_directory import EVENTS, METRICS, TENSORBOARD
-from maskreid_shards.atomic import write_atomically
+from maskreid_shards.atomic import naming, write_atomically
 
 
 class RunLog:
@@ -29,6 +30,7 @@ class RunLog:
             if path.exists():
                 _drop_after(path, start)
         self.file = self.path.open("a", encoding="utf-8")
+        threading.excepthook = _without_tensorboard
         self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=start)
         self.console = Console(stderr=True)
         more = (TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
@@ -58,7 +60,7 @@ class RunLog:
 
     def note(self, step: int, event: str, **facts: object) -> None:
         """A line of `events.jsonl`: what happened when `step` steps were done."""
-        with self.events.open("a", encoding="utf-8") as file:
+        with naming(self.events), self.events.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "event": event, **facts}) + "\n")
 
     def say_changes(self, start: int, changes: Iterable[Mapping[str, Any]]) -> None:
@@ -76,8 +78,9 @@ class RunLog:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """`step` is the number of steps done. A value that is not finite is written as null."""
         line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in scalars.items()}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        with naming(self.path):
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
         for name, value in scalars.items():
             self.board.add_scalar(name, value, step)
         note = f"loss {scalars['loss']:.3f}, {scalars['images_per_second']:.0f} images/s"
@@ -86,11 +89,19 @@ class RunLog:
             self.say(f"step {step}/{self.progress.tasks[0].total:.0f}: {note}")
 
 
+def _without_tensorboard(failure: threading.ExceptHookArgs) -> None:
+    """No traceback of TensorBoard's writer: what ends its thread is raised by the next number it is given."""
+    if type(failure.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failure)
+
+
 def _drop_after(path: Path, start: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= start:
+            record = json.loads(line)
+            # A change to continue from `start` is noted again.
+            if record["step"] <= start and not (record["step"] == start and record.get("event") == "changed"):
                 kept.append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # a killed run's torn last line

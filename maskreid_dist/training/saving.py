@@ -4,63 +4,104 @@ It is written as `step_00000500.partial`, and renamed when all of it is on disk.
 is not used (it is written before the other ranks have finished).
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from maskreid_dist.config import Config
 from maskreid_dist.model.checkpoint import FORMAT, MANIFEST, PARTIAL, WEIGHTS, finished_checkpoints
-from maskreid_dist.run_directory import CHECKPOINTS
+from maskreid_dist.training.run_folder import RunFolder
 from maskreid_dist.training.world import World
-from maskreid_shards.atomic import sync_folder
+from maskreid_shards.atomic import naming, sync_folder
 
 
 def save_checkpoint(
-    engine: Any, run: Path, step: int, config: Config, facts: dict[str, Any], world: World
+    engine: Any, folder: RunFolder, step: int, config: Config, facts: dict[str, Any], world: World
 ) -> Path:
-    """Save the engine's state after `step` steps. All ranks take part; rank 0 commits.
+    """Save the engine's state after `step` steps. All ranks take part; each run directory's keeper commits.
 
-    facts: what the manifest holds besides: the network's classes, the shards' fingerprint, changed keys.
+    facts: what the manifest holds besides: the network's classes, the shards' fingerprint, changed keys. Raises
+    OSError on a rank whose files cannot be written: no rank commits, the barrier before ends with it.
     """
     average_buffers(engine.module, world)
     tag = f"step_{step:08d}"
-    folder = run / CHECKPOINTS
-    partial, final = folder / (tag + PARTIAL), folder / tag
-    if world.is_first:
-        folder.mkdir(exist_ok=True)
+    partial, final = folder.checkpoints / (tag + PARTIAL), folder.checkpoints / tag
+    save = world.meeting.from_first(uuid.uuid4().hex)  # pieces on several disks are of one save
+    if folder.is_keeper:
+        folder.checkpoints.mkdir(exist_ok=True)
         # A checkpoint at or past this step failed verification, or we would have resumed from it: remove it.
-        later = [path for path in finished_checkpoints(folder) if path.name >= tag]
+        later = [path for path in finished_checkpoints(folder.checkpoints) if path.name >= tag]
         for stale in (partial, *later):
             shutil.rmtree(stale, ignore_errors=True)
     world.barrier()
-    engine.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
+    with _writing(partial):
+        engine.save_checkpoint(str(folder.checkpoints), tag=partial.name, save_latest=False)
     world.barrier()  # every rank's file is written
-    if world.is_first:
-        state = {name: t.detach().cpu().contiguous() for name, t in engine.module.state_dict().items()}
-        save_file(state, partial / WEIGHTS)
+    if folder.is_keeper:
+        check_pieces(partial, config.engine.zero_stage, folder.ranks)
+        with _writing(partial / WEIGHTS):
+            state = {name: t.detach().cpu().contiguous() for name, t in engine.module.state_dict().items()}
+            save_file(state, partial / WEIGHTS)
         _write_manifest(
             partial,
             {
                 "format": FORMAT,
                 "step": step,
+                "save": save,
+                "ranks": folder.ranks,  # whose pieces are here
                 "world_size": world.size,
                 "config": config.model_dump(mode="json"),
                 **facts,
             },
         )
+    world.barrier()  # all of it is on disk, on every disk
+    if folder.is_keeper:
         os.replace(partial, final)
-        sync_folder(folder)
-        _prune(folder, config.run.keep_checkpoints)
+        sync_folder(folder.checkpoints)
+        _prune(folder.checkpoints, config.run.keep_checkpoints)
     world.barrier()
     return final
+
+
+def check_pieces(folder: Path, zero_stage: int, ranks: Sequence[int]) -> None:
+    """Raise FileNotFoundError naming the first file that DeepSpeed should have written for the ranks and is not here."""
+    wanted = ["mp_rank_00_model_states.pt"]
+    if zero_stage:
+        wanted += [f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in ranks]
+    for pattern in wanted:
+        if not any(folder.glob(pattern)):
+            raise FileNotFoundError(
+                errno.ENOENT, "was not written; not one disk for all ranks?", str(folder / pattern)
+            )
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Errors of torch's and safetensors' own writers as an OSError that names `path`."""
+    with naming(path):
+        try:
+            yield
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(path)) from error
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+                raise
+            raise OSError(
+                errno.EIO, f"cannot be written ({str(error).splitlines()[0]})", str(path)
+            ) from error
 
 
 def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
@@ -70,7 +111,7 @@ def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
-    with (folder / MANIFEST).open("w") as file:
+    with naming(folder / MANIFEST), (folder / MANIFEST).open("w") as file:
         json.dump({**facts, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
