@@ -20,7 +20,7 @@ def test_a_batch_goes_from_the_shards_through_the_network_to_the_loss() -> None:
     assert [int(words[0]) for words in lines if words[0].isdigit()][:-1] == list(range(1, len(files) + 1))
     assert found.stdout.splitlines()[-1].startswith(f"{len(files)} files: ")
     headings = [words[0] for words in lines if len(words) == 1 and words[0].startswith("maskreid_")]
-    assert headings == ["maskreid_dist", "maskreid_shards", "maskreid_dist", "maskreid_kernels"]
+    assert headings[:4] == ["maskreid_dist", "maskreid_shards", "maskreid_dist", "maskreid_kernels"]
     assert all((TOOL.parent.parent / name).is_file() for name in files)
     order = (
         "shards/maskreid_shards/reading.py",
