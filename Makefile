@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TRITON_TESTS := $(addprefix tests/test_kernels_,triton_batch_hard.py triton_ranking.py triton_logsumexp.py gpu_presets.py)
 INSTALLED := $(VENV)/.installed
+ADAPTERS ?= $(VENV)-adapters
 
 .PHONY: help install demo test faults lint types golden kernels-report kernels-predictions kernels-gpu-path launch-counts \
-  gpu-cache gpu wheels clean
+  gpu-cache gpu test-adapters kernels-alone wheels clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
 	@echo "make test    run the tests"
+	@echo "make test-adapters  test the losses in the calling forms of other libraries against those libraries"
+	@echo "make kernels-alone  the losses in a fresh environment: size, time of import, README, tests (TORCH=torch==VERSION)"
 	@echo "make faults  the tests of dead, stuck and failing ranks that take minutes"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
@@ -37,6 +40,22 @@ demo: $(INSTALLED)
 # A process a core, a test file at a time; each with one thread, or they stand in each other's way.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --durations=10 -n $$(nproc) --maxprocesses 8 --dist loadfile
+
+# Needs no environment of its own: it makes one, with a CPU build of torch.
+kernels-alone:
+	$(PYTHON) tests/kernels_alone.py $(if $(TORCH),--torch $(TORCH))
+
+# An environment of its own on top of the other, whose torch it shares.
+$(ADAPTERS)/.installed: $(INSTALLED) tests/adapters.txt
+	$(PYTHON) -m venv $(ADAPTERS)
+	folder=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") && \
+	  echo "import site; site.addsitedir('$$folder')" > \
+	  "$$($(ADAPTERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth"
+	$(ADAPTERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/adapters.txt
+	@touch $@
+
+test-adapters: $(ADAPTERS)/.installed
+	ADAPTERS=all $(ADAPTERS)/bin/python -m pytest -q tests/test_kernels_adapters.py tests/test_kernels_readme.py
 
 faults: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m faults --durations=0
@@ -81,4 +100,4 @@ wheels: $(INSTALLED)
 	$(BIN)/twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) runs dist
+	rm -rf $(VENV) $(ADAPTERS) runs dist

@@ -1,4 +1,5 @@
-"""The one configuration: frozen, typed, read from a TOML recipe (recipe.py) and validated before anything starts."""
+"""The one configuration: frozen, typed, read from a TOML recipe (recipe.py), validated before anything
+starts."""
 
 from typing import Annotated, Literal, Self
 
@@ -23,7 +24,8 @@ class DataConfig(Section):
     cache: str | None = None  # of a URL: a local folder for whole shards, shared by the ranks of a machine
     # Beyond it, the least recently opened shards are removed.
     cache_gb: Annotated[float, Field(gt=0)] | None = None
-    # conversion: a mask that is missing, unreadable, empty or coloured stops it, becomes the full image, or skips the pair
+    # Conversion: a mask that is missing, unreadable, empty or coloured stops it, becomes the full image, or
+    # skips the pair.
     on_bad_mask: Literal["fail", "full", "skip"] = "fail"
     height: Positive = 144  # network input, pixels
     width: Positive = 56
@@ -35,11 +37,13 @@ class DataConfig(Section):
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability of a random rectangle of the mean colour
-    # of training; torchvision: libjpeg-turbo, faster; gpu: nvJPEG, and augmentation on the GPU, not yet run on one
+    # Of training; torchvision: libjpeg-turbo, faster; gpu: nvJPEG, and augmentation on the GPU, not yet run
+    # on one.
     decoder: Literal["pillow", "torchvision", "gpu"] = "pillow"
     workers: Count = 2  # decoding processes per rank
     prefetch: Positive = 4  # batches that each of them prepares ahead
-    # Most distinct bad samples a run may replace, each by the next image of its identity; 0 stops at the first.
+    # Most distinct bad samples a run may replace, each by the next image of its identity; 0 stops at the
+    # first.
     bad_samples: Count = 0
 
     @model_validator(mode="after")
@@ -71,14 +75,15 @@ class DataConfig(Section):
 class BatchConfig(Section):
     """One global batch, over all ranks.
 
-    `pk`: `identities` x `images`. `paper`: one identity x 10 images + 54 images of 54 others, once per rank; of the other keys
-    only `passes` matters then. An epoch is `passes` passes over the identities.
+    `pk`: `identities` x `images`. `paper`: one identity x 10 images + 54 images of 54 others, once per rank;
+    of the other keys only `passes` matters then. An epoch is `passes` passes over the identities.
     """
 
     sampling: Literal["pk", "paper"] = "pk"
     identities: Positive = 16
     images: Positive = 4
-    # identities with fewer than `images` images: repeat them, take all of them once (a smaller batch), leave them out
+    # Identities with fewer than `images` images: repeat them, take all of them once (a smaller batch), leave
+    # them out.
     few_images: Literal["repeat", "all", "skip"] = "repeat"
     passes: Positive = 1
 
@@ -112,10 +117,11 @@ DEFAULT_MARGINS = {"all_pairs": 0.0, "circle": 0.25}  # what their papers take w
 
 
 class LossConfig(Section):
-    """`ranking`: Eq. 5 of the paper. `batch_hard`: triplets, online hard mining. `softmax`: identity classification.
+    """`ranking`: Eq. 5 of the paper. `batch_hard`: triplets, online hard mining. `softmax`: identification.
 
-    `n_pair` and `all_pairs`: Eq. 3 and 4 of the paper. `circle`, `supervised_contrastive`: their papers'. Each reads the keys that
-    name it. `identity_weight` adds that much of the softmax loss to the others; the paper adds none.
+    `n_pair` and `all_pairs`: Eq. 3 and 4 of the paper. `circle`, `supervised_contrastive`: their papers'.
+    Each reads the keys that name it. `identity_weight` adds that much of the softmax loss to the others; the
+    paper adds none.
     """
 
     name: Literal[
@@ -132,6 +138,9 @@ class LossConfig(Section):
     identity_weight: Annotated[float, Field(ge=0)] = 0.0
     # Backend of `loss.name`; the added softmax uses auto.
     backend: Literal["auto", "reference", "dense", "chunked", "triton"] = "auto"
+    # Of the triton backend's matrix products, see maskreid_kernels.precision; auto: what
+    # torch.set_float32_matmul_precision says. Under backend "auto" it counts where that chooses triton.
+    precision: Literal["auto", "bf16", "bf16x3", "tf32", "tf32x3", "ieee"] = "auto"
 
     @field_validator("name", mode="before")
     @classmethod
@@ -153,6 +162,15 @@ class LossConfig(Section):
             raise ValueError('margin = "soft" belongs to the batch_hard loss')
         if self.backend in ("dense", "triton") and self.name == "softmax":
             raise ValueError(f'the softmax loss has no {self.backend} backend; use backend = "auto"')
+        if self.precision != "auto" and self.name == "softmax":
+            raise ValueError(
+                "the softmax loss has no triton backend, whose option precision is; leave it out"
+            )
+        if self.precision != "auto" and self.backend not in ("auto", "triton"):
+            raise ValueError(
+                f'precision is an option of the triton backend, not of "{self.backend}"; leave it out, or '
+                'use backend = "triton"'
+            )
         return self
 
     @property
@@ -163,7 +181,8 @@ class LossConfig(Section):
 class OptimizerConfig(Section):
     """`schedule`: after `warmup_steps`, from `lr` to `lr * final_lr_factor` in `steps` steps of training.
 
-    `staircase` is DGD's: falling linearly in `stairs` equal steps. Weight decay spares biases and normalisation.
+    `staircase` is DGD's: falling linearly in `stairs` equal steps. Weight decay spares biases and
+    normalisation.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -221,7 +240,7 @@ class Config(Section):
         mined = self.loss.name != "softmax" and self.batch.sampling == "pk"
         if mined and (self.batch.identities < 2 or self.batch.images < 2):
             raise ValueError(
-                f"the {self.loss.name} loss compares images of one identity with those of others: batch.identities and "
-                "batch.images must be at least 2"
+                f"the {self.loss.name} loss compares images of one identity with those of others: "
+                "batch.identities and batch.images must be at least 2"
             )
         return self

@@ -1,4 +1,5 @@
-"""Recipes: TOML files into the configuration, with `--set key=value` overrides and errors that name the key."""
+"""Recipes: TOML files into the configuration, with `--set key=value` overrides and errors that name the
+key."""
 
 import difflib
 import tomllib
@@ -93,7 +94,8 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def nearest_key(location: Sequence[str]) -> str | None:
-    """The known key that an unknown one most likely stands for: by its own name first, then with its section."""
+    """The known key that an unknown one most likely stands for: by its own name first, then with its
+    section."""
     keys = known_keys(Config)
     siblings = [key for key in keys if key.split(".")[:-1] == list(location[:-1])]
     initials = "".join(word[:1] for word in location[-1].split("_"))  # learning_rate -> lr

@@ -1,12 +1,15 @@
 """For all tests: how Triton programs run, and no clock in Hypothesis."""
 
 import os
+import shutil
+from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# Without a GPU, Triton programs run in its interpreter. Triton reads the variable when a kernel is decorated, so it must
-# stand before the first import of one.
+# Without a GPU, Triton programs run in its interpreter. Triton reads the variable when a kernel is decorated,
+# so it must stand before the first import of one.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -19,3 +22,20 @@ except ImportError:  # no Triton here, or one whose interpreter works otherwise:
     pass
 else:
     patch_once_a_launch()
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small shards, a few a split, of `write_market`. Read only."""
+    from market import write_market  # here: the tests of the kernels run where no shards can be made
+    from maskreid_shards import convert_market1501
+
+    folder = tmp_path_factory.mktemp("converted")
+    convert_market1501(write_market(folder / "market"), folder / "out", shard_bytes=30_000)
+    return folder / "out"
+
+
+@pytest.fixture
+def shards(converted: Path, tmp_path: Path) -> Path:
+    """A copy of `converted` that a test may spoil."""
+    return shutil.copytree(converted, tmp_path / "out")

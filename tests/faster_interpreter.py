@@ -1,4 +1,5 @@
-"""Triton's interpreter patches its language at every call of one jitted function by another: half of a test's time.
+"""Triton's interpreter patches its language at every call of one jitted function by another: half of a test's
+time.
 
 Here it is patched once a launch. The values are those of the interpreter as it is.
 """

@@ -11,8 +11,8 @@ from pathlib import Path
 class FaultyServer(ThreadingHTTPServer):
     """`fault(path, number)` names what happens to the number-th request (from 0) for a path:
 
-    "ok", "drop" (no answer), "cut" (half of the body), "500", "403", "ignore" (Range ignored), "flip" (a wrong byte),
-    "shift" (another range than asked for).
+    "ok", "drop" (no answer), "cut" (half of the body), "500", "403", "ignore" (Range ignored), "flip" (a
+    wrong byte), "shift" (another range than asked for).
     """
 
     daemon_threads = True

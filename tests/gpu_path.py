@@ -1,15 +1,17 @@
-"""A pytest plugin: the kernels' tests on the path of a GPU, where there is none. `make kernels-gpu-path` runs it.
+"""A pytest plugin: the kernels' tests on the path of a GPU, where there is none. `make kernels-gpu-path` runs
+it.
 
     PYTHONPATH=tests python -m pytest -p gpu_path tests/test_kernels_triton_ranking.py
 
-Tensors say they are on an H100 (pretend_device.py), every launch compiles for it and nothing runs (pretend_driver.py). So
-numbers mean nothing: comparisons by kernel_checks are switched off, and another assertion that fails ends its test as
-passed. What counts is the rest: the session fails where a test raises something else, a program does not compile, a grid
-or its shared memory is out of range, or it spills more than GPU_PATH_SPILLS bytes (64).
+Tensors say they are on an H100 (pretend_device.py), every launch compiles for it and nothing runs
+(pretend_driver.py). So numbers mean nothing: comparisons by kernel_checks are switched off, and another
+assertion that fails ends its test as passed. What counts is the rest: the session fails where a test raises
+something else, a program does not compile, a grid or its shared memory is out of range, or it spills more
+than GPU_PATH_SPILLS bytes (64).
 
-TRITON_CACHE_DIR: where compiled programs are kept; a temporary folder by default. GPU_PATH_SIZES=all: the sizes and
-presets that a GPU runs; by default a subset, for CI. GPU_PATH_PART=1/2: every second test, so that two processes share
-the work. GPU_PATH_OUT=FILE.json: the records.
+TRITON_CACHE_DIR: where compiled programs are kept; a temporary folder by default. GPU_PATH_SIZES=all: the
+sizes and presets that a GPU runs; by default a subset, for CI. GPU_PATH_PART=1/2: every second test, so that
+two processes share the work. GPU_PATH_OUT=FILE.json: the records.
 """
 
 from __future__ import annotations
@@ -94,13 +96,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.section("GPU path (compiled for sm_90, nothing has run)")
     cached = sum(one.cached for one in made)
     write(
-        f"{len(made)} programs, {cached} of them from the cache; {sum(one.seconds for one in made):.0f} s of compiling"
+        f"{len(made)} programs, {cached} of them from the cache; {sum(one.seconds for one in made):.0f} s of "
+        "compiling"
     )
     write(f"{sum(records.launches.values())} launches, {len(records.stubs)} launcher stubs")
     for name in sorted({one.name for one in made}):
         own = [one for one in made if one.name == name]
         write(f"  {name}: {len(own)} programs, {records.launches[name]} launches, at most"
-              f" {max(one.registers for one in own)} registers, {max(one.spills for one in own)} bytes spilled,"
+              f" {max(one.registers for one in own)} registers, {max(one.spills for one in own)} bytes "
+              "spilled,"
               f" {max(one.shared for one in own) >> 10} KB shared")  # fmt: skip
     write(f"{sum(_passed_over.values())} tests ended at an assertion about values, which mean nothing here")
     for problem in records.problems(SPILL_LIMIT):

@@ -1,4 +1,5 @@
-"""`launch/train.py` that waits after its third step, once that is written down. Run as a program, by every rank.
+"""`launch/train.py` that waits after its third step, once that is written down. Run as a program, by every
+rank.
 
 It says HELD and goes on when a byte comes through the FIFO `release` beside its run directories.
 """
@@ -23,5 +24,5 @@ def held(log: RunLog, step: int, scalars: Mapping[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    RunLog.write = held  # type: ignore[method-assign]
+    RunLog.write = held  # type: ignore[method-assign, assignment]
     train_main()

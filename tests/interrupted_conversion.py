@@ -1,4 +1,5 @@
-"""`maskreid convert ...` that gets a Ctrl-C at a known moment: its first argument says after how many samples.
+"""`maskreid convert ...` that gets a Ctrl-C at a known moment: its first argument says after how many
+samples.
 
 Run as a program. The signal goes to the whole process group, workers too, as a terminal sends it.
 """

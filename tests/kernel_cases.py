@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,13 +19,14 @@ import maskreid_kernels as mk
 
 IMAGES = 5  # per identity
 Loss = Callable[..., Tensor]
+Distance = Literal["euclidean", "squared_euclidean", "cosine"]
 
 
-def batch_hard(distance: str) -> Loss:
+def batch_hard(distance: Distance) -> Loss:
     return lambda x, y, **options: mk.batch_hard_loss(x, y, margin="soft", distance=distance, **options)
 
 
-def ranking(**words: object) -> Loss:
+def ranking(**words: Any) -> Loss:
     return lambda x, y, **options: mk.ranking_loss(x, y, **words, **options)
 
 
@@ -39,7 +41,9 @@ LOSSES: dict[str, Loss] = {
     "n_pair": lambda x, y, **options: mk.n_pair_loss(x, y, scale=10.0, **options),
     "all_pairs": lambda x, y, **options: mk.all_pairs_loss(x, y, scale=5.0, margin=0.1, **options),
     "circle": lambda x, y, **options: mk.circle_loss(x, y, gamma=32.0, **options),
-    "supcon": lambda x, y, **options: mk.supervised_contrastive_loss(x, y, temperature=0.2, **options),
+    "supervised_contrastive": lambda x, y, **options: mk.supervised_contrastive_loss(
+        x, y, temperature=0.2, **options
+    ),
 }
 
 

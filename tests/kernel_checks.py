@@ -7,6 +7,7 @@ and runs nothing: it sets VALUES to False, and no comparison is made.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ VALUES = True
 ALL_SIZES = True  # False: the subset that gpu_path compiles in CI
 GPU = torch.cuda.is_available()  # also under gpu_path
 DEVICE = "cuda" if GPU else "cpu"
+T = TypeVar("T")
 Step = tuple[Tensor, Tensor]  # a loss and its gradient
 
 
@@ -64,6 +66,6 @@ def nothing(own: Step) -> None:
         assert float(own[0]) == 0 and not own[1].any()
 
 
-def pick(on_gpu: Sequence, in_ci: Sequence, interpreted: Sequence) -> Sequence:
+def pick(on_gpu: Sequence[T], in_ci: Sequence[T], interpreted: Sequence[T]) -> Sequence[T]:
     """Parameters by where the tests run."""
     return (on_gpu if ALL_SIZES else in_ci) if GPU else interpreted

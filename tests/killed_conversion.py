@@ -1,8 +1,9 @@
-"""SRC OUT WORKERS STEP: a conversion whose first process is killed (SIGKILL) at a known moment. Run as a program.
+"""SRC OUT WORKERS STEP: a conversion whose first process is killed (SIGKILL) at a known moment. Run as a
+program.
 
 Steps are a sample's write into its shard, fsync and rename. With one worker the process ends before its own
-STEP-th. With more the first worker to come to its STEP-th ends the process that started it, and goes on. A conversion
-that comes to no such step prints how many its process made.
+STEP-th. With more the first worker to come to its STEP-th ends the process that started it, and goes on. A
+conversion that comes to no such step prints how many its process made.
 """
 
 import multiprocessing

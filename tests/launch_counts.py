@@ -33,7 +33,7 @@ LOSSES = {
     "n_pair": mk.n_pair_loss,
     "all_pairs": mk.all_pairs_loss,
     "circle": mk.circle_loss,
-    "supcon": mk.supervised_contrastive_loss,
+    "supervised_contrastive": mk.supervised_contrastive_loss,
 }
 
 

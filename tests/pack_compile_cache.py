@@ -1,12 +1,13 @@
 """The programs that the kernels' tests compile on a GPU, compiled here and packed for the GPU's machine.
 
-    python tests/pack_compile_cache.py OUT.tar.xz        fill the cache for all sizes that a GPU runs, and pack it
+    python tests/pack_compile_cache.py OUT.tar.xz   fill the cache for all sizes that a GPU runs, and pack it
     python tests/pack_compile_cache.py --unpack IN.tar.xz
-    python tests/pack_compile_cache.py --check           run again over the cache as it is: how many programs hit
+    python tests/pack_compile_cache.py --check      run again over the cache as it is: how many programs hit
 
-Run it by a Python with the GPU machine's Triton: another version compiles anew. Triton's cache holds absolute paths, so
-it stands at CACHE on both machines, and there is used by TRITON_CACHE_DIR. The launcher stubs that Triton 3.6 has gcc
-build on the GPU's machine are built here too. A miss there costs its compilation, nothing else.
+Run it by a Python with the GPU machine's Triton: another version compiles anew. Triton's cache holds absolute
+paths, so it stands at CACHE on both machines, and there is used by TRITON_CACHE_DIR. The launcher stubs that
+Triton 3.6 has gcc build on the GPU's machine are built here too. A miss there costs its compilation, nothing
+else.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sysconfig
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CACHE = Path("/tmp/maskreid-triton-cache")
@@ -30,9 +32,10 @@ FILES = [
 ]
 
 
-def compile_all(processes: int, select: str) -> tuple[list[dict], list[str], bool]:
-    """(programs, launcher stubs) that the tests ask for, and whether all passed. Two processes may ask for one program."""
-    found: list[dict] = []
+def compile_all(processes: int, select: str) -> tuple[list[dict[str, Any]], list[str], bool]:
+    """(programs, launcher stubs) that the tests ask for, and whether all passed. Two processes may ask for
+    one program."""
+    found: list[dict[str, Any]] = []
     stubs: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         running = []
@@ -58,7 +61,8 @@ def compile_all(processes: int, select: str) -> tuple[list[dict], list[str], boo
 
 
 def build_stubs(stubs: list[str]) -> None:
-    """What Triton 3.6 has gcc build before a first launch, under the keys it looks for. libcuda is bound when loaded."""
+    """What Triton 3.6 has gcc build before a first launch, under the keys it looks for. libcuda is bound when
+    loaded."""
     from triton.backends.nvidia import driver
     from triton.runtime import build
     from triton.runtime.cache import get_cache_manager
@@ -86,9 +90,10 @@ def build_stubs(stubs: list[str]) -> None:
                 cache.put(Path(built).read_bytes(), f"{name}{suffix}", binary=True)
 
 
-def report(found: list[dict]) -> str:
+def report(found: list[dict[str, Any]]) -> str:
     hits = sum(one["cached"] for one in found)
-    return f"{len(found)} programs asked for, {hits} of them in the cache; {sum(one['seconds'] for one in found):.0f} s of compiling"
+    seconds = sum(one["seconds"] for one in found)
+    return f"{len(found)} programs asked for, {hits} of them in the cache; {seconds:.0f} s of compiling"
 
 
 def pack(path: Path) -> str:

@@ -33,7 +33,7 @@ class GpuTensor(Tensor):
     """C++ sees a CPU tensor (autograd needs no GPU), Python one on a GPU."""
 
     held: Tensor
-    index: int
+    index: int  # type: ignore[assignment]  # a method of tuples, which Tensor is typed as one of
 
     @staticmethod
     def __new__(cls, held: Tensor, index: int = 0) -> GpuTensor:
@@ -43,21 +43,21 @@ class GpuTensor(Tensor):
             strides=held.stride(),
             storage_offset=held.storage_offset(),
             dtype=held.dtype,
-            device="cpu",
+            device=torch.device("cpu"),
         )
         made.held, made.index = held, index
         return made
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]
         return torch.device("cuda", self.index)
 
     @property
-    def is_cuda(self) -> bool:
+    def is_cuda(self) -> bool:  # type: ignore[override]
         return True
 
     @property
-    def is_cpu(self) -> bool:
+    def is_cpu(self) -> bool:  # type: ignore[override]
         return False
 
     def get_device(self) -> int:
@@ -69,11 +69,13 @@ class GpuTensor(Tensor):
     def numpy(self, **_: Any) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu() first")
 
-    def __repr__(self) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"GpuTensor({self.held!r})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return run(func, args, kwargs or {})
 
 
@@ -180,8 +182,8 @@ def _product(func: Any, *args: Any, **kwargs: Any) -> Tensor:
     *added, left, right = (x for x in args if isinstance(x, Tensor))
     if left.dtype != right.dtype or left.shape[-1] != right.shape[-2]:
         raise RuntimeError(f"{func}: {left.dtype} {list(left.shape)} times {right.dtype} {list(right.shape)}")
-    if "out" in kwargs:
-        return kwargs["out"]
+    if isinstance(out := kwargs.get("out"), Tensor):
+        return out
     if func.__name__.split(".")[0].endswith("_"):
         return added[0]
     dtypes = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.dtype)]  # out_dtype: on a GPU only
@@ -203,7 +205,7 @@ def pretend() -> None:
     )
 
     def exchange(device: int) -> int:
-        before = current.device
+        before: int = current.device
         if device >= 0:
             current.device = device
         return before
@@ -226,6 +228,6 @@ def pretend() -> None:
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
     Tensor.to = to  # type: ignore[method-assign, assignment]
-    Tensor.cuda = lambda self, device="cuda", **_: to(self, device)  # type: ignore[method-assign, assignment]
-    Tensor.cpu = lambda self, **_: to(self, "cpu")  # type: ignore[method-assign, assignment]
+    Tensor.cuda = lambda self, device="cuda", **_: to(self, device)  # type: ignore[method-assign]
+    Tensor.cpu = lambda self, **_: to(self, "cpu")  # type: ignore[method-assign]
     torch.tensor = _tensor  # type: ignore[assignment]

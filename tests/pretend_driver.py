@@ -74,9 +74,10 @@ class Records:
         """Fill in registers and spills, from the binaries."""
 
         def read(one: Compilation) -> None:
-            command = [TOOLS / "cuobjdump", "-res-usage", one.cubin]
+            command = [str(TOOLS / "cuobjdump"), "-res-usage", str(one.cubin)]
             text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            one.registers, one.spills = (int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK"))
+            counts = dict(re.findall(r"(REG|STACK):(\d+)", text))
+            one.registers, one.spills = int(counts["REG"]), int(counts["STACK"])
 
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(read, self.compilations))
@@ -128,7 +129,7 @@ class Utils:
         }
 
 
-class PretendDriver(DriverBase):
+class PretendDriver(DriverBase):  # type: ignore[misc]  # of Triton, which has no types
     def __init__(self) -> None:
         self.utils, self.launcher_cls = Utils(), Launcher
 

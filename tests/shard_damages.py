@@ -1,4 +1,5 @@
-"""Damage to a tiny shard folder, for tests: one function a fault, which changes the folder and says what `verify` must find."""
+"""Damage to a tiny shard folder, for tests: one function a fault, which changes the folder and says what
+`verify` must find."""
 
 import io
 import os

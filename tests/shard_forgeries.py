@@ -1,4 +1,5 @@
-"""Hostile shard folders, for tests: index and manifest vouch for what the shards hold. Functions as in `shard_damages`."""
+"""Hostile shard folders, for tests: index and manifest vouch for what the shards hold. Functions as in
+`shard_damages`."""
 
 import dataclasses
 import hashlib
@@ -56,7 +57,8 @@ def untar(data: bytes) -> tuple[list[Member], list[int]]:
 def forge(
     folder: Path, members: list[Member], edit: Callable[[np.ndarray], object] = lambda rows: None
 ) -> list[int]:
-    """Put `members` into the first shard, with an index of their complete samples and a manifest that fits."""
+    """Put `members` into the first shard, with an index of their complete samples and a manifest that
+    fits."""
     data, headers = tar(members)
     (folder / SHARD).write_bytes(data)
     found: dict[str, dict[str, tuple[int, bytes]]] = {}
@@ -326,7 +328,7 @@ def forged_manifest(base: Base, folder: Path, rng: np.random.Generator) -> Expec
 def forged_counts(base: Base, folder: Path, rng: np.random.Generator) -> Expected:
     manifest = read_manifest(folder)
     field = ("identities", "single_image_identities", "junk", "distractors")[rng.integers(4)]
-    edited = dataclasses.replace(manifest.splits["train"], **{field: 55})
+    edited = dataclasses.replace(manifest.splits["train"], **{field: 55})  # type: ignore[arg-type]
     write_manifest(folder, dataclasses.replace(manifest, splits={"train": edited}))
     return Expected("counts", INDEX)
 

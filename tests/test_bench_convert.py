@@ -6,10 +6,10 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from market import write_market
 from maskreid_dist.cli.app import app
 from maskreid_shards import convert_market1501
 from maskreid_shards.bench.convert import loose_files
-from test_shards_market1501 import write_market
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
 

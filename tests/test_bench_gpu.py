@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ sys.meta_path = [Sieve if finder is importlib.machinery.PathFinder else finder f
 """
 
 
-LOSSES = ("ranking", "batch_hard", "n_pair", "all_pairs", "circle", "supcon")
+LOSSES = ("ranking", "batch_hard", "n_pair", "all_pairs", "circle", "supervised_contrastive")
 PROMISED = {
     "exit status of the tests": 0.0,
     "repeats with other bits": 0.0,
@@ -56,7 +57,7 @@ PROMISED = {
     "ranking 32768, D = 256, times faster than eager": 8.0,
     "ranking 32768, D = 256, times faster than compiled": 3.0,
     "n_pair, D = 2048, to the product": 3.3,
-    "supcon, D = 2048, to the product": 3.3,
+    "supervised_contrastive, D = 2048, to the product": 3.3,
     "batch_hard 1048576, peak": 256.0,
     "ranking 1048576, peak": 512.0,
     **{f"{loss} gradient error beside eager's": 1.0 for loss in LOSSES},
@@ -64,7 +65,7 @@ PROMISED = {
 }
 
 
-def lines(folder: Path) -> list[dict]:
+def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
@@ -75,7 +76,7 @@ def test_a_dry_run_walks_every_step_with_what_a_gpu_machine_has(tmp_path: Path) 
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"PYTHONPATH": str(tmp_path), "PATH": "/nowhere", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     script = ROOT / "kernels" / "bench" / "gpu.py"
-    command = [sys.executable, script, "--dry-run", "--output", tmp_path / "out"]
+    command = [sys.executable, str(script), "--dry-run", "--output", str(tmp_path / "out")]
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     found = lines(tmp_path / "out")
@@ -102,7 +103,7 @@ def test_the_block_blocks(tmp_path: Path) -> None:
     assert ran.stdout == "None None None\n", ran.stderr
 
 
-def steps_of(*measures) -> list[program.Step]:
+def steps_of(*measures: Callable[[Setting], Iterator[Figure]]) -> list[program.Step]:
     return [program.Step(f"step {number}", 60.0, measure) for number, measure in enumerate(measures)]
 
 

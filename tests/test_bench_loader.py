@@ -1,4 +1,5 @@
-"""`maskreid bench loader`: every source gives the same batches, figures and exit status follow what was measured."""
+"""`maskreid bench loader`: every source gives the same batches, figures and exit status follow what was
+measured."""
 
 import csv
 import mmap
@@ -10,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from market import market
+from market import write_market
 from maskreid_dist.bench import loader as loader_bench
 from maskreid_dist.bench.loader import LoaderBench, Run, WorkerMemory, all_runs, worker_memory
 from maskreid_dist.bench.loader_data import LoaderData, comes_from_disk, empty_cache, repeated_pairs
@@ -24,7 +25,9 @@ from maskreid_shards import convert_market1501
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("loader")
-    convert_market1501(market(folder / "market"), folder / "shards", dataset="m")
+    convert_market1501(
+        write_market(folder / "market", identities=3, images=2), folder / "shards", dataset="m"
+    )
     return folder / "shards"
 
 

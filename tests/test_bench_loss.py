@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from maskreid_dist.cli.app import app
-from maskreid_kernels.bench import measure, providers, records, targets
+from maskreid_kernels.bench import eager, measure, providers, records, targets
 from maskreid_kernels.bench.cases import Case, make_case
 from maskreid_kernels.bench.exactness import measure_exactness
 from maskreid_kernels.bench.figures import Machine
@@ -50,7 +50,7 @@ def test_every_provider_computes_the_same(kernel: str) -> None:
 
 
 def test_a_wrong_provider_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(x, y, *, margin):
+    def wrong(x: torch.Tensor, y: torch.Tensor, *, margin: float) -> torch.Tensor:
         return (x * x).sum()
 
     monkeypatch.setattr("maskreid_kernels.bench.eager.ranking", wrong)
@@ -65,7 +65,8 @@ def test_a_wrong_provider_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("kernel", ["batch_hard", "ranking"])
 def test_the_backward_of_a_promise_is_not_empty(kernel: str) -> None:
-    """Rows with a gradient are counted, not asked for: at D = 2048 a batch-hard step once had 0.6 % of them."""
+    """Rows with a gradient are counted, not asked for: at D = 2048 a batch-hard step once had 0.6 % of
+    them."""
     case = Case(kernel, 384, 2048, 4, 0.05 if kernel == "ranking" else None)
     data = make_case(case, CPU)
     (ours,) = [p for p in providers.providers(case, data, compiled=False) if p.name == "maskreid chunked"]
@@ -99,11 +100,11 @@ def test_rounding_is_not_taken_for_a_wrong_loss(monkeypatch: pytest.MonkeyPatch)
     case = Case("batch_hard", 64, 256, dtype="bfloat16")
     names = ("maskreid auto", "chunked mining", "metric-learning")
     assert [records._fails_check(case, name, "cpu") for name in names] == [None] * 3
-    right = providers.eager.batch_hard_mined
-    monkeypatch.setattr(providers.eager, "batch_hard_mined", lambda x, y, **words: 1.1 * right(x, y, **words))
+    right = eager.batch_hard_mined
+    monkeypatch.setattr(eager, "batch_hard_mined", lambda x, y, **words: 1.1 * right(x, y, **words))
     assert "is off by 1.0e-01" in (records._fails_check(case, "chunked mining", "cpu") or "")
     monkeypatch.setattr(
-        providers.eager,
+        eager,
         "batch_hard_mined",
         lambda x, y, **words: right(x, y, **words) * (x.dtype == torch.float32),
     )
@@ -116,7 +117,7 @@ def test_a_meter_reads_beside_the_gradient() -> None:
 
     def meter() -> Callable[[], int]:
         held = 0 if x.grad is None else x.grad.nbytes
-        return lambda: x.grad.nbytes - held + 5 * measure.MIB
+        return lambda: (0 if x.grad is None else x.grad.nbytes) - held + 5 * measure.MIB
 
     assert measure.beside_gradient(meter, lambda x, y: x.sum(), x, y) == 5
 
@@ -134,7 +135,12 @@ def test_memory_of_the_compiled_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_long_searches_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[str] = []
-    monkeypatch.setattr(torch, "compile", lambda function, mode: modes.append(mode) or function)
+
+    def compiled(function: object, mode: str) -> object:
+        modes.append(mode)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiled)
     case = Case("ranking", 32, 8, 4, 0.1)
     data = make_case(case, CPU)
     providers.providers(case, data, compiled=True)

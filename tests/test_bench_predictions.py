@@ -89,6 +89,12 @@ def test_traffic_of_plain_torch() -> None:
     assert found.bytes_per_pair == 4 * (1 + 2 + 1 + 3 + 2) and found.operators >= 7
 
 
+def test_committed_predictions_are_read_by_the_names_of_now() -> None:
+    known = set(predicted_figures(all_programs(), H100))
+    for card in ("H100", "H200"):
+        assert set(read_predictions("3.7.1", card)) == known
+
+
 def test_predictions_of_other_versions_stay(tmp_path: Path) -> None:
     write_predictions(tmp_path, "3.6.0", {"H100": {"copy": 3.0, "old": 1.0}})
     write_predictions(tmp_path, "3.7.1", {"H100": {"copy": 3.123456}, "H200": {"copy": 4.3}})

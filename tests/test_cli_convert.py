@@ -1,4 +1,5 @@
-"""`maskreid convert`: published counts, merged sets, Ctrl-C; and the quick check of JPEGs that it relies on."""
+"""`maskreid convert`: published counts, merged sets, Ctrl-C; and the quick check of JPEGs that it relies
+on."""
 
 import os
 import random
@@ -10,12 +11,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from market import jpeg, write_market
 from maskreid_dist.cli.app import app
 from maskreid_dist.cli.convert import parse_bytes
 from maskreid_shards import ShardError, open_shards
 from maskreid_shards.decode import checked_size, decode
 from test_shards_layouts import write_viper
-from test_shards_market1501 import jpeg, write_market
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -122,7 +123,7 @@ def test_the_quick_check_finds_what_decoding_finds() -> None:
             del data[draw.randrange(len(data)) :]
         else:
             data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-        found = []
+        found: list[tuple[int, int] | str] = []
         for check in (checked_size, decode):
             try:
                 result = check(bytes(data), formats=("JPEG",), where="x")

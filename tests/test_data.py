@@ -1,7 +1,9 @@
-"""Paired transforms and batches: image and mask move alike, and a sample's augmentation depends on its seed alone."""
+"""Paired transforms and batches: image and mask move alike, and a sample's augmentation depends on its seed
+alone."""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +24,13 @@ from maskreid_dist.errors import SampleError
 from maskreid_dist.evaluation.embed import embed_split
 from maskreid_dist.model import MaskReID
 from maskreid_shards import Plan, ShardError, open_shards
+from test_stream import sound
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
 
 
-def config(**data):
-    return Config(name="t", data=DataConfig(shards=str(WALKERS), **{"workers": 0, **data}))
+def config(**data: Any) -> Config:
+    return Config(name="t", data=DataConfig(**{"shards": str(WALKERS), "workers": 0, **data}))
 
 
 def coordinates(height: int, width: int) -> tuple[Image.Image, Image.Image]:
@@ -38,7 +41,7 @@ def coordinates(height: int, width: int) -> tuple[Image.Image, Image.Image]:
     return Image.fromarray(colour), Image.fromarray(person)
 
 
-def test_image_and_mask_move_alike():
+def test_image_and_mask_move_alike() -> None:
     transform = TrainTransform(DataConfig(shards="", resize_height=160, resize_width=64))
     for seed in range(30):
         image, mask = transform(*coordinates(160, 64), seed)
@@ -47,7 +50,7 @@ def test_image_and_mask_move_alike():
         assert torch.equal(image[1], mask[0])
 
 
-def test_resizing_keeps_the_mask_binary_and_aligned():
+def test_resizing_keeps_the_mask_binary_and_aligned() -> None:
     transform = EvaluationTransform(
         DataConfig(shards="", resize_height=72, resize_width=32, height=72, width=28)
     )
@@ -56,7 +59,7 @@ def test_resizing_keeps_the_mask_binary_and_aligned():
     assert ((image[1] > 127) == (mask[0] > 127)).float().mean() > 0.9
 
 
-def test_crops_and_mirrors_vary_with_the_seed_and_repeat_with_it():
+def test_crops_and_mirrors_vary_with_the_seed_and_repeat_with_it() -> None:
     transform = TrainTransform(
         DataConfig(shards="", brightness=0.3, contrast=0.2, saturation=0.2, hue=0.1, erasing=0.5)
     )
@@ -76,7 +79,7 @@ def test_crops_and_mirrors_vary_with_the_seed_and_repeat_with_it():
     assert torch.equal(torch.rand(1), drawn), "the transform must leave the global generator alone"
 
 
-def test_mirror_happens_half_of_the_time():
+def test_mirror_happens_half_of_the_time() -> None:
     transform = TrainTransform(DataConfig(shards="", height=160, width=64))
     image, mask = coordinates(160, 64)
     straight = torch.from_numpy(np.array(mask))
@@ -84,7 +87,7 @@ def test_mirror_happens_half_of_the_time():
     assert 70 < mirrored < 130
 
 
-def test_erasing_covers_the_image_and_not_the_mask():
+def test_erasing_covers_the_image_and_not_the_mask() -> None:
     transform = TrainTransform(DataConfig(shards="", height=160, width=64, mirror=0.0, erasing=1.0))
     image, mask = coordinates(160, 64)
     erased, kept = transform(image, mask, 3)
@@ -96,7 +99,7 @@ def test_erasing_covers_the_image_and_not_the_mask():
     assert torch.equal(kept[0], torch.from_numpy(np.array(mask)))
 
 
-def test_cut_out_keeps_the_person():
+def test_cut_out_keeps_the_person() -> None:
     image, mask = coordinates(32, 16)
     cut, person = np.array(cut_out(image, mask)), np.array(mask) == 255
     assert np.array_equal(cut[person], np.array(image)[person])
@@ -104,13 +107,13 @@ def test_cut_out_keeps_the_person():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_are_the_plans_whatever_the_workers(workers):
+def test_batches_are_the_plans_whatever_the_workers(workers: int) -> None:
     split = open_shards(WALKERS).split("train")
     recipe = config(workers=workers, height=36, width=14, resize_height=40, resize_width=16)
     plan = make_plan(split, BatchConfig(identities=8, images=2), 3, 2)
     recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"steps": 28})})
     start = 23  # 25 steps an epoch: passes from epoch 0 to epoch 1
-    batches = list(training_loader(split, plan, recipe, start, 1, 2, torch.device("cpu")))
+    batches = sound(training_loader(split, plan, recipe, start, 1, 2, torch.device("cpu")))
     assert len(batches) == 5
     plain = PairDataset(split, TrainTransform(recipe.data))
     for step, batch in enumerate(batches, start):
@@ -127,7 +130,7 @@ def test_batches_are_the_plans_whatever_the_workers(workers):
     assert plain.split is split
 
 
-def test_ranks_share_one_global_batch_without_repeating_an_identity():
+def test_ranks_share_one_global_batch_without_repeating_an_identity() -> None:
     split = open_shards(WALKERS).split("train")
     plan = make_plan(split, BatchConfig(identities=12, images=4), 0, 1)
     whole = [draws.samples.tolist() for draws in PlannedSteps(plan, 0, 20, 0, 1)]
@@ -141,7 +144,7 @@ def test_ranks_share_one_global_batch_without_repeating_an_identity():
         assert len(np.unique(split.pids[samples])) == 12
 
 
-def test_the_papers_batch():
+def test_the_papers_batch() -> None:
     split = open_shards(WALKERS).split("train")
     plan = make_plan(split, BatchConfig(sampling="paper"), 0, 2)
     for draws in PlannedSteps(plan, 0, plan.steps_per_epoch, 1, 2):
@@ -151,7 +154,7 @@ def test_the_papers_batch():
         assert max(counts) <= 10
 
 
-def test_identities_not_divisible_by_the_world_size():
+def test_identities_not_divisible_by_the_world_size() -> None:
     split = open_shards(WALKERS).split("train")
     with pytest.raises(ShardError, match=r"16 identities \(P\).*3 ranks.*15 or 18"):
         make_plan(split, BatchConfig(identities=16, images=4), 0, 3)
@@ -159,7 +162,7 @@ def test_identities_not_divisible_by_the_world_size():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_flipped_bit_names_shard_key_and_offset(tmp_path, workers):
+def test_a_flipped_bit_names_shard_key_and_offset(tmp_path: Path, workers: int) -> None:
     shards = shutil.copytree(WALKERS, tmp_path / "walkers")
     split = open_shards(shards).split("query")
     row = split.index[9]
@@ -179,10 +182,10 @@ def test_a_flipped_bit_names_shard_key_and_offset(tmp_path, workers):
     assert f"offset {row['image_offset']}" in message
 
 
-def test_evaluation_keeps_the_order():
+def test_evaluation_keeps_the_order() -> None:
     split = open_shards(WALKERS).split("query")
     numbers = np.array([5, 4, 3, 100, 7])
-    batches = list(
+    batches = sound(
         evaluation_loader(
             split, config(height=36, width=14, resize_height=40, resize_width=16), numbers, rows=2
         )

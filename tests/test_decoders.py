@@ -9,6 +9,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torchvision.io import decode_jpeg
 
+from market import jpeg, png
 from maskreid_dist.config import DataConfig
 from maskreid_dist.data import decoders
 from maskreid_dist.data.batches import (
@@ -22,7 +23,7 @@ from maskreid_dist.data.decoders import decode_on, decode_with_torchvision
 from maskreid_dist.data.transforms import as_tensors
 from maskreid_dist.errors import SampleError
 from maskreid_shards import RawPair, ShardError, decode_pair, open_shards
-from test_shards_reading import encoded, jpeg, pair, png
+from test_shards_reading import encoded, pair
 from test_stream import AUGMENTED, WALKERS, config, same, sound
 
 CPU = torch.device("cpu")

@@ -67,7 +67,7 @@ def stopped_demo(runs: Path) -> str:
     return said
 
 
-def test_demo_stops_on_ctrl_c_continues_and_reports(tmp_path):
+def test_demo_stops_on_ctrl_c_continues_and_reports(tmp_path: Path) -> None:
     run = tmp_path / "small"
     output = stopped_demo(tmp_path)
     assert "stopped and saved; the same command continues" in output

@@ -1,5 +1,7 @@
 """Learning-rate schedules, parameter groups, and what DeepSpeed is told."""
 
+from typing import Literal
+
 import pytest
 
 from maskreid_dist.config import Config, DataConfig, EngineConfig, OptimizerConfig
@@ -7,7 +9,7 @@ from maskreid_dist.model import MaskReID
 from maskreid_dist.training.engine import deepspeed_config, learning_rate, make_optimizer
 
 
-def test_staircase_is_dgds():
+def test_staircase_is_dgds() -> None:
     config = OptimizerConfig()  # 0.1 to 5e-4 in 55,000 steps
     rates = [learning_rate(config, step) for step in range(0, 55_000, 10)]
     assert rates[0] == 0.1
@@ -20,7 +22,7 @@ def test_staircase_is_dgds():
 
 
 @pytest.mark.parametrize("schedule", ["staircase", "linear", "cosine"])
-def test_schedules_end_where_they_should(schedule):
+def test_schedules_end_where_they_should(schedule: Literal["staircase", "linear", "cosine"]) -> None:
     config = OptimizerConfig(schedule=schedule, lr=2.0, steps=1000, warmup_steps=10, final_lr_factor=0.01)
     assert learning_rate(config, 0) == pytest.approx(0.2, rel=0.02)
     assert learning_rate(config, 9) == pytest.approx(2.0, rel=0.02)
@@ -29,7 +31,7 @@ def test_schedules_end_where_they_should(schedule):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_decay_spares_biases_and_normalisation(name):
+def test_decay_spares_biases_and_normalisation(name: Literal["sgd", "adamw"]) -> None:
     network = MaskReID(width=0.125, classes=3)
     optimizer = make_optimizer(network, OptimizerConfig(name=name, weight_decay=0.01))
     decayed, spared = (set(map(id, group["params"])) for group in optimizer.param_groups)
@@ -40,7 +42,7 @@ def test_decay_spares_biases_and_normalisation(name):
         assert (id(parameter) in spared) != is_weight, parameter_name
 
 
-def test_deepspeed_is_told_everything_that_matters():
+def test_deepspeed_is_told_everything_that_matters() -> None:
     config = Config(
         name="t", data=DataConfig(shards="s"), engine=EngineConfig(zero_stage=1, autocast="bfloat16")
     )

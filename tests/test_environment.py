@@ -1,4 +1,5 @@
-"""A process learns its place from its launcher's environment variables, and says in one line what is wrong with them."""
+"""A process learns its place from its launcher's environment variables, and says in one line what is wrong
+with them."""
 
 import pytest
 
@@ -17,10 +18,7 @@ SRUN = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_S
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}, Place(1, 1, 2, 2)),
         ({**SRUN, "MASTER_ADDR": "node1"}, Place(5, 1, 8, 8)),
         ({**SRUN, "MASTER_ADDR": "node1", "SLURM_NTASKS_PER_NODE": "4"}, Place(5, 1, 8, 4)),
-        (
-            {**SRUN, **TORCHRUN, "RANK": "6"},
-            Place(6, 1, 8, 4),
-        ),  # torchrun below srun: its own variables count
+        ({**SRUN, **TORCHRUN, "RANK": "6"}, Place(6, 1, 8, 4)),  # torchrun below srun: its own count
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, Place()),  # a batch script
         ({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, Place()),
     ],

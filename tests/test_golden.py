@@ -15,7 +15,7 @@ from golden.measurements import MeasurementError, market_folder, run
 BEFORE = {"losses": {"a": "1", "b": "2"}, "conversion": {"c": "3"}}
 
 
-def test_a_changed_and_a_missing_value_differ_and_a_new_one_does_not():
+def test_a_changed_and_a_missing_value_differ_and_a_new_one_does_not() -> None:
     after = {"losses": {"a": "1", "b": "changed", "new": "4"}}
     differences = compare(BEFORE, after)
     assert differences == [
@@ -48,24 +48,24 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, 
     return main
 
 
-def test_exit_status(measured: Callable[[str, str], int], capsys: pytest.CaptureFixture[str]):
+def test_exit_status(measured: Callable[[str, str], int], capsys: pytest.CaptureFixture[str]) -> None:
     assert measured("0.5", "0.5") == 0
     assert "are equal, bit for bit" in capsys.readouterr().out
     assert measured("0.5", "0.25") == 1
     assert "losses: value: was 0.5, is 0.25" in capsys.readouterr().out
 
 
-def test_an_unknown_commit_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]):
+def test_an_unknown_commit_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["no-such-commit"]) == 2
     assert capsys.readouterr().err.startswith("error: no-such-commit: no such commit here")
 
 
-def test_a_program_that_fails_is_no_result(tmp_path: Path):
+def test_a_program_that_fails_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(MeasurementError, match="ValueError: broken"):
         run(tmp_path, "-c", "raise ValueError('broken')")
 
 
-def test_the_folder_to_convert_has_good_and_bad_masks(tmp_path: Path):
+def test_the_folder_to_convert_has_good_and_bad_masks(tmp_path: Path) -> None:
     folder = market_folder(program.ROOT / "shards" / "walkers", tmp_path / "market")
     images = list((folder / "bounding_box_train").iterdir())
     masks = list((folder / "bounding_box_train_seg").iterdir())

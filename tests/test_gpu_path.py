@@ -1,4 +1,5 @@
-"""tests/gpu_path.py fails a session where a GPU would refuse a launch, and says why; it passes what a GPU would run."""
+"""tests/gpu_path.py fails a session where a GPU would refuse a launch, and says why; it passes what a GPU
+would run."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from maskreid_shards import open_shards
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
 
 
-def test_against_a_pixel_by_pixel_count():
+def test_against_a_pixel_by_pixel_count() -> None:
     generator = np.random.default_rng(1)
     image = Image.fromarray(generator.integers(0, 256, (24, 10, 3), dtype=np.uint8))
     mask = Image.fromarray((generator.random((24, 10)) < 0.6).astype(np.uint8) * 255)
@@ -30,7 +30,7 @@ def test_against_a_pixel_by_pixel_count():
     assert np.allclose(found[0], expected, atol=1e-6)
 
 
-def test_empty_mask_is_zero_and_bad_masks_are_named():
+def test_empty_mask_is_zero_and_bad_masks_are_named() -> None:
     image, empty = Image.new("RGB", (8, 12)), Image.new("L", (8, 12))
     assert not histogram_features([image], [empty], stripes=2).any()
     with pytest.raises(ValueError, match="one mask an image"):
@@ -39,7 +39,7 @@ def test_empty_mask_is_zero_and_bad_masks_are_named():
         histogram_features([image], [Image.new("L", (4, 4))], stripes=2)
 
 
-def test_the_figures_of_the_datas_readme():
+def test_the_figures_of_the_datas_readme() -> None:
     published = {1: (7.1, 12.5), 6: (7.9, 14.2), "mask": (24.6, 38.2)}
     shards = open_shards(WALKERS)
     for baseline, (mean_ap, rank1) in zip(HISTOGRAM_BASELINES, published.values(), strict=True):

@@ -7,26 +7,19 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from maskreid_dist.cli.app import app
 from maskreid_shards import Plan, open_shards, verify
+from program import run
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
 
 
-def run(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
-
-
-def test_verify_of_sound_shards():
+def test_verify_of_sound_shards() -> None:
     assert run("verify", WALKERS) == (0, f"{WALKERS}: all is well\n")
     assert json.loads(run("verify", WALKERS, "--json", "--workers", 2)[1]) == {"problems": []}
 
 
-def test_verify_names_what_is_wrong(tmp_path):
+def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
     shards = shutil.copytree(WALKERS, tmp_path / "walkers")
     split = open_shards(shards).split("query")
     row = split.index[9]
@@ -50,7 +43,7 @@ def test_verify_names_what_is_wrong(tmp_path):
 
 
 @pytest.mark.parametrize("make", [False, True])
-def test_verify_that_cannot_run(tmp_path, make):
+def test_verify_that_cannot_run(tmp_path: Path, make: bool) -> None:
     folder = tmp_path / "shards"
     if make:
         folder.mkdir()
@@ -58,7 +51,7 @@ def test_verify_that_cannot_run(tmp_path, make):
     assert status == 2 and "maskreid: error: " in output and output.count("\n") == 1
 
 
-def test_stats_against_counting(tmp_path):
+def test_stats_against_counting(tmp_path: Path) -> None:
     status, output = run(
         "stats", WALKERS, "--identities", 12, "--images", 9, "--json", "--output", tmp_path / "x.png"
     )

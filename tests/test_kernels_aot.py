@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     script = tmp_path_factory.mktemp("aot") / "compile_them.py"
     script.write_text(SCRIPT)
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
@@ -37,7 +38,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
-def test_no_limit_is_broken(compiled: list[dict]) -> None:
+def test_no_limit_is_broken(compiled: list[dict[str, Any]]) -> None:
     # Compiles; shared memory fits; wgmma, mma.sync, tcgen05 or mfma; no atomic on floats.
     assert [problem for program in compiled for problem in program["problems"]] == []
     assert {program["job"]["target"] for program in compiled} == {
@@ -51,12 +52,12 @@ def test_no_limit_is_broken(compiled: list[dict]) -> None:
     assert ("sm_90", "tf32x3") in presets and ("gfx942", "tf32x3") not in presets
 
 
-def test_spills_are_few(compiled: list[dict]) -> None:
+def test_spills_are_few(compiled: list[dict[str, Any]]) -> None:
     spilling = {f"{p['job']['target']} {p['program']}": p["spills"] for p in compiled if p["spills"]}
     assert max(spilling.values(), default=0) <= 16, spilling
 
 
-def test_the_loop_over_tiles_is_found(compiled: list[dict]) -> None:
+def test_the_loop_over_tiles_is_found(compiled: list[dict[str, Any]]) -> None:
     for program in compiled:
         if program["job"]["target"] == "sm_90" and program["matrix"]:
             counts = dict(program["per_slab"] + program["per_tile"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +18,17 @@ DISTANCES = ["euclidean", "squared_euclidean", "cosine"]
 
 def distance_between(a: Tensor, b: Tensor, distance: str) -> Tensor:
     if distance == "cosine":
-        return 1 - a @ b / (a.norm() * b.norm())
-    square = ((a - b) ** 2).sum()
+        cosine: Tensor = a @ b / (a.norm() * b.norm())
+        return 1 - cosine
+    square: Tensor = ((a - b) ** 2).sum()
     if distance == "squared_euclidean":
         return square
     return square.sqrt() if square > 0 else square * 0
 
 
-def oracle(embeddings: Tensor, labels: Tensor, margin: float | str, distance: str, normalize: bool):
+def oracle(
+    embeddings: Tensor, labels: Tensor, margin: float | str, distance: str, normalize: bool
+) -> tuple[Tensor, Tensor]:
     rows = embeddings.detach().double().requires_grad_()
     x = rows / rows.norm(dim=1, keepdim=True) if normalize else rows
     names, losses = labels.tolist(), []
@@ -34,9 +38,10 @@ def oracle(embeddings: Tensor, labels: Tensor, margin: float | str, distance: st
         strangers = [to[j] for j in range(len(names)) if names[j] != names[k]]
         if others and strangers:
             gap = max(others, key=float) - min(strangers, key=float)  # first of equals
-            losses.append(F.softplus(gap) if margin == "soft" else torch.clamp(gap + margin, min=0))
+            losses.append(F.softplus(gap) if isinstance(margin, str) else torch.clamp(gap + margin, min=0))
     loss = (sum(losses, start=torch.zeros(())) + rows.sum() * 0) / max(len(losses), 1)
     loss.backward()
+    assert rows.grad is not None
     return loss.detach(), rows.grad
 
 
@@ -46,7 +51,7 @@ def batch(rows: int, columns: int, identities: int, seed: int = 0) -> tuple[Tens
     return torch.randn(rows, columns, generator=generator, dtype=torch.float64), labels
 
 
-def check(embeddings: Tensor, labels: Tensor, backend: str, tolerance: float = 1e-10, **options) -> None:
+def check(embeddings: Tensor, labels: Tensor, backend: str, tolerance: float = 1e-10, **options: Any) -> None:
     options = {"margin": 0.3, "distance": "euclidean", "normalize": False, **options}
     expected_loss, expected_gradient = oracle(embeddings, labels, **options)
     rows = embeddings.detach().clone().requires_grad_()
@@ -80,7 +85,9 @@ def test_value_by_hand(backend: str) -> None:
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("margin", [0.3, "soft"])
 @pytest.mark.parametrize("rows,columns,identities", [(2, 13, 1), (13, 2, 4), (13, 13, 13), (70, 257, 20)])
-def test_against_loop(rows, columns, identities, margin, distance, backend) -> None:
+def test_against_loop(
+    rows: int, columns: int, identities: int, margin: float | str, distance: str, backend: str
+) -> None:
     embeddings, labels = batch(rows, columns, identities)
     check(embeddings, labels, backend, margin=margin, distance=distance)
     check(embeddings, labels, backend, margin=margin, distance=distance, normalize=True)
@@ -141,7 +148,7 @@ def test_zero_row_normalised(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_gradcheck(distance, backend: str) -> None:
+def test_gradcheck(distance: Any, backend: str) -> None:
     embeddings, labels = batch(12, 5, 4, seed=5)
     for margin in (0.3, "soft"):
         assert torch.autograd.gradcheck(
@@ -208,7 +215,7 @@ def test_double_backward_is_refused() -> None:
         ({"embeddings": torch.zeros(4, 0)}, "at least one column"),
     ],
 )
-def test_bad_input(options: dict, message: str) -> None:
+def test_bad_input(options: dict[str, Any], message: str) -> None:
     arguments = {"embeddings": torch.zeros(4, 2), "labels": torch.zeros(4, dtype=torch.int64), **options}
     with pytest.raises(ValueError, match=message):
         batch_hard_loss(**arguments)

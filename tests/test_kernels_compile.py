@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "n_pair": lambda x, y, **o: kernels.n_pair_loss(x, y, scale=4.0, **o),
     "all_pairs": lambda x, y, **o: kernels.all_pairs_loss(x, y, **o),
     "circle": lambda x, y, **o: kernels.circle_loss(x, y, gamma=16, **o),
-    "supcon": lambda x, y, **o: kernels.supervised_contrastive_loss(x, y, **o),
+    "supervised_contrastive": lambda x, y, **o: kernels.supervised_contrastive_loss(x, y, **o),
     "softmax": lambda x, y, **o: kernels.softmax_loss(x, y, **o),
 }
 
@@ -46,14 +47,14 @@ def step(module: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
     module.zero_grad()
     loss = module(x, y)
     loss.backward()
-    return [loss.detach(), *(p.grad.clone() for p in module.parameters())]
+    return [loss.detach(), *(p.grad.clone() for p in module.parameters() if p.grad is not None)]
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_compiled_model_equals_eager(name: str) -> None:
     torch._dynamo.reset()  # or the losses together exceed the limit of recompilations
     module = Trained(LOSSES[name])
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    compiled: Any = torch.compile(module, backend="aot_eager", fullgraph=True)
     for rows in (30, 41):  # the second may compile anew with a dynamic size
         for found, expected in zip(step(compiled, *batch(rows)), step(module, *batch(rows)), strict=True):
             torch.testing.assert_close(found, expected)
@@ -63,7 +64,7 @@ def test_compiled_model_equals_eager(name: str) -> None:
 def test_inductor_and_named_backends(backend: str) -> None:
     torch._dynamo.reset()
     module = Trained(LOSSES["ranking"], backend=backend)
-    compiled = torch.compile(module, fullgraph=True)
+    compiled: Any = torch.compile(module, fullgraph=True)
     for found, expected in zip(step(compiled, *batch()), step(module, *batch()), strict=True):
         torch.testing.assert_close(found, expected)
 
@@ -92,7 +93,7 @@ def test_operator_is_registered_as_torch_wants_it() -> None:
 def run_rank(rank: int, world: int) -> None:
     x, y = batch(16 + rank)
     module = Trained(LOSSES["ranking"], group=dist.group.WORLD)
-    compiled = torch.compile(module, backend="aot_eager")
+    compiled: Any = torch.compile(module, backend="aot_eager")
     for found, expected in zip(step(compiled, x, y), step(module, x, y), strict=True):
         torch.testing.assert_close(found, expected)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,9 +34,22 @@ def test_every_loss_takes_the_same_options_with_the_same_defaults(name: str) -> 
 def test_the_compilers_operator_knows_no_loss() -> None:
     tree = ast.parse((PACKAGE / "compiled.py").read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
-    assert imported == {"first_order", "inputs", "options", "precision"}
+    assert imported == {"first_order", "inputs", "options", "packed", "precision"}
     named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert not any(name.startswith("maskreid") for name in named)
+
+
+def test_the_package_starts_without_the_compiler_and_triton() -> None:
+    """Else it takes longer to import than torch itself."""
+    code = (
+        "import sys, torch\nbefore = set(sys.modules)\nimport maskreid_kernels\n"
+        "print(*(name for name in sys.modules.keys() - before if not name.startswith('maskreid_kernels')))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    beside = {name.partition(".")[0] for name in run.stdout.split()}
+    assert beside.isdisjoint({"triton", "sympy", "numpy"}) and "torch._dynamo" not in run.stdout.split()
 
 
 @pytest.mark.parametrize("name", kernels.LOSSES)

@@ -18,7 +18,7 @@ BOUNDS = {
     "n_pair": (45, 9, 1),
     "all_pairs": (45, 9, 1),
     "circle": (54, 9, 1),
-    "supcon": (52, 9, 1),
+    "supervised_contrastive": (52, 9, 1),
 }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -16,23 +17,28 @@ from maskreid_kernels import all_pairs_loss, circle_loss, n_pair_loss, supervise
 BACKENDS = ["reference", "dense", "chunked"]
 
 
+def total(numbers: Iterable[Tensor]) -> Tensor:
+    """One after the other, from the first on."""
+    return sum(numbers, start=torch.zeros((), dtype=torch.float64))
+
+
 def n_pair_loop(p: Tensor, n: Tensor, scale: float = 1.0) -> Tensor:
-    return sum(torch.log(1 + sum(torch.exp(scale * (s - r)) for s in n)) for r in p) / len(p)
+    return total(torch.log(1 + total(torch.exp(scale * (s - r)) for s in n)) for r in p) / len(p)
 
 
 def all_pairs_loop(p: Tensor, n: Tensor, scale: float = 1.0, margin: float = 0.0) -> Tensor:
-    return torch.log(1 + sum(torch.exp(scale * (s - r + margin)) for r in p for s in n))
+    return torch.log(1 + total(torch.exp(scale * (s - r + margin)) for r in p for s in n))
 
 
 def circle_loop(p: Tensor, n: Tensor, margin: float = 0.25, gamma: float = 128.0) -> Tensor:
-    push = sum(torch.exp(gamma * max(s.item() + margin, 0) * (s - margin)) for s in n)
-    pull = sum(torch.exp(-gamma * max(1 + margin - r.item(), 0) * (r - (1 - margin))) for r in p)
+    push = total(torch.exp(gamma * max(s.item() + margin, 0) * (s - margin)) for s in n)
+    pull = total(torch.exp(-gamma * max(1 + margin - r.item(), 0) * (r - (1 - margin))) for r in p)
     return torch.log(1 + push * pull)
 
 
 def supervised_contrastive_loop(p: Tensor, n: Tensor, temperature: float = 0.1) -> Tensor:
-    everybody = sum(torch.exp(s / temperature) for s in [*p, *n])
-    return -sum(torch.log(torch.exp(r / temperature) / everybody) for r in p) / len(p)
+    everybody = total(torch.exp(s / temperature) for s in [*p, *n])
+    return -total(torch.log(torch.exp(r / temperature) / everybody) for r in p) / len(p)
 
 
 LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[dict[str, float]]]] = {
@@ -66,8 +72,9 @@ def oracle(
             losses.append(
                 LOSSES[name][1]((x[others] @ x[k]).unbind(), (x[strangers] @ x[k]).unbind(), **constants)
             )
-    loss = sum(losses) / max(len(losses) - 1, 1)
+    loss = total(losses) / max(len(losses) - 1, 1)
     loss.backward()
+    assert rows.grad is not None
     return loss.detach(), rows.grad
 
 
@@ -85,7 +92,7 @@ def compare(
     backend: str,
     expected: tuple[Tensor, Tensor],
     tolerance: float,
-    **options,
+    **options: Any,
 ) -> None:
     rows = rows.detach().clone().requires_grad_()
     loss = LOSSES[name][0](rows, labels, backend=backend, **options)
@@ -98,7 +105,7 @@ def compare(
     )  # in one column rows have no direction to turn to: the gradient is rounding alone
 
 
-def check(name: str, embeddings: Tensor, labels: Tensor, tolerance: float = 1e-10, **options) -> None:
+def check(name: str, embeddings: Tensor, labels: Tensor, tolerance: float = 1e-10, **options: Any) -> None:
     """Both backends against the loops."""
     expected = oracle(name, embeddings, labels, **options)
     for backend in BACKENDS:
@@ -140,7 +147,7 @@ def test_values_by_hand(backend: str) -> None:
     labels = torch.tensor([4, 4, -9])
     softplus = lambda z: math.log1p(math.exp(z))  # noqa: E731
     one_pair = (softplus(0 - 0.6) + softplus(0.8 - 0.6)) / 2
-    options = {"backend": backend}
+    options: dict[str, Any] = {"backend": backend}
     assert float(n_pair_loss(rows, labels, **options)) == pytest.approx(one_pair, abs=1e-12)
     assert float(all_pairs_loss(rows, labels, **options)) == pytest.approx(one_pair, abs=1e-12)
     info_nce = supervised_contrastive_loss(rows, labels, temperature=0.5, **options)
@@ -224,7 +231,7 @@ def test_duplicate_identical_and_zero_rows(name: str) -> None:
         ("supervised_contrastive", {"temperature": 0.01}),
     ],
 )
-def test_large_scales_do_not_overflow(name: str, constants: dict) -> None:
+def test_large_scales_do_not_overflow(name: str, constants: dict[str, Any]) -> None:
     embeddings, labels = batch(24, 3, 5)
     double = embeddings.requires_grad_()
     expected = LOSSES[name][0](double, labels, backend="reference", **constants)
@@ -287,6 +294,7 @@ def test_gradcheck_of_circle_with_its_weights_held(backend: str) -> None:
     slope = with_held_weights(embeddings + step * direction) - with_held_weights(
         embeddings - step * direction
     )
+    assert rows.grad is not None
     assert float((rows.grad * direction).sum()) == pytest.approx(float(slope) / (2 * step), rel=1e-6)
 
 
@@ -337,7 +345,7 @@ class LargestTensor(TorchDispatchMode):
 
     elements = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(tensor, Tensor):
@@ -364,7 +372,7 @@ def test_chunked_never_holds_a_square_matrix(name: str) -> None:
         (circle_loss, {"labels": torch.zeros(3, dtype=torch.int64)}, "labels: 3 entries for 4 rows"),
     ],
 )
-def test_bad_input(loss: Callable[..., Tensor], options: dict, message: str) -> None:
+def test_bad_input(loss: Callable[..., Tensor], options: dict[str, Any], message: str) -> None:
     arguments = {"embeddings": torch.zeros(4, 2), "labels": torch.zeros(4, dtype=torch.int64), **options}
     with pytest.raises(ValueError, match=message):
         loss(**arguments)

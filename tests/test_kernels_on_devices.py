@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,18 +16,10 @@ from torch import Tensor
 import maskreid_kernels as kernels
 from gloo import run_ranks
 from maskreid_kernels import compiled, triton_tiles
-from maskreid_kernels.agreement import agree_on_layout
 from maskreid_kernels.precision import choose_precision, matmul_precision
-from maskreid_kernels.ranks import RankLayout
+from maskreid_kernels.ranks import RankLayout, agree_on_layout
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "ranking": kernels.ranking_loss,
-    "batch_hard": kernels.batch_hard_loss,
-    "n_pair": kernels.n_pair_loss,
-    "all_pairs": kernels.all_pairs_loss,
-    "circle": kernels.circle_loss,
-    "supcon": kernels.supervised_contrastive_loss,
-}
+LOSSES = {name: loss for name, loss in kernels.LOSSES.items() if name != "softmax"}
 
 
 def batch(rows: int, columns: int = 6) -> tuple[Tensor, Tensor]:
@@ -67,7 +60,7 @@ def test_chunks_of_a_gpu() -> None:
 @pytest.fixture
 def precision_settings() -> Iterator[None]:
     yield
-    torch.backends.fp32_precision = "none"
+    torch.backends.fp32_precision = "none"  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
 
@@ -83,7 +76,7 @@ def test_torchs_newer_precision_settings(precision_settings: None) -> None:
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     assert matmul_precision() == "highest"
     torch.backends.cuda.matmul.fp32_precision = "none"
-    torch.backends.fp32_precision = "tf32"  # of everything
+    torch.backends.fp32_precision = "tf32"  # type: ignore[attr-defined]  # of everything
     assert matmul_precision() == "high"
     x, y = batch(6)
     for loss in LOSSES.values():
@@ -110,7 +103,7 @@ def test_launches_go_to_the_device_of_the_rows(name: str, monkeypatch: pytest.Mo
 
     launch = GridExecutor.__call__
 
-    def watched(self, *arguments, **options):
+    def watched(self: Any, *arguments: Any, **options: Any) -> Any:
         launched.append(bool(inside))
         return launch(self, *arguments, **options)
 
@@ -156,7 +149,9 @@ def test_batch_hard_reads_nothing_on_the_host() -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, arguments: Any = (), options: Any = None
+        ) -> Any:
             assert function is not torch.ops.aten._local_scalar_dense.default, "a host sync"
             assert "nonzero" not in str(function) and "masked_select" not in str(function), "a host sync"
             return function(*arguments, **(options or {}))

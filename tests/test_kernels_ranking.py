@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ WITH_TRITON = [*BACKENDS, "triton"]
 
 def oracle(
     embeddings: Tensor, labels: Tensor, margin: float, pull: float, negatives: str, normalize: bool
-) -> dict:
+) -> dict[str, Any]:
     """Loss, gradient and statistics, one anchor at a time."""
     rows = embeddings.detach().double().requires_grad_()
     x = rows / rows.norm(dim=1, keepdim=True) if normalize else rows
@@ -37,7 +38,7 @@ def oracle(
         losses.append(push + pull / (2 * len(others)) * sum((S[i] - 1) ** 2 for i in others))
         floors.append(math.log(1 + len(strangers)) if negatives == "all" else 0.0)
         pairs, active = pairs + len(strangers), active + len(violators)
-    loss = sum(losses) / max(len(floors), 1)
+    loss = torch.stack(losses).sum() / max(len(floors), 1)
     loss.backward()
     floor = sum(floors) / max(len(floors), 1)
     return {
@@ -58,7 +59,7 @@ def batch(rows: int, columns: int, identities: int, seed: int = 0) -> tuple[Tens
 
 
 def check(
-    embeddings: Tensor, labels: Tensor, backend: str, tolerance: float = 1e-10, **options
+    embeddings: Tensor, labels: Tensor, backend: str, tolerance: float = 1e-10, **options: Any
 ) -> RankingStatistics:
     options = {"margin": 0.15, "pull": 2.0, "negatives": "all", "normalize": True, **options}
     expected = oracle(embeddings, labels, **options)
@@ -97,7 +98,9 @@ def test_value_by_hand(backend: str) -> None:
 @pytest.mark.parametrize(
     "rows,columns,identities", [(2, 13, 2), (13, 1, 4), (13, 13, 3), (130, 257, 30), (60, 8, 50)]
 )
-def test_against_loop(rows, columns, identities, negatives, normalize, backend) -> None:
+def test_against_loop(
+    rows: int, columns: int, identities: int, negatives: str, normalize: bool, backend: str
+) -> None:
     embeddings, labels = batch(rows, columns, identities)
     check(embeddings, labels, backend, negatives=negatives, normalize=normalize)
     check(embeddings.float(), labels.int(), backend, 2e-5, negatives=negatives, normalize=normalize)
@@ -167,7 +170,7 @@ def test_large_similarities_do_not_overflow(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("negatives", ["all", "violating"])
-def test_gradcheck(negatives, backend: str) -> None:
+def test_gradcheck(negatives: Literal["all", "violating"], backend: str) -> None:
     embeddings, labels = batch(11, 5, 4, seed=3)
     for normalize in (True, False):
         assert torch.autograd.gradcheck(
@@ -214,7 +217,7 @@ class LargestTensor(TorchDispatchMode):
 
     elements = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(tensor, Tensor):
@@ -245,7 +248,7 @@ def test_chunked_never_holds_a_square_matrix() -> None:
         ),
     ],
 )
-def test_bad_input(options: dict, message: str) -> None:
+def test_bad_input(options: dict[str, Any], message: str) -> None:
     arguments = {"embeddings": torch.zeros(4, 2), "labels": torch.zeros(4, dtype=torch.int64), **options}
     with pytest.raises(ValueError, match=message):
         ranking_loss(**arguments)

@@ -49,7 +49,7 @@ def test_against_the_reference(
     lists: list[ActivePairs], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(active, "SPARSE_UP_TO", 1.0)
-    monkeypatch.setattr(active, "MOST_WORDS", 1.0)
+    monkeypatch.setattr(active, "MAX_WORDS", 1.0)
     monkeypatch.setattr(triangle, "LOW", 16)
     monkeypatch.setattr(triangle, "CACHE_BYTES", 16 * 40 * 2 * 8)  # many blocks
     x, y = batch(rows, columns, images)
@@ -63,14 +63,14 @@ def test_against_the_reference(
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
 
 
-@pytest.mark.parametrize("limit", ["SPARSE_UP_TO", "MOST_PAIRS"])
+@pytest.mark.parametrize("limit", ["SPARSE_UP_TO", "MAX_PAIRS"])
 def test_a_list_that_grows_too_long_is_given_up(
     limit: str, lists: list[ActivePairs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, y = batch(257, 30, 4)
     expected = gradient(x, y, "reference", margin=0.5)
     monkeypatch.setattr(active, "SPARSE_UP_TO", 1.0)
-    monkeypatch.setattr(active, "MOST_WORDS", 1.0)
+    monkeypatch.setattr(active, "MAX_WORDS", 1.0)
     monkeypatch.setattr(active, limit, 0)
     loss, found = gradient(x, y, "chunked", margin=0.5)
     assert [made.complete for made in lists] == [False]
@@ -102,7 +102,7 @@ def test_a_nan_is_not_lost(lists: list[ActivePairs]) -> None:
 
 def test_gradcheck(lists: list[ActivePairs], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(active, "SPARSE_UP_TO", 1.0)
-    monkeypatch.setattr(active, "MOST_WORDS", 1.0)
+    monkeypatch.setattr(active, "MAX_WORDS", 1.0)
     x, y = batch(9, 4, 3)
     assert torch.autograd.gradcheck(
         lambda rows: ranking_loss(rows, y, backend="chunked", margin=0.3), x.requires_grad_(), atol=1e-7

@@ -22,10 +22,11 @@ from torch.utils._pytree import tree_leaves
 import maskreid_kernels as kernels
 from gloo import run_ranks
 from maskreid_kernels import blocks
+from maskreid_kernels.modules import LossModule
 
 BACKENDS = ("reference", "chunked")
 PAIR_LOSSES = [name for name in kernels.LOSSES if name != "softmax"]
-MODULES: dict[str, Callable[..., kernels.RankingLoss]] = {
+MODULES: dict[str, Callable[..., LossModule]] = {
     "ranking": kernels.RankingLoss,
     "batch_hard": kernels.BatchHardLoss,
     "n_pair": kernels.NPairLoss,
@@ -63,11 +64,13 @@ def ranking(s: list[Tensor], n: list[Tensor], c: dict[str, Any]) -> Tensor:
     if c["negatives"] == "violating":
         gaps = [gap for gap in gaps if gap > 0]
     push = torch.log(sum((gap.clamp(min=0).exp() for gap in gaps), torch.ones_like(least)))
-    return push + c["pull"] / (2 * len(s)) * sum((value - 1) ** 2 for value in s)
+    pulled: Tensor = c["pull"] / (2 * len(s)) * sum((value - 1) ** 2 for value in s)
+    return push + pulled
 
 
 def n_pair(s: list[Tensor], n: list[Tensor], c: dict[str, Any]) -> Tensor:
-    return sum(torch.log(1 + sum((c["scale"] * (b - a)).exp() for b in n)) for a in s) / len(s)
+    values = [torch.log(1 + sum((c["scale"] * (b - a)).exp() for b in n)) for a in s]
+    return sum(values[1:], values[0]) / len(s)
 
 
 def all_pairs(s: list[Tensor], n: list[Tensor], c: dict[str, Any]) -> Tensor:
@@ -83,7 +86,8 @@ def circle(s: list[Tensor], n: list[Tensor], c: dict[str, Any]) -> Tensor:
 
 def supervised_contrastive(s: list[Tensor], n: list[Tensor], c: dict[str, Any]) -> Tensor:
     t = c["temperature"]
-    return torch.log(sum((value / t).exp() for value in s + n)) - sum(s) / (len(s) * t)
+    mean: Tensor = sum(s[1:], s[0]) / (len(s) * t)
+    return torch.log(sum((value / t).exp() for value in s + n)) - mean
 
 
 OF_SIMILARITIES: dict[str, Callable[..., Tensor]] = {
@@ -107,7 +111,7 @@ def batch_hard(a: Tensor, p: list[Tensor], n: list[Tensor], c: dict[str, Any]) -
 
 def loop(name: str, x: Tensor, y: Tensor, reference: Pair, **options: Any) -> dict[int, Tensor]:
     """L(k) of every valid anchor."""
-    c = kernels.constants(name) | options
+    c = {**kernels.constants(name), **options}
     rows, labels = reference
     if c["normalize"] or c.get("distance") == "cosine":
         x, rows = (torch.stack([unit(row) for row in one]) if len(one) else one for one in (x, rows))
@@ -203,6 +207,7 @@ def test_values_and_gradients_of_both_kinds_of_rows(
         expected.sum().backward(retain_graph=True)
         found = step(name, x, y, r, z, backend=backend, reduction=reduction, **options)
         for own, slow in zip(found, (expected, slow_x.grad, slow_r.grad), strict=True):
+            assert slow is not None
             torch.testing.assert_close(own, slow.detach(), rtol=1e-9, atol=1e-11)
 
 
@@ -228,7 +233,7 @@ def test_gradients_are_derivatives(backend: str, name: str, options: dict[str, A
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ranking_statistics(backend: str) -> None:
     x, y, r, z = SITUATIONS["some_without_positives"]
-    call = {"margin": 0.3, "backend": backend, "reference": (r, z)}
+    call: dict[str, Any] = {"margin": 0.3, "backend": backend, "reference": (r, z)}
     loss, found = kernels.ranking_loss_with_statistics(x, y, **call)
     torch.testing.assert_close(loss, kernels.ranking_loss(x, y, **call))
     u, v = F.normalize(x), F.normalize(r)
@@ -277,7 +282,7 @@ def test_image_and_text_is_the_cross_entropy_of_their_logits(backend: str) -> No
         a, b = images.clone().requires_grad_(), texts.clone().requires_grad_()
         temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
         if ours:
-            call = {"temperature": temperature, "backend": backend}
+            call: dict[str, Any] = {"temperature": temperature, "backend": backend}
             loss = kernels.supervised_contrastive_loss(a, labels, reference=(b, labels), **call)
             loss = loss + kernels.supervised_contrastive_loss(b, labels, reference=(a, labels), **call)
         else:
@@ -343,7 +348,7 @@ def test_auto_is_chunked(name: str) -> None:
     for found, expected in zip(
         step(name, *situation), step(name, *situation, backend="chunked"), strict=True
     ):
-        assert torch.equal(found, expected)
+        assert found is not None and expected is not None and torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("name", PAIR_LOSSES)
@@ -363,7 +368,7 @@ def test_dtypes_and_autocast(backend: str, name: str) -> None:
             found = step(name, rows, y, references, z, backend=backend)
         assert found[0].dtype == (torch.float64 if torch.float64 in dtypes else torch.float32)
         for own, right, dtype in zip(found, exact, (found[0].dtype, *dtypes), strict=True):
-            assert own is not None and own.dtype == dtype
+            assert own is not None and right is not None and own.dtype == dtype
             tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-4
             assert (own.double() - right).norm() <= tolerance * right.norm()
 
@@ -424,7 +429,8 @@ def test_long_rows_in_float32(name: str) -> None:
     exact = step(name, x, y, r, z, backend="reference", normalize=False)
     found = step(name, x.float(), y, r.float(), z, backend="chunked", normalize=False)
     for own, right in zip(found, exact, strict=True):
-        assert own is not None and (own - right).norm() <= 1e-3 * right.norm()
+        assert own is not None and right is not None
+        assert (own - right).norm() <= 1e-3 * right.norm()
 
 
 # Under torch.compile it is one operator.
@@ -509,7 +515,7 @@ def test_compiled_with_options() -> None:
     value = torch.tensor(0.3, requires_grad=True)
 
     def loss(x: Tensor, r: Tensor) -> Tensor:
-        call = {"reference": (r, z), "ignore_index": 2, "reduction": "sum"}
+        call: dict[str, Any] = {"reference": (r, z), "ignore_index": 2, "reduction": "sum"}
         statistics = kernels.ranking_loss_with_statistics(x, y, **call)[1]
         learned = kernels.supervised_contrastive_loss(x, y, temperature=value, **call)
         return kernels.batch_hard_loss(x, y, **call) + learned + statistics.floor
@@ -548,7 +554,7 @@ def products(name: str, wanted: tuple[bool, bool], backend: str) -> float:
     with Products() as counter:
         kernels.LOSSES[name](leaves[0], y, reference=(leaves[1], z), backend=backend).backward()
     assert [leaf.grad is not None for leaf in leaves] == list(wanted)
-    return counter.multiplications / (24 * 40 * 8)
+    return float(counter.multiplications / (24 * 40 * 8))
 
 
 @pytest.mark.parametrize("name", PAIR_LOSSES)
@@ -741,7 +747,7 @@ def check_no_anchors_travel(rank: int, world: int) -> None:
                 sent += own.numel()
                 return gather(out, own, **words)
 
-            dist.all_gather_into_tensor = counting
+            dist.all_gather_into_tensor = counting  # type: ignore[assignment]
             try:
                 references = r.clone().requires_grad_(learning and rank == 0)
                 rows = x.clone().requires_grad_()
@@ -794,7 +800,7 @@ def check_learned(rank: int, world: int) -> None:
     own, own_r = (slice(0, 3), slice(0, 11)) if rank == 0 else (slice(3, 11), slice(11, 19))
     for backend in BACKENDS:
         alone, shared = (torch.tensor(0.3, dtype=torch.float64, requires_grad=True) for _ in range(2))
-        call = {"backend": backend, "temperature": alone}
+        call: dict[str, Any] = {"backend": backend, "temperature": alone}
         kernels.supervised_contrastive_loss(x, y, reference=(r, z), **call).backward()
         call |= {"temperature": shared, "group": dist.group.WORLD}
         kernels.supervised_contrastive_loss(x[own], y[own], reference=(r[own_r], z[own_r]), **call).backward()

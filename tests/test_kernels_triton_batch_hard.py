@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +27,9 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "new_empty", poisoned(Tensor.new_empty))
 
 
-def poisoned(allocate):
-    def fill(*arguments, **options) -> Tensor:
-        memory = allocate(*arguments, **options)
+def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def fill(*arguments: Any, **options: Any) -> Tensor:
+        memory: Tensor = allocate(*arguments, **options)
         return memory.fill_(float("nan") if memory.dtype.is_floating_point else -(2**30))
 
     return fill
@@ -39,7 +41,7 @@ def batch(rows: int, columns: int, identities: int, seed: int = 0) -> tuple[Tens
     return torch.randn(rows, columns, generator=generator, dtype=torch.float64), labels
 
 
-def value_and_gradient(embeddings: Tensor, labels: Tensor, **options) -> tuple[Tensor, Tensor]:
+def value_and_gradient(embeddings: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     rows = embeddings.to(DEVICE).detach().clone().requires_grad_()
     loss = batch_hard_loss(rows, labels.to(DEVICE), **options)
     (3 * loss).backward()
@@ -47,7 +49,7 @@ def value_and_gradient(embeddings: Tensor, labels: Tensor, **options) -> tuple[T
     return loss.detach().cpu(), rows.grad.cpu()
 
 
-def check(embeddings: Tensor, labels: Tensor, tolerance: float = 1e-9, **options) -> None:
+def check(embeddings: Tensor, labels: Tensor, tolerance: float = 1e-9, **options: Any) -> None:
     """1e-9 in float64: torch's softplus is linear beyond 20, which is good to 2e-9."""
     precision = "auto" if embeddings.dtype == torch.float64 else "ieee"
     own = value_and_gradient(embeddings, labels, backend="triton", precision=precision, **options)
@@ -61,7 +63,7 @@ def check(embeddings: Tensor, labels: Tensor, tolerance: float = 1e-9, **options
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("margin", [0.3, "soft"])
-def test_ragged_shapes(margin, distance: str) -> None:
+def test_ragged_shapes(margin: float | str, distance: str) -> None:
     for rows, columns, identities in [(1, 3, 1), (2, 1, 2), (33, 1, 5), (70, 13, 20), (40, 257, 9)]:
         embeddings, labels = batch(rows, columns, identities)
         check(embeddings, labels, margin=margin, distance=distance)
@@ -84,10 +86,10 @@ def test_few_or_no_valid_anchors(labels: list[int]) -> None:
 def test_ties_and_distance_zero() -> None:
     # Exact arithmetic. Rows 0, 1, 5 are equal (distance 0 inside an identity and across), 2 and 3 tie for row 0.
     rows = torch.tensor([[0.0, 0], [0, 0], [2, 0], [0, 2], [4, 0], [0, 0]], dtype=torch.float64)
-    for labels in ([0, 0, 1, 1, 2, 2], [0, 1, 0, 0, 1, 2], [0, 1, 2, 2, 0, 1]):
+    for names in ([0, 0, 1, 1, 2, 2], [0, 1, 0, 0, 1, 2], [0, 1, 2, 2, 0, 1]):
         for distance in ("euclidean", "squared_euclidean"):
-            check(rows, torch.tensor(labels), distance=distance)
-            check(rows.float(), torch.tensor(labels), 1e-6, distance=distance)
+            check(rows, torch.tensor(names), distance=distance)
+            check(rows.float(), torch.tensor(names), 1e-6, distance=distance)
     _, gradient = value_and_gradient(
         torch.ones(40, 3), torch.arange(40) // 4, backend="triton", precision="ieee"
     )
@@ -159,7 +161,7 @@ def test_the_same_bits_twice() -> None:
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_gradcheck(distance: str) -> None:
     embeddings, labels = batch(7, 3, 3, seed=5)
-    options = {"margin": "soft", "distance": distance, "backend": "triton"}
+    options: dict[str, Any] = {"margin": "soft", "distance": distance, "backend": "triton"}
     rows, labels = embeddings.to(DEVICE).requires_grad_(), labels.to(DEVICE)
     assert torch.autograd.gradcheck(lambda x: batch_hard_loss(x, labels, **options), rows)
 
@@ -188,7 +190,7 @@ def test_low_precision_rows() -> None:
 
 
 @pytest.mark.parametrize("options", [{"precision": "fp8"}, {"precision": "tf32", "backend": "chunked"}])
-def test_bad_precision(options: dict) -> None:
+def test_bad_precision(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="precision"):
         batch_hard_loss(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64), **options)
 
@@ -199,7 +201,7 @@ def run_rank(rank: int, world: int) -> None:
         whole = embeddings.float().requires_grad_()
         own = slice(sum(split[:rank]), sum(split[: rank + 1]))
         for distance in DISTANCES:
-            options = {"distance": distance, "margin": "soft"}
+            options: dict[str, Any] = {"distance": distance, "margin": "soft"}
             expected = batch_hard_loss(whole, labels, backend="reference", **options)
             (gradient,) = torch.autograd.grad(expected, whole)
             rows = embeddings[own].float().requires_grad_()

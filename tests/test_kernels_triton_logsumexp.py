@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def nan_in_uninitialised_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def value_and_gradient(name: str, x: Tensor, y: Tensor, **options) -> tuple[Tensor, Tensor]:
+def value_and_gradient(name: str, x: Tensor, y: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     rows = x.detach().clone().requires_grad_()
     loss = LOSSES[name](rows, y, **options)
     loss.backward()
@@ -50,7 +51,7 @@ def value_and_gradient(name: str, x: Tensor, y: Tensor, **options) -> tuple[Tens
     return loss.detach(), rows.grad
 
 
-def check(name: str, x: Tensor, y: Tensor, tolerance: float, **options) -> None:
+def check(name: str, x: Tensor, y: Tensor, tolerance: float, **options: Any) -> None:
     x, y = x.to(DEVICE), y.to(DEVICE)
     own = value_and_gradient(name, x, y, backend="triton", **options)
     assert own[0].dtype == x.dtype and own[1].dtype == x.dtype
@@ -118,6 +119,7 @@ def test_long_rows(name: str) -> None:
         value.backward()
         expected.backward()
         torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
+        assert ours.grad is not None and exact.grad is not None
         assert float((ours.grad - exact.grad).norm()) <= 1e-5 * float(exact.grad.norm()) + 1e-9
 
 

@@ -5,7 +5,9 @@ test_kernels_ranking.py holds this backend to the paper's formula; here are the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +32,7 @@ def batch(
     return (centres[labels + 3] + noise).to(dtype).to(DEVICE), labels.to(DEVICE)
 
 
-def value_and_gradient(x: Tensor, y: Tensor, backend: str, **options) -> tuple[Tensor, Tensor]:
+def value_and_gradient(x: Tensor, y: Tensor, backend: str, **options: Any) -> tuple[Tensor, Tensor]:
     rows = x.detach().clone().requires_grad_()
     loss = ranking_loss(rows, y, backend=backend, **options)
     loss.backward()
@@ -38,7 +40,7 @@ def value_and_gradient(x: Tensor, y: Tensor, backend: str, **options) -> tuple[T
     return loss.detach(), rows.grad
 
 
-def compare(x: Tensor, y: Tensor, tolerance: float, **options) -> None:
+def compare(x: Tensor, y: Tensor, tolerance: float, **options: Any) -> None:
     """Against the reference in float64; the gradient's error relative to its own length."""
     own = value_and_gradient(x, y, "triton", **options)
 
@@ -82,7 +84,7 @@ def test_the_paths_are_taken(path: str, monkeypatch: pytest.MonkeyPatch) -> None
     anchors = {"marks": 0, "dense": 0}
     real = triton_backward._finish_
 
-    def counted(*arguments: Tensor) -> None:
+    def counted(*arguments: Any) -> None:
         listed_b, pushed_bD = arguments[4:]
         anchors["marks" if pushed_bD is None else "dense"] += 100 if listed_b is None else len(listed_b)
         real(*arguments)
@@ -145,10 +147,10 @@ def test_gradcheck() -> None:
 
 
 @pytest.fixture
-def poisoned():
+def poisoned() -> Iterator[None]:
     """torch.empty filled with NaN (integers: their largest value): what is read must have been written."""
     torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     yield
     torch.use_deterministic_algorithms(False)
 

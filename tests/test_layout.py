@@ -3,12 +3,56 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 SOURCES = [
     *(ROOT / "maskreid_dist").rglob("*.py"),
     *(ROOT / "kernels").rglob("*.py"),
     *(ROOT / "shards").rglob("*.py"),
 ]
+EVERYTHING = [*SOURCES, *(ROOT / "launch").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+
+KERNELS, SHARDS, DIST = "kernels/maskreid_kernels", "shards/maskreid_shards", "maskreid_dist"
+LOSSES = {folder.parent.relative_to(ROOT).as_posix() for folder in (ROOT / KERNELS).glob("*/__init__.py")}
+LOSSES -= {f"{KERNELS}/adapters", f"{KERNELS}/bench"}
+# Which folders a folder may import. The top of a package has its public names, and what the folders share.
+MAY_IMPORT: dict[str, set[str]] = {
+    "kernels/bench": {f"{KERNELS}/bench"},
+    KERNELS: LOSSES,
+    **{loss: {KERNELS} for loss in LOSSES},
+    f"{KERNELS}/adapters": {KERNELS, *LOSSES},
+    f"{KERNELS}/bench": {KERNELS, *LOSSES, f"{KERNELS}/bench/gpu"},
+    f"{KERNELS}/bench/gpu": {KERNELS, *LOSSES, f"{KERNELS}/bench"},
+    SHARDS: {f"{SHARDS}/{name}" for name in ("layouts", "masks", "stores", "verification")},
+    f"{SHARDS}/layouts": {SHARDS},
+    f"{SHARDS}/masks": {SHARDS},
+    f"{SHARDS}/stores": {SHARDS},
+    f"{SHARDS}/verification": {SHARDS},
+    f"{SHARDS}/bench": {SHARDS, f"{SHARDS}/layouts"},
+    DIST: {SHARDS, f"{DIST}/cli"},  # the latter for `python -m maskreid_dist` alone
+    f"{DIST}/model": {DIST},
+    f"{DIST}/retrieval": {DIST, KERNELS},
+    f"{DIST}/report": {DIST, SHARDS},
+    f"{DIST}/data": {DIST, SHARDS, f"{DIST}/model"},
+    f"{DIST}/segmentation": {DIST, SHARDS, f"{SHARDS}/masks"},
+    f"{DIST}/evaluation": {
+        DIST,
+        SHARDS,
+        *(f"{DIST}/{name}" for name in ("data", "model", "report", "retrieval")),
+    },
+    f"{DIST}/training": {DIST, SHARDS, KERNELS, f"{DIST}/data", f"{DIST}/model"},
+    f"{DIST}/bench": {DIST, SHARDS, f"{KERNELS}/bench", f"{DIST}/data"},
+    "launch": {f"{DIST}/cli"},
+    "tests/golden": {KERNELS},  # compares two commits, so it knows of a package what all have
+}
+MAY_IMPORT[f"{DIST}/cli"] = {
+    *(folder for folder in MAY_IMPORT if folder.startswith(DIST)),
+    SHARDS,
+    f"{KERNELS}/bench",
+    f"{SHARDS}/bench",
+}
+MAY_IMPORT["tests"] = set(MAY_IMPORT)
 
 
 def imports(path: Path) -> set[str]:
@@ -26,12 +70,12 @@ def all_imports(path: Path) -> set[str]:
     return imports(path) | relative
 
 
-def test_source_roots_are_not_packages():
+def test_source_roots_are_not_packages() -> None:
     for folder in ("kernels", "launch", "shards", "tests"):
         assert not (ROOT / folder / "__init__.py").exists(), f"a package named {folder} would shadow others"
 
 
-def test_data_flows_one_way():
+def test_data_flows_one_way() -> None:
     for path in SOURCES:
         package = path.relative_to(ROOT).parts[0]
         tops = {name.split(".")[0] for name in imports(path)}
@@ -43,25 +87,25 @@ def test_data_flows_one_way():
             assert tops.isdisjoint({"maskreid_kernels", "torch", "deepspeed"}), path
 
 
-def test_the_losses_do_not_know_their_benchmarks():
+def test_the_losses_do_not_know_their_benchmarks() -> None:
     package = ROOT / "kernels" / "maskreid_kernels"
     for path in package.rglob("*.py"):
         if "bench" not in path.relative_to(package).parts:
             assert "bench" not in {part for name in all_imports(path) for part in name.split(".")}, path
 
 
-def test_the_benchmarks_of_the_losses_stand_with_them():
+def test_the_benchmarks_of_the_losses_stand_with_them() -> None:
     assert {path.name for path in (ROOT / "kernels" / "bench").rglob("*.py")} == {"gpu.py"}
     assert (ROOT / "kernels" / "maskreid_kernels" / "bench" / "__main__.py") in SOURCES
 
 
-def test_evaluation_needs_no_training():
+def test_evaluation_needs_no_training() -> None:
     for wing in ("evaluation", "model", "data", "retrieval", "report", "segmentation"):
         for path in (ROOT / "maskreid_dist" / wing).rglob("*.py"):
             assert not {name for name in imports(path) if name.startswith("maskreid_dist.training")}, path
 
 
-def test_the_configuration_stands_alone():
+def test_the_configuration_stands_alone() -> None:
     assert {name for name in imports(ROOT / "maskreid_dist" / "config.py") if "maskreid" in name} == set()
 
 
@@ -71,7 +115,8 @@ def module_of(path: Path) -> str:
 
 
 def imported_modules(path: Path, modules: dict[str, Path]) -> set[str]:
-    """Modules of the project that an import statement anywhere in the file names, the packages around them not counted."""
+    """Modules of the project that an import statement anywhere in the file names, the packages around them
+    not counted."""
     package = module_of(path).split(".") + (["__init__"] if path.name == "__init__.py" else [])
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -85,17 +130,36 @@ def imported_modules(path: Path, modules: dict[str, Path]) -> set[str]:
     return found & set(modules) - {module_of(path)}
 
 
-def test_no_module_of_the_product_imports_itself_in_a_circle():
-    modules = {
-        module_of(path): path for path in SOURCES if path.relative_to(ROOT).parts[0] == "maskreid_dist"
-    }
+def folder_of(path: Path) -> str:
+    return path.relative_to(ROOT).parent.as_posix()
+
+
+def test_every_folder_imports_only_what_it_may() -> None:
+    modules = {module_of(path): path for path in EVERYTHING}
+    assert {folder_of(path) for path in EVERYTHING} == set(MAY_IMPORT), "a folder is new, or gone"
+    for path in EVERYTHING:
+        folders = {folder_of(modules[name]) for name in imported_modules(path, modules)}
+        assert folders <= {folder_of(path), *MAY_IMPORT[folder_of(path)]}, path
+    users = [path for path in (ROOT / DIST).glob("*.py") if f"{DIST}.cli.app" in imports(path)]
+    assert [path.name for path in users] == ["__main__.py"]
+
+
+@pytest.mark.parametrize("top", ["maskreid_dist", "kernels", "shards", "tests"])
+def test_no_module_imports_itself_in_a_circle(top: str) -> None:
+    modules = {module_of(path): path for path in EVERYTHING if path.relative_to(ROOT).parts[0] == top}
     arrows = {name: imported_modules(path, modules) for name, path in modules.items()}
     while leaves := {name for name, targets in arrows.items() if not targets & set(arrows)}:
         arrows = {name: targets for name, targets in arrows.items() if name not in leaves}
     assert not arrows, f"these import each other: {arrows}"
 
 
-def test_no_unsafe_loading():
+def test_no_drawer_for_everything() -> None:
+    for path in EVERYTHING:
+        names = {*path.relative_to(ROOT).parts[:-1], path.stem}
+        assert not names & {"utils", "util", "helpers", "common", "misc"}, path
+
+
+def test_no_unsafe_loading() -> None:
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from maskreid_dist.config import Fusing, Stream
 from maskreid_dist.model import MaskReID, make_stream
+from maskreid_dist.model.inception import InceptionA, InceptionB
 
 TABLE = {  # module -> C x H x W at width 1.0, input 144x56
     "stems.0.convolutions": (32, 144, 56),
@@ -26,7 +28,7 @@ def pair(batch: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tenso
     return image, mask
 
 
-def test_every_shape_of_the_dgd_table():
+def test_every_shape_of_the_dgd_table() -> None:
     network = MaskReID(width=1.0).eval()
     shapes: dict[str, tuple[int, ...]] = {}
     for name, module in network.named_modules():
@@ -43,14 +45,15 @@ def test_every_shape_of_the_dgd_table():
 
 
 @pytest.mark.parametrize(("fusing", "features"), [("pool", 2688), ("conv", 768 + 768 + 1536), ("none", 1536)])
-def test_fusing_variants(fusing, features):
+def test_fusing_variants(fusing: Fusing, features: int) -> None:
     network = MaskReID(width=1.0, fusing=fusing)
     assert network.fusing.fc.in_features == features
 
 
-def test_inception_branches_are_those_of_the_table():
+def test_inception_branches_are_those_of_the_table() -> None:
     network = MaskReID(width=1.0)
-    a, b = network.low[0], network.low[1]
+    a, b = network.low
+    assert isinstance(a, InceptionA) and isinstance(b, InceptionB)
     kernels = {
         name: [tuple(m.weight.shape[2:]) for m in branch.modules() if isinstance(m, torch.nn.Conv2d)]
         for name, branch in {
@@ -79,7 +82,7 @@ def test_inception_branches_are_those_of_the_table():
 
 @pytest.mark.parametrize("fusing", ["pool", "conv", "none"])
 @pytest.mark.parametrize("streams", [("raw",), ("masked",), ("raw", "masked")])
-def test_streams_and_fusing_are_configuration(fusing, streams):
+def test_streams_and_fusing_are_configuration(fusing: Fusing, streams: tuple[Stream, ...]) -> None:
     network = MaskReID(width=0.125, fusing=fusing, streams=streams, classes=7)
     output = network(*pair(3, 72, 28))
     assert len(network.stems) == len(streams)
@@ -90,20 +93,25 @@ def test_streams_and_fusing_are_configuration(fusing, streams):
     assert not unused
 
 
-def test_stems_are_not_shared_and_the_trunk_is():
+def first_convolution(module: torch.nn.Module) -> torch.nn.Conv2d:
+    return next(one for one in module.modules() if isinstance(one, torch.nn.Conv2d))
+
+
+def test_stems_are_not_shared_and_the_trunk_is() -> None:
     network = MaskReID(width=0.125)
     stems = [set(map(id, stem.parameters())) for stem in network.stems]
     assert stems[0].isdisjoint(stems[1])
-    first_trunk_conv = network.low[0].one[0]
-    assert first_trunk_conv.in_channels == sum(stem.convolutions[2][0].out_channels for stem in network.stems)
+    first_trunk_conv = first_convolution(network.low)
+    last = [[one for one in stem.modules() if isinstance(one, torch.nn.Conv2d)][-1] for stem in network.stems]
+    assert first_trunk_conv.in_channels == sum(one.out_channels for one in last)
 
 
 @pytest.mark.parametrize("size", [(144, 56), (71, 29), (33, 18)])
-def test_any_input_size(size):
+def test_any_input_size(size: tuple[int, int]) -> None:
     assert MaskReID(width=0.125).eval()(*pair(1, *size)).embedding_BD.shape == (1, 256)
 
 
-def test_masked_stream_holds_the_mean_colour_outside():
+def test_masked_stream_holds_the_mean_colour_outside() -> None:
     image, mask = pair(2, 8, 6)
     raw, masked = make_stream("raw", image, mask), make_stream("masked", image, mask)
     inside = (mask == 255).expand_as(raw)
@@ -114,16 +122,17 @@ def test_masked_stream_holds_the_mean_colour_outside():
     )
 
 
-def test_the_mask_matters_to_the_masked_network_only():
+def test_the_mask_matters_to_the_masked_network_only() -> None:
     image, mask = pair(2, 72, 28)
-    for streams, changes in ((("raw",), False), (("raw", "masked"), True)):
+    cases: tuple[tuple[tuple[Stream, ...], bool], ...] = ((("raw",), False), (("raw", "masked"), True))
+    for streams, changes in cases:
         network = MaskReID(width=0.125, streams=streams).eval()
         with torch.no_grad():
             a, b = network(image, mask).embedding_BD, network(image, 255 - mask).embedding_BD
         assert (not torch.equal(a, b)) == changes
 
 
-def test_rows_of_the_fusing_layer_are_stripe_means():
+def test_rows_of_the_fusing_layer_are_stripe_means() -> None:
     network = MaskReID(width=0.125, fusing_rows=3).eval()
     with torch.no_grad():
         image, mask = pair(2, 72, 28)
@@ -137,8 +146,8 @@ def test_rows_of_the_fusing_layer_are_stripe_means():
     assert network.fusing.fc.in_features == 3 * sum(level.shape[1] for level in levels)
 
 
-def test_xavier_weights():
-    weight = MaskReID(width=1.0).high[0].one[0].weight
+def test_xavier_weights() -> None:
+    weight = first_convolution(MaskReID(width=1.0).high).weight
     bound = (6 / (weight.shape[0] + weight.shape[1])) ** 0.5
     assert weight.abs().max() <= bound
     assert abs(weight.std().item() - bound / 3**0.5) < 0.02 * bound

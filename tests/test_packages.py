@@ -16,10 +16,11 @@ FOLDERS = ("kernels", "shards", ".")
 
 
 def project(folder: str) -> dict[str, Any]:
-    return tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+    found: dict[str, Any] = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+    return found
 
 
-def test_one_version_one_python_one_licence():
+def test_one_version_one_python_one_licence() -> None:
     kernels, shards, trainer = (project(folder) for folder in FOLDERS)
     assert kernels["version"] == shards["version"] == maskreid_dist.__version__
     for key in ("requires-python", "license"):
@@ -28,7 +29,7 @@ def test_one_version_one_python_one_licence():
         assert (ROOT / folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 
-def test_the_kernels_need_torch_and_triton_alone():
+def test_the_kernels_need_torch_and_triton_alone() -> None:
     names = [re.split(r"[^\w-]", requirement)[0] for requirement in project("kernels")["dependencies"]]
     assert names == ["torch", "triton"]
     assert {"maskreid-kernels", "maskreid-shards"} <= {
@@ -37,13 +38,13 @@ def test_the_kernels_need_torch_and_triton_alone():
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_links_of_a_package_page_are_absolute(folder: str):
+def test_links_of_a_package_page_are_absolute(folder: str) -> None:
     text = (ROOT / folder / project(folder)["readme"]).read_text()
     targets = re.findall(r"\]\(([^)]+)\)", text)
     assert [target for target in targets if not target.startswith(("https://", "#"))] == []
 
 
-def test_the_first_lines_of_the_kernels_run():
+def test_the_first_lines_of_the_kernels_run() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "kernels" / "README.md").read_text(), re.DOTALL)[:1]
     names: dict[str, Any] = {}
     exec(code, names)

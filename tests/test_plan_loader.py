@@ -1,4 +1,5 @@
-"""The plan through the loader's own sampler: worlds, workers, resume; and `maskreid plan` prints what training draws."""
+"""The plan through the loader's own sampler: worlds, workers, resume; and `maskreid plan` prints what
+training draws."""
 
 import json
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from maskreid_dist.config import BatchConfig, Config, DataConfig
 from maskreid_dist.data.batches import PlannedSteps, make_plan, training_loader
 from maskreid_shards import Draws, IdentityTable, Plan, ShardError, open_shards
 from maskreid_shards.bench.plan import measure_plan
+from test_stream import sound
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
 
@@ -83,8 +85,8 @@ def test_every_world_and_every_resume_gives_the_same_batches(plan: Plan, epoch: 
         assert len(np.unique(pids)) == changes == plan.groups  # adjacent, and none twice
         for pid, draw in zip(pids.tolist(), batch, strict=True):
             drawn.setdefault(pid, set()).add(draw.sample)
-    # What an epoch promises: each pass misses fewer than P identities, and who is met in each has all images drawn
-    # once passes x K reach their number.
+    # What an epoch promises: each pass misses fewer than P identities, and who is met in each has all images
+    # drawn once passes x K reach their number.
     assert sum(plan.table.pids > 0) - len(drawn) < plan.groups
     if plan.dropped_per_pass == 0:
         asked = plan.passes * plan.group_images[0]
@@ -156,7 +158,7 @@ def test_the_command_prints_what_training_draws(few_images: str, passes: int) ->
     for rank in range(2):
         loader = training_loader(split, plan, config, start, rank, 2, torch.device("cpu"))
         mine = [line for line in lines if line["rank"] == rank]
-        for line, found in zip(mine, loader, strict=True):
+        for line, found in zip(mine, sound(loader), strict=True):
             assert line["keys"] == [key.decode() for key in split.keys[found.samples_B.numpy()]]
             assert line["pids"] == found.pids_B.tolist()
 

@@ -4,6 +4,7 @@ import shutil
 import socket
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from nodes import ROOT, run_nodes, write_recipe
 HOST = socket.gethostname()
 
 
-def test_every_difference_is_a_line_on_every_node(tmp_path):
+def test_every_difference_is_a_line_on_every_node(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.symlink_to(ROOT / "shards" / "walkers")  # the same shards in another place: no difference
@@ -67,7 +68,7 @@ def test_two_ranks_on_one_gpu_are_refused() -> None:
         check_gpus(meeting, torch.device("cuda"))
 
 
-def test_what_is_compared(tmp_path) -> None:
+def test_what_is_compared(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     walkers = open_shards(ROOT / "shards" / "walkers")
     config = load_recipe(recipe)
@@ -93,7 +94,7 @@ def test_what_is_compared(tmp_path) -> None:
     assert {"the version of torch", "the version of deepspeed", "the source of maskreid_kernels"} < set(facts)
 
 
-def test_sources_are_compared_by_content(tmp_path, monkeypatch) -> None:
+def test_sources_are_compared_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     digests = []
     for name, text in (("one", "x = 1\n"), ("two", "x = 1\n"), ("three", "x = 2\n")):

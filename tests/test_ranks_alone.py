@@ -2,6 +2,7 @@
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -15,7 +16,7 @@ from nodes import run_nodes, write_recipe
 HOST = socket.gethostname()
 
 
-def test_every_rank_s_problem_is_said_on_every_node(tmp_path):
+def test_every_rank_s_problem_is_said_on_every_node(tmp_path: Path) -> None:
     """Under two deepspeed launchers: a recipe that is none on one node, no shards on the other."""
     recipe = write_recipe(tmp_path)
     broken = tmp_path / "broken.toml"
@@ -36,7 +37,7 @@ def test_every_rank_s_problem_is_said_on_every_node(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_directory_that_rank_0_cannot_make_is_said_on_every_node(tmp_path):
+def test_a_run_directory_that_rank_0_cannot_make_is_said_on_every_node(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     ended = run_nodes([[recipe, "--runs", recipe]] * 2)  # the recipe's own file is no directory
     for node in ended:

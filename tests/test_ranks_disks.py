@@ -24,7 +24,7 @@ def train(tmp_path: Path, *arguments: str) -> list[Ended]:
     return run_nodes([[recipe, "--runs", tmp_path / f"disk{node}", *arguments] for node in range(2)])
 
 
-def test_two_disks_are_refused_unless_the_recipe_knows(tmp_path):
+def test_two_disks_are_refused_unless_the_recipe_knows(tmp_path: Path) -> None:
     for node in train(tmp_path):
         assert node.status == 2, node.output
         assert node.errors == [
@@ -34,7 +34,7 @@ def test_two_disks_are_refused_unless_the_recipe_knows(tmp_path):
     assert not (tmp_path / "disk1").exists()
 
 
-def test_each_disk_keeps_its_pieces_and_resuming_needs_them_all(tmp_path):
+def test_each_disk_keeps_its_pieces_and_resuming_needs_them_all(tmp_path: Path) -> None:
     local = ("--set", "run.local_checkpoints=true", "--set", "engine.zero_stage=1")
     assert [node.status for node in train(tmp_path, *local)] == [0, 0]
     disks = [tmp_path / f"disk{node}" / "tiny" / "checkpoints" for node in range(2)]
@@ -88,7 +88,7 @@ def test_keepers() -> None:
 @pytest.mark.parametrize(
     "missing", ["mp_rank_00_model_states.pt", "zero_pp_rank_3_mp_rank_00_optim_states.pt"]
 )
-def test_a_save_wants_every_rank_s_file(tmp_path, missing: str) -> None:
+def test_a_save_wants_every_rank_s_file(tmp_path: Path, missing: str) -> None:
     names = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (2, 3)]
     for name in (*names, "mp_rank_00_model_states.pt"):
         (tmp_path / name).touch()

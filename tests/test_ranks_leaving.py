@@ -34,7 +34,7 @@ def said(nodes: list[Ended]) -> list[str]:
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_full_disk_of_one_rank(tmp_path, launcher):
+def test_a_full_disk_of_one_rank(tmp_path: Path, launcher: str | None) -> None:
     """Rank 1 cannot write its piece; the checkpoint of before is whole."""
     nodes = train(tmp_path, "disk 1 3", "engine.zero_stage=1", launcher=launcher)
     assert [node.status for node in nodes] == [1, 1], nodes[1].output
@@ -47,7 +47,7 @@ def test_a_full_disk_of_one_rank(tmp_path, launcher):
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_killed_rank_is_named(tmp_path, launcher):
+def test_a_killed_rank_is_named(tmp_path: Path, launcher: str | None) -> None:
     nodes = train(tmp_path, "kill 1 3", launcher=launcher)
     assert nodes[0].status == 1 and nodes[1].status != 0
     (error,) = nodes[0].errors
@@ -57,7 +57,7 @@ def test_a_killed_rank_is_named(tmp_path, launcher):
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_stopped_rank_is_named_when_the_timeout_ends(tmp_path, launcher):
+def test_a_stopped_rank_is_named_when_the_timeout_ends(tmp_path: Path, launcher: str | None) -> None:
     nodes = train(tmp_path, "stop 1 3", "engine.collective_timeout_s=40", launcher=launcher)
     assert [node.status for node in nodes] == [1, 1]
     (error,) = nodes[0].errors
@@ -68,7 +68,7 @@ def test_a_stopped_rank_is_named_when_the_timeout_ends(tmp_path, launcher):
 
 
 @pytest.mark.faults
-def test_a_rank_that_hangs_is_named_and_shows_its_stack(tmp_path):
+def test_a_rank_that_hangs_is_named_and_shows_its_stack(tmp_path: Path) -> None:
     nodes = train(tmp_path, "hang 1 3", "engine.collective_timeout_s=40")
     assert [node.status for node in nodes] == [1, 1]
     at = "step 3, computing"
@@ -82,7 +82,7 @@ def test_a_rank_that_hangs_is_named_and_shows_its_stack(tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("launcher", [None, "deepspeed"])
-def test_rank_0_that_is_killed_is_named(tmp_path, launcher):
+def test_rank_0_that_is_killed_is_named(tmp_path: Path, launcher: str | None) -> None:
     nodes = train(tmp_path, "kill 0 3", launcher=launcher)
     assert nodes[0].status != 0 and nodes[1].status == 1
     assert nodes[1].errors == [f"rank 0 on {HOST} has left, or its machine is gone; its log says more"]
@@ -98,7 +98,7 @@ def test_rank_0_that_is_killed_is_named(tmp_path, launcher):
         ("defect 1 2", "seed=1", "rank 1 on {host}: KeyError: 'a defect' (the traceback is in its log)"),
     ],
 )
-def test_other_ends_of_one_rank(tmp_path, fault, override, words):
+def test_other_ends_of_one_rank(tmp_path: Path, fault: str, override: str, words: str) -> None:
     nodes = train(tmp_path, fault, override)
     assert [node.status for node in nodes] == [1, 1]
     (error,) = said(nodes)
@@ -107,7 +107,7 @@ def test_other_ends_of_one_rank(tmp_path, fault, override, words):
 
 
 @pytest.mark.faults
-def test_one_launcher_prints_once(tmp_path):
+def test_one_launcher_prints_once(tmp_path: Path) -> None:
     """Both ranks are of one machine, and share a terminal."""
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
     command += ["--master_port", str(free_port()), str(FAULTY), str(write_recipe(tmp_path))]
@@ -136,11 +136,11 @@ def private_mount(options: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.faults
-def test_a_full_file_system(tmp_path):
+def test_a_full_file_system(tmp_path: Path) -> None:
     """Rank 1's own disk, of 256 KB, is too small for a checkpoint: nobody commits one."""
     disks = [tmp_path / f"disk{node}" for node in range(2)]
     disks[1].mkdir()
-    arguments = [write_recipe(tmp_path), "--set", "run.local_checkpoints=true", "--runs"]
+    arguments: list[str | Path] = [write_recipe(tmp_path), "--set", "run.local_checkpoints=true", "--runs"]
     nodes = run_nodes(
         [[*arguments, disk] for disk in disks], prefixes={1: private_mount("size=256k", disks[1])}
     )
@@ -152,20 +152,32 @@ def test_a_full_file_system(tmp_path):
 
 
 @pytest.mark.faults
-def test_no_shared_memory(tmp_path):
-    arguments = [write_recipe(tmp_path), "--runs", tmp_path / "runs", "--set", "data.workers=1"]
+def test_no_shared_memory(tmp_path: Path) -> None:
+    arguments: list[str | Path] = [
+        write_recipe(tmp_path),
+        "--runs",
+        tmp_path / "runs",
+        "--set",
+        "data.workers=1",
+    ]
     nodes = run_nodes([arguments] * 2, prefixes={1: private_mount("ro", Path("/dev/shm"))})
     assert [node.status for node in nodes] == [1, 1], nodes[1].output
     assert said(nodes) == [f"rank 1 on {HOST}: /dev/shm: Read-only file system"]
 
 
-def test_a_taken_port_is_said(tmp_path):
+def test_a_taken_port_is_said(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        arguments = [recipe, "--runs", tmp_path / "runs", "--set", "engine.collective_timeout_s=5"]
+        arguments: list[str | Path] = [
+            recipe,
+            "--runs",
+            tmp_path / "runs",
+            "--set",
+            "engine.collective_timeout_s=5",
+        ]
         nodes = wait_for(start_nodes([arguments] * 2, variables={"MASTER_PORT": port}))
     assert [node.status for node in nodes] == [1, 1]
     assert nodes[0].errors == [
@@ -178,9 +190,15 @@ def test_a_taken_port_is_said(tmp_path):
     assert not any("Traceback" in node.output for node in nodes)
 
 
-def test_a_rank_that_never_comes_is_named(tmp_path):
+def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
-    arguments = [recipe, "--runs", tmp_path / "runs", "--set", "engine.collective_timeout_s=15"]
+    arguments: list[str | Path] = [
+        recipe,
+        "--runs",
+        tmp_path / "runs",
+        "--set",
+        "engine.collective_timeout_s=15",
+    ]
     nodes = start_nodes([arguments] * 2)
     os.killpg(nodes[1].pid, signal.SIGKILL)
     first, _ = wait_for(nodes)

@@ -34,7 +34,7 @@ def saved(tmp_path: Path) -> list[str]:
     return [path.name for path in finished_checkpoints(tmp_path / "runs" / "tiny" / "checkpoints")]
 
 
-def test_weights_that_part_are_found_before_a_save(tmp_path):
+def test_weights_that_part_are_found_before_a_save(tmp_path: Path) -> None:
     for node in train(tmp_path, "part 1 3"):
         assert node.status == 1, node.output
         (error,) = node.errors
@@ -43,7 +43,7 @@ def test_weights_that_part_are_found_before_a_save(tmp_path):
     assert saved(tmp_path) == ["step_00000002"]
 
 
-def test_steps_that_are_not_finite_are_left_out_within_the_budget(tmp_path):
+def test_steps_that_are_not_finite_are_left_out_within_the_budget(tmp_path: Path) -> None:
     """A gradient, and images that spoil running statistics too; then a budget of one step only."""
     policy = "run.non_finite=skip"
     nodes = train(tmp_path, "images 1 2 3", policy, "run.non_finite_budget=2")
@@ -70,7 +70,7 @@ def test_steps_that_are_not_finite_are_left_out_within_the_budget(tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("stage", [1, 2])
-def test_under_zero_too(tmp_path, stage):
+def test_under_zero_too(tmp_path: Path, stage: int) -> None:
     zero = f"engine.zero_stage={stage}"
     for node in train(tmp_path, "gradient 1 3", zero):
         assert node.status == 2, node.output
@@ -82,7 +82,7 @@ def test_under_zero_too(tmp_path, stage):
     assert saved(tmp_path) == ["step_00000002", "step_00000004"]
 
 
-def test_a_loss_that_is_not_finite_names_step_ranks_and_images(tmp_path):
+def test_a_loss_that_is_not_finite_names_step_ranks_and_images(tmp_path: Path) -> None:
     for node in train(tmp_path, "images 1 3", "run.log_every=4"):
         assert node.status == 2, node.output
         (error,) = node.errors
@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_finite_names_step_ranks_and_images(tmp_path):
     assert saved(tmp_path) == ["step_00000002"]
 
 
-def test_weights_that_are_not_finite_are_not_saved_and_the_advice_works(tmp_path):
+def test_weights_that_are_not_finite_are_not_saved_and_the_advice_works(tmp_path: Path) -> None:
     """The last update before a save spoils them: every loss was finite. A smaller rate and more steps go on."""
     (node,) = train(tmp_path, "weights 0 4", ranks=1)
     assert node.status == 2, node.output
@@ -129,10 +129,11 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_advice_works(tmp_path
 
 def test_the_digest_sees_one_bit_and_two_tensors_that_changed_places() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).to(torch.bfloat16), nn.BatchNorm1d(3))
+    linear = nn.Linear(3, 3)
+    network = nn.Sequential(linear, nn.Linear(3, 3).to(torch.bfloat16), nn.BatchNorm1d(3))
     digest = int(weights_digest(network))
     assert digest == int(weights_digest(network))
-    first, second = network[0].weight, network[0].bias
+    first, second = linear.weight, linear.bias
     with torch.no_grad():
         first.view(torch.int32)[1, 2] ^= 1
         assert int(weights_digest(network)) != digest
@@ -147,7 +148,7 @@ def test_the_digest_sees_one_bit_and_two_tensors_that_changed_places() -> None:
 def test_the_largest_value_sees_every_tensor(value: float) -> None:
     network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     assert largest_value(network).isfinite()
-    network[1].running_var[1] = value  # type: ignore[index, operator]
+    network[1].running_var[1] = value  # type: ignore[operator]
     largest = float(largest_value(network))
     assert str(largest) == str(float(torch.tensor(value)))
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -19,13 +20,13 @@ FIGURES = {
 }
 
 
-def query(heading="hardest"):
+def query(heading: str = "hardest") -> RankedQuery:
     picture = Image.new("RGB", (16, 32), "navy")
     ranked = tuple(RankedImage(picture, 0.1 * i, i % 2 == 0, i - 1, 2, f"key_{i}") for i in range(4))
     return RankedQuery(heading, picture, picture, 7, 1, "p00000007_00001", 0.625, ranked)
 
 
-def test_report_is_self_contained_and_holds_everything(tmp_path):
+def test_report_is_self_contained_and_holds_everything(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text(
         '{"step": 10, "loss": 4.5, "lr": 0.1}\n{"step": 20, "loss": 4.1, "lr": 0.1}\n{"step": 30, "lo'
@@ -49,13 +50,13 @@ def test_report_is_self_contained_and_holds_everything(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
-def test_report_without_curves(tmp_path):
+def test_report_without_curves(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_report(path, title="t", table=[("x", FIGURES)], curves=tmp_path / "none", ranked=[], facts={})
     assert "<h2>Training</h2>" not in path.read_text()
 
 
-def test_torn_and_foreign_lines_are_passed_over(tmp_path):
+def test_torn_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [
         json.dumps({"step": 1, "loss": 2.0}),
@@ -69,13 +70,13 @@ def test_torn_and_foreign_lines_are_passed_over(tmp_path):
     assert curves_svg(path) == curves_svg(path)
 
 
-def test_select_queries():
+def test_select_queries() -> None:
     ap = np.array([0.5, np.nan, 0.1, 0.9, 0.3, 0.7, 0.1])
     chosen = select_queries(ap, each=2)
     assert chosen == {"hardest": [2, 6], "median": [4, 0], "easiest": [3, 5]}
 
 
-def test_figure_borders_tell_right_from_wrong(tmp_path):
+def test_figure_borders_tell_right_from_wrong(tmp_path: Path) -> None:
     path = tmp_path / "ranked.png"
     ranked_list_figure([query(), query("easiest")], path)
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)

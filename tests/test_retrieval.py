@@ -1,7 +1,9 @@
 """Retrieval evaluation against a slow loop written from the protocol's definition, and its properties."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -9,16 +11,25 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from gloo import run_ranks
 from maskreid_dist.retrieval import RetrievalError, evaluate_retrieval, rank_list
+from maskreid_dist.retrieval.distance import Metric
 from maskreid_dist.retrieval.inputs import image_set
 
+Array = NDArray[Any]
 
-def slow(distance, q_pids, q_cams, g_pids, g_cams, max_rank=50):
+
+def slow(
+    distance: Array, q_pids: Array, q_cams: Array, g_pids: Array, g_cams: Array, max_rank: int = 50
+) -> tuple[Array, float, float, float, int]:
     """Torchreid's documented arithmetic: float32 sums of CMC rows over valid queries, AP in float64."""
     max_rank = min(max_rank, len(g_pids))
-    rows, hits, trapezoid, inp = [], [], [], []
+    rows: list[Array] = []
+    hits: list[float] = []
+    trapezoid: list[float] = []
+    inp: list[float] = []
     for q in range(len(q_pids)):
         ranked = []
         for g in sorted(range(len(g_pids)), key=lambda g: (distance[q, g], g)):
@@ -33,18 +44,24 @@ def slow(distance, q_pids, q_cams, g_pids, g_cams, max_rank=50):
         along = np.asarray([seen / (place + 1) for place, seen in enumerate(np.cumsum(ranked))]) * np.asarray(
             ranked
         )
-        hits.append(
-            along.sum() / len(places)
-        )  # summed over the whole list: the order of a sum shows in its last bit
+        # Summed over the whole list: the order of a sum shows in its last bit.
+        hits.append(along.sum() / len(places))
         precision = along[np.asarray(places) - 1]
         before = [1.0 if place == 1 else i / (place - 1) for i, place in enumerate(places)]
-        trapezoid.append(np.mean([(b + p) / 2 for b, p in zip(before, precision, strict=True)]))
+        trapezoid.append(mean([(b + p) / 2 for b, p in zip(before, precision, strict=True)]))
         inp.append(len(places) / places[-1])
     cmc = np.asarray(rows, np.float32).sum(axis=0) / len(rows)
-    return cmc, np.mean(hits), np.mean(trapezoid), np.mean(inp), len(rows)
+    return cmc, mean(hits), mean(trapezoid), mean(inp), len(rows)
 
 
-def problem(seed, queries=40, gallery=150, identities=12, cameras=4, dims=16):
+def mean(values: list[float]) -> float:
+    return float(np.mean(values))
+
+
+def problem(
+    seed: int, queries: int = 40, gallery: int = 150, identities: int = 12, cameras: int = 4, dims: int = 16
+) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Queries and gallery, in the order of evaluate_retrieval's arguments."""
     generator = np.random.default_rng(seed)
     q, g = generator.normal(size=(queries, dims)), generator.normal(size=(gallery, dims))
     q_pids, g_pids = generator.integers(1, identities, queries), generator.integers(-1, identities, gallery)
@@ -58,20 +75,22 @@ def problem(seed, queries=40, gallery=150, identities=12, cameras=4, dims=16):
     )
 
 
-def cosine_distance(q, g):
+def cosine_distance(q: Array, g: Array) -> Array:
     q, g = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (q, g))
-    return 1 - q @ g.T
+    return np.asarray(1 - q @ g.T)
 
 
-def euclidean_distance(q, g):
-    return np.sqrt(((q[:, None] - g[None]) ** 2).sum(axis=2))
+def euclidean_distance(q: Array, g: Array) -> Array:
+    return np.asarray(np.sqrt(((q[:, None] - g[None]) ** 2).sum(axis=2)))
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
     ("metric", "distance"), [("cosine", cosine_distance), ("euclidean", euclidean_distance)]
 )
-def test_equals_the_slow_loop_exactly(seed, metric, distance):
+def test_equals_the_slow_loop_exactly(
+    seed: int, metric: Metric, distance: Callable[[Array, Array], Array]
+) -> None:
     q, qp, qc, g, gp, gc = data = problem(seed, gallery=(30, 150)[seed % 2])
     cmc, hits, trapezoid, inp, valid = slow(distance(q, g), qp, qc, gp, gc)
     result = evaluate_retrieval(*data, metric=metric)
@@ -84,7 +103,7 @@ def test_equals_the_slow_loop_exactly(seed, metric, distance):
     assert evaluate_retrieval(*data, metric=metric, ap="trapezoid").mAP == result.mAP_trapezoid
 
 
-def test_hits_at_ranks_1_3_6():
+def test_hits_at_ranks_1_3_6() -> None:
     angles = np.array([0.01, 0.02, 0.03, 0.04, 0.05, 0.06])
     gallery = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     pids = np.array([7, 1, 7, 1, 1, 7])
@@ -96,7 +115,7 @@ def test_hits_at_ranks_1_3_6():
     assert result.mINP == 0.5
 
 
-def test_ties_are_ordered_by_gallery_index_across_tiles():
+def test_ties_are_ordered_by_gallery_index_across_tiles() -> None:
     vector = np.array([[0.3, 0.4, 0.5]])
     count = 20_000  # more than two tiles of equal distances
     pids = np.ones(count, np.int64)
@@ -109,7 +128,7 @@ def test_ties_are_ordered_by_gallery_index_across_tiles():
         assert result.mAP_hits == 1 / (right + 1)
 
 
-def test_tied_distances_equal_the_slow_loop():
+def test_tied_distances_equal_the_slow_loop() -> None:
     generator = np.random.default_rng(0)
     g = generator.integers(0, 3, (200, 3)).astype(float) + 1
     q = generator.integers(0, 3, (30, 3)).astype(float) + 1
@@ -123,7 +142,7 @@ def test_tied_distances_equal_the_slow_loop():
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_order_of_the_gallery_and_junk_do_not_matter(seed):
+def test_order_of_the_gallery_and_junk_do_not_matter(seed: int) -> None:
     q, qp, qc, g, gp, gc = problem(seed)
     result = evaluate_retrieval(q, qp, qc, g, gp, gc)
     order = np.random.default_rng(seed).permutation(len(g))
@@ -137,14 +156,14 @@ def test_order_of_the_gallery_and_junk_do_not_matter(seed):
     assert np.all(np.diff(result.cmc) >= 0)
 
 
-def _rank_part(rank, world, q_parts, results):
+def _rank_part(rank: int, world: int, q_parts: list[tuple[int, int]], results: Path) -> None:
     q, qp, qc, g, gp, gc = problem(3)
     part = slice(*q_parts[rank])
     found = evaluate_retrieval(q, qp, qc, g[part], gp[part], gc[part], group=dist.group.WORLD)
     torch.save([found.cmc.tolist(), found.mAP, found.mINP, found.skipped_queries], results / f"{rank}.pt")
 
 
-def test_a_gallery_over_ranks_equals_one_process(tmp_path):
+def test_a_gallery_over_ranks_equals_one_process(tmp_path: Path) -> None:
     parts = [(0, 100), (100, 100), (100, 150)]  # unequal, one of them empty
     run_ranks(_rank_part, 3, tmp_path, parts, tmp_path)
     whole = evaluate_retrieval(*problem(3))
@@ -153,7 +172,7 @@ def test_a_gallery_over_ranks_equals_one_process(tmp_path):
         assert found == [whole.cmc.tolist(), whole.mAP, whole.mINP, whole.skipped_queries]
 
 
-def test_a_single_camera_says_why():
+def test_a_single_camera_says_why() -> None:
     q, qp, _, g, gp, _ = problem(1)
     with pytest.raises(RetrievalError, match=r"camera"):
         evaluate_retrieval(q, qp, np.ones(len(q), int), g, gp, np.ones(len(g), int))
@@ -167,7 +186,7 @@ def test_a_single_camera_says_why():
         (lambda a: a[3].__setitem__((2, 1), np.nan), "row 2|finite|nan|NaN"),
     ],
 )
-def test_bad_input_is_one_line(change, word):
+def test_bad_input_is_one_line(change: Callable[[list[Any]], object], word: str) -> None:
     arguments = list(problem(0))
     change(arguments)
     with pytest.raises(ValueError, match=word) as caught:
@@ -175,7 +194,7 @@ def test_bad_input_is_one_line(change, word):
     assert "\n" not in str(caught.value)
 
 
-def test_ranked_lists_are_the_order_that_is_evaluated():
+def test_ranked_lists_are_the_order_that_is_evaluated() -> None:
     q, qp, qc, g, gp, gc = data = problem(2)
     distance = cosine_distance(q, g)
     for found in rank_list(*data, queries=[0, 7, 20], top=12):
@@ -192,11 +211,14 @@ def test_ranked_lists_are_the_order_that_is_evaluated():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_a_read_only_gallery_in_a_file_is_read_where_it_lies(tmp_path, dtype, order):
+def test_a_read_only_gallery_in_a_file_is_read_where_it_lies(
+    tmp_path: Path, dtype: type, order: Literal["C", "F"]
+) -> None:
     rng = np.random.default_rng(0)
-    query, gallery = (rng.normal(size=(count, 8)).astype(dtype) for count in (6, 40))
+    query: Array = rng.normal(size=(6, 8)).astype(dtype)
+    gallery: Array = rng.normal(size=(40, 8)).astype(dtype)
     pids, camids = np.arange(46) % 4, np.arange(46) % 3
-    labels = {"query_pids": pids[:6], "query_camids": camids[:6]}
+    labels: dict[str, Any] = {"query_pids": pids[:6], "query_camids": camids[:6]}
     labels |= {"gallery_pids": pids[6:], "gallery_camids": camids[6:]}
     expected = evaluate_retrieval(query, gallery=gallery, **labels)
     path = tmp_path / "gallery.npy"
@@ -219,7 +241,7 @@ def test_a_read_only_gallery_in_a_file_is_read_where_it_lies(tmp_path, dtype, or
     np.testing.assert_allclose(backwards.mAP, expected.mAP)
 
 
-def test_a_rank_beyond_the_curve_is_refused_not_guessed():
+def test_a_rank_beyond_the_curve_is_refused_not_guessed() -> None:
     features = np.eye(9, dtype=np.float32) + np.arange(9, dtype=np.float32)
     gallery = (features, np.arange(9), np.ones(9, dtype=int))
     query = (features[:1], np.array([0]), np.array([0]))

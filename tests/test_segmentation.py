@@ -1,23 +1,35 @@
-"""Masks by torchvision's networks, through the real loading: state dicts of randomly initialised models on disk.
+"""Masks by torchvision's networks, through the real loading: state dicts of randomly initialised models on
+disk.
 
-The heads' biases are set so that person wins somewhere; the reference calls the same weights one image at a time.
+The heads' biases are set so that person wins somewhere; the reference calls the same weights one image at a
+time.
 """
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.nn.functional import interpolate
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50
 
+from market import write_market
 from maskreid_dist.errors import UserError
 from maskreid_dist.segmentation.masks import segment, write_masks
-from maskreid_dist.segmentation.networks import _central_person, find_weights, load_segmenter
+from maskreid_dist.segmentation.networks import (
+    InstanceSegmenter,
+    SegmentationModel,
+    _central_person,
+    find_weights,
+    load_segmenter,
+)
 from maskreid_shards import (
     Layout,
     MaskOptions,
@@ -27,8 +39,7 @@ from maskreid_shards import (
     place_masks,
     scan_market1501,
 )
-from test_cli import run
-from test_shards_market1501 import write_market
+from program import run
 
 HEIGHT = 64
 CPU = torch.device("cpu")
@@ -63,7 +74,13 @@ def images() -> list[torch.Tensor]:
     ("model", "build", "classes", "person"),
     [("deeplabv3_resnet50", deeplabv3_resnet50, 21, 15), ("fcn_resnet50", fcn_resnet50, 2, 1)],
 )
-def test_semantic_models_against_one_image_at_a_time(weights, model, build, classes, person):
+def test_semantic_models_against_one_image_at_a_time(
+    weights: dict[str, Path],
+    model: SegmentationModel,
+    build: Callable[..., nn.Module],
+    classes: int,
+    person: int,
+) -> None:
     found = load_segmenter(model, weights[model], CPU, input_height=HEIGHT)(images())
     plain = build(weights=None, weights_backbone=None, num_classes=classes, aux_loss=classes == 21)
     plain.load_state_dict(torch.load(weights[model], weights_only=True))
@@ -81,8 +98,8 @@ def test_semantic_models_against_one_image_at_a_time(weights, model, build, clas
         torch.testing.assert_close(probability, expected, atol=2e-5, rtol=0)
 
 
-def test_mask_rcnn_takes_the_person_at_the_centre(weights):
-    model = "maskrcnn_resnet50"
+def test_mask_rcnn_takes_the_person_at_the_centre(weights: dict[str, Path]) -> None:
+    model: SegmentationModel = "maskrcnn_resnet50"
     found = load_segmenter(model, weights[model], CPU, input_height=HEIGHT)(images())
     plain = maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, min_size=HEIGHT // 2, max_size=2 * HEIGHT
@@ -99,12 +116,13 @@ def test_mask_rcnn_takes_the_person_at_the_centre(weights):
                 if best is None or (x * x + y * y) ** 0.5 < best[0]:
                     best = (x * x + y * y) ** 0.5, result["masks"][i, 0]
         assert best is not None
-        # Two images are padded to one size, so that float32 sums run in another order and boxes move by 1e-4 pixels: up to 6e-5
-        # in a mask. A mask is stored in steps of 1 / 255, and another instance's differs by 0.7 somewhere.
+        # Two images are padded to one size, so that float32 sums run in another order and boxes move by 1e-4
+        # pixels: up to 6e-5 in a mask. A mask is stored in steps of 1 / 255, and another instance's differs
+        # by 0.7 somewhere.
         torch.testing.assert_close(probability, best[1], atol=1e-3, rtol=0)
 
 
-def test_the_choice_among_instances():
+def test_the_choice_among_instances() -> None:
     boxes = torch.tensor([[0, 0, 4, 4], [6, 12, 10, 20], [5, 11, 11, 21], [6, 12, 10, 20], [7, 14, 9, 18]])
     found = {
         "boxes": boxes.float(),
@@ -127,9 +145,11 @@ def stamps(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*.png")}
 
 
-def test_masks_mirror_the_data_set_are_resumed_and_convert(weights, layout, tmp_path):
+def test_masks_mirror_the_data_set_are_resumed_and_convert(
+    weights: dict[str, Path], layout: Layout, tmp_path: Path
+) -> None:
     folder = tmp_path / "masks"
-    settings = {
+    settings: dict[str, Any] = {
         "model": "fcn_resnet50",
         "weights": weights["fcn_resnet50"],
         "input_height": HEIGHT,
@@ -173,7 +193,7 @@ def test_masks_mirror_the_data_set_are_resumed_and_convert(weights, layout, tmp_
         assert pair.mask == made or np.asarray(Image.open(io.BytesIO(made))).max() < 128
 
 
-def test_a_foreign_folder_is_left_alone(weights, layout, tmp_path):
+def test_a_foreign_folder_is_left_alone(weights: dict[str, Path], layout: Layout, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.txt").write_text("x")
     with pytest.raises(UserError, match="not ours"):
@@ -183,7 +203,7 @@ def test_a_foreign_folder_is_left_alone(weights, layout, tmp_path):
     assert os.listdir(tmp_path / "mine") == ["a.txt"]
 
 
-def test_two_images_with_one_mask(weights, layout, tmp_path):
+def test_two_images_with_one_mask(weights: dict[str, Path], layout: Layout, tmp_path: Path) -> None:
     first = layout.splits["train"][0]
     twin = Source(first.path.with_suffix(".png"), None, 1, 1, "train", "k", first.name[:-4] + ".png")
     with pytest.raises(UserError, match="both have the mask"):
@@ -194,7 +214,9 @@ def test_two_images_with_one_mask(weights, layout, tmp_path):
     assert not (tmp_path / "masks").exists()
 
 
-def test_weights_that_do_not_fit_leave_no_folder(weights, layout, tmp_path):
+def test_weights_that_do_not_fit_leave_no_folder(
+    weights: dict[str, Path], layout: Layout, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"classifier\.4\.weight is missing"):
         segment(
             layout,
@@ -207,11 +229,13 @@ def test_weights_that_do_not_fit_leave_no_folder(weights, layout, tmp_path):
 
 
 class Attack:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("attacked",)
 
 
-def test_weights_that_do_not_fit(weights, tmp_path, monkeypatch):
+def test_weights_that_do_not_fit(
+    weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.pth").write_text("not weights")
     torch.save(Attack(), tmp_path / "attack.pth")
@@ -235,7 +259,7 @@ def test_weights_that_do_not_fit(weights, tmp_path, monkeypatch):
         find_weights("fcn_resnet50", tmp_path / "none.pth")
 
 
-def test_the_hub_cache_without_a_network(tmp_path, monkeypatch):
+def test_the_hub_cache_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(UserError) as caught:
@@ -249,7 +273,7 @@ def test_the_hub_cache_without_a_network(tmp_path, monkeypatch):
     assert find_weights("maskrcnn_resnet50", None) == cached
 
 
-def test_the_commands(weights, tmp_path):
+def test_the_commands(weights: dict[str, Path], tmp_path: Path) -> None:
     src = write_market(tmp_path / "market", identities=1, images=1)
     file = weights["fcn_resnet50"]
     flags = (
@@ -292,21 +316,22 @@ def test_the_commands(weights, tmp_path):
     status, output = run("convert", "market1501", src, tmp_path / "no", "--segment-weights", file)
     assert status == 2 and "without --segment" in output
     # An output that is taken is said before masks are made.
-    status, output = run("convert", "market1501", src, tmp_path / "out", "--segment", "fcn_resnet50", "--masks",
-                         tmp_path / "others", *flags)  # fmt: skip
+    others = ("--segment", "fcn_resnet50", "--masks", tmp_path / "others")
+    status, output = run("convert", "market1501", src, tmp_path / "out", *others, *flags)
     assert status == 2 and "already holds shards" in output and not (tmp_path / "others").exists()
 
 
-def test_weights_with_frozen_statistics(weights, tmp_path):
+def test_weights_with_frozen_statistics(weights: dict[str, Path], tmp_path: Path) -> None:
     """The published Mask R-CNN weights hold no batch counters, and mean eps 0."""
     state = torch.load(weights["maskrcnn_resnet50"], weights_only=True)
     torch.save({k: v for k, v in state.items() if "num_batches_tracked" not in k}, tmp_path / "frozen.pth")
     segmenter = load_segmenter("maskrcnn_resnet50", tmp_path / "frozen.pth", CPU)
+    assert isinstance(segmenter, InstanceSegmenter)
     norms = [m for m in segmenter.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(norms) == 53 and all(norm.eps == 0 for norm in norms)
 
 
-def test_a_bmp_gets_the_mask_of_its_pixels(tmp_path):
+def test_a_bmp_gets_the_mask_of_its_pixels(tmp_path: Path) -> None:
     """VIPeR's images are BMP; the mask lies where `--masks` looks for it."""
     Image.new("RGB", (5, 7), (255, 0, 51)).save(tmp_path / "000_45.bmp")
     source = Source(tmp_path / "000_45.bmp", None, 1, 1, "train", "p00000001_00000", "cam_a/000_45.bmp")

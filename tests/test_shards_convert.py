@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from market import jpeg, write_market, write_pair
 from maskreid_shards import OnBadMask, ShardError, convert_market1501, open_shards, scan_market1501
 from maskreid_shards.convert import deal
-from test_shards_market1501 import jpeg, write_market, write_pair
 
 SHARD_BYTES = 30_000
 

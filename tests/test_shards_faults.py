@@ -1,7 +1,8 @@
-"""A thousand damaged or hostile shard folders: `verify` names each fault, reading never returns anything else.
+"""A thousand damaged or hostile shard folders: `verify` names each fault, reading never returns anything
+else.
 
-"Damaged" cases change bytes after the conversion. "Forged" ones come with an index and a manifest that vouch for
-them, as a hostile maker of shards would write them.
+"Damaged" cases change bytes after the conversion. "Forged" ones come with an index and a manifest that vouch
+for them, as a hostile maker of shards would write them.
 """
 
 import shutil

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from market import jpeg, png, write_market
 from maskreid_shards import (
     Layout,
     ShardError,
@@ -25,7 +26,6 @@ from maskreid_shards import (
     scan_prid,
     scan_viper,
 )
-from test_shards_market1501 import jpeg, png, write_market
 
 
 def write(path: Path, seed: int = 0) -> Path:

@@ -213,7 +213,8 @@ def write_mars(src: Path) -> Path:
     }
     (src / "info").mkdir(parents=True)
     for part, rows in tracks.items():
-        names, table = [], []
+        names: list[str] = []
+        table = []
         for pid, camera, track, frames in rows:
             first = len(names) + 1
             names += [f"{pid}C{camera}T{track:04d}F{frame:03d}.jpg" for frame in range(1, frames + 1)]

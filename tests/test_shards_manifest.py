@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskreid_shards import ShardError, convert_market1501, open_shards
+from maskreid_shards import ShardError, open_shards
 from maskreid_shards.manifest import INDEX_DTYPE, read_manifest, write_manifest
-from test_shards_market1501 import write_market
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("manifest")
-    convert_market1501(write_market(folder / "market"), folder / "out", shard_bytes=30_000)
-    return folder / "out"
-
-
-@pytest.fixture
-def shards(converted: Path, tmp_path: Path) -> Path:
-    shutil.copytree(converted, tmp_path / "out")
-    return tmp_path / "out"
 
 
 def fails(folder: Path, *words: str) -> None:

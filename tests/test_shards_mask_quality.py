@@ -10,10 +10,10 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 from PIL import Image
 
+from market import write_market
 from maskreid_shards import convert_market1501, open_shards
 from maskreid_shards.mask_quality import MaskQuality, component_sizes, judge_masks
-from test_cli import run
-from test_shards_market1501 import write_market
+from program import run
 
 
 def flood_fill(person: NDArray[np.bool_]) -> list[int]:

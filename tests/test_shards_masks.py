@@ -1,4 +1,5 @@
-"""Masks of every form against a reference of loops over pixels; where they are looked for; what is counted."""
+"""Masks of every form against a reference of loops over pixels; where they are looked for; what is
+counted."""
 
 import io
 import json
@@ -12,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from market import write_market
 from maskreid_shards import (
     MaskOptions,
     ShardError,
@@ -21,9 +23,8 @@ from maskreid_shards import (
     scan_market1501,
 )
 from maskreid_shards.masks.policy import full_mask, read_mask
-from test_cli import run
+from program import run
 from test_shards_convert import tree
-from test_shards_market1501 import write_market
 
 SIZE = (6, 9)
 LABELS = np.random.default_rng(3).choice([0, 1, 2, 15], (SIZE[1], SIZE[0])).astype(np.uint8)
@@ -95,7 +96,8 @@ def test_labels(tmp_path: Path, form: str, options: MaskOptions) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_labels_of_few_bits(tmp_path: Path, bits: int) -> None:
-    """Pillow scales grey of 2 and 4 bits to 0..255; palettes it does not. Written by hand: Pillow writes neither."""
+    """Pillow scales grey of 2 and 4 bits to 0..255; palettes it does not. Written by hand: Pillow writes
+    neither."""
     values = LABELS % 2**bits
     for label in range(1, 2**bits):
         options = MaskOptions(kind="label", person_labels=(label,))

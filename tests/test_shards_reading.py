@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pickle
-import shutil
 import tarfile
 from pathlib import Path
 
@@ -13,32 +12,18 @@ import pytest
 import webdataset
 from PIL import Image
 
+from market import jpeg, png
 from maskreid_shards import (
     RawPair,
     ShardError,
     Split,
-    convert_market1501,
     decode_pair,
     open_shards,
     reading,
 )
 from maskreid_shards.stores import local
-from test_shards_market1501 import jpeg, png, write_market
 
 SPLITS = ("train", "query", "gallery")
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reading")
-    convert_market1501(write_market(folder / "market"), folder / "out", shard_bytes=30_000)
-    return folder / "out"
-
-
-@pytest.fixture
-def shards(converted: Path, tmp_path: Path) -> Path:
-    shutil.copytree(converted, tmp_path / "out")
-    return tmp_path / "out"
 
 
 def by_tarfile(split: Split) -> list[tuple[str, dict[str, bytes]]]:

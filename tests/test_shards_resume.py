@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from killed_conversion import SHARD_BYTES
+from market import write_market
 from maskreid_shards import ShardError, convert_market1501, open_shards
 from test_shards_convert import names, tree
-from test_shards_market1501 import write_market
 
 KILLED = Path(__file__).parent / "killed_conversion.py"
 
@@ -114,8 +114,9 @@ def test_kill_9_at_20_moments(src: Path, tmp_path: Path) -> None:
     resumed = 0
     for number in range(10):
         out, workers = tmp_path / f"out{number}", 1 + number % 3
-        # Half of the work's steps, shared by the workers: one of them comes to that many, however they take turns. What
-        # is left after that is a shard, or the end of the conversion: at least four steps of one process.
+        # Half of the work's steps, shared by the workers: one of them comes to that many, however they take
+        # turns. What is left after that is a shard, or the end of the conversion: at least four steps of one
+        # process.
         for step in (draw.randint(1, steps // 2 // workers), draw.randint(1, 4)):
             assert killed(src, out, workers, step).returncode == -signal.SIGKILL
             assert not out.exists() and tree(old) == whole and len(open_shards(old).split("train")) == 97

@@ -1,4 +1,5 @@
-"""The stream as training sees it: exact from any step and at any world size, over faults and bad samples, memory flat."""
+"""The stream as training sees it: exact from any step and at any world size, over faults and bad samples,
+memory flat."""
 
 import ctypes
 import gc
@@ -7,6 +8,7 @@ import shutil
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 
 from faulty_server import FaultyServer, serving
 from maskreid_dist.cli.app import app
-from maskreid_dist.config import BatchConfig, Config, DataConfig
+from maskreid_dist.config import BatchConfig, Config, DataConfig, OptimizerConfig
 from maskreid_dist.data.bad_samples import BadSamples, Replaced
 from maskreid_dist.data.batches import (
     Batch,
@@ -40,14 +42,14 @@ SMALL = {"height": 36, "width": 14, "resize_height": 40, "resize_width": 16, "wo
 AUGMENTED = {"brightness": 0.3, "contrast": 0.2, "saturation": 0.2, "hue": 0.1, "erasing": 0.5}
 
 
-def config(steps: int, **data) -> Config:
-    keys = {"shards": str(WALKERS), **SMALL, **data}
+def config(steps: int, **data: Any) -> Config:
+    keys: dict[str, Any] = {"shards": str(WALKERS), **SMALL, **data}
     return Config(
         name="t",
         seed=7,
         data=DataConfig(**keys),
         batch=BatchConfig(identities=40, images=2),
-        optimizer={"steps": steps},
+        optimizer=OptimizerConfig(steps=steps),
     )
 
 
@@ -77,7 +79,8 @@ def same(one: Batch, other: Batch) -> bool:
 def joined(parts: tuple[Batch, ...]) -> Batch:
     """The global batch of the ranks' parts."""
     names = ("image_B3HW", "mask_B1HW", "pids_B", "samples_B")
-    return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return Batch(**tensors)
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +143,8 @@ def test_a_faulty_server_gives_the_same_batches(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_server_that_stops_answering_is_one_line(server: FaultyServer, workers: int) -> None:
-    recipe = config(
-        4, shards=server.url, workers=workers, bad_samples=1000
-    )  # no bad sample: the store is silent
+    # No bad sample: the store is silent.
+    recipe = config(4, shards=server.url, workers=workers, bad_samples=1000)
     server.fault = lambda path, number: "503" if path.endswith(".tar") else "ok"
     with pytest.raises(
         SampleError, match=rf"{server.url}/train/0.*: p\d+_\d+: offset \d+: HTTP 503.*5 attempts"
@@ -285,7 +287,7 @@ def test_a_worker_stacks_into_shared_memory() -> None:
 class Measured(Dataset[int]):
     """An item is what this process holds, in bytes, once it has made that batch of another data set."""
 
-    def __init__(self, batches: Dataset[Batch]) -> None:
+    def __init__(self, batches: Dataset[Batch | SampleError]) -> None:
         self.batches = batches
 
     def __getitem__(self, draws: Draws) -> int:
@@ -296,14 +298,16 @@ class Measured(Dataset[int]):
         return tracemalloc.get_traced_memory()[0] + allocated_bytes()
 
 
-class Leaking(Dataset[Batch]):
+class Leaking(Dataset[Batch | SampleError]):
     """Keeps the images of each batch: 120,000 bytes."""
 
-    def __init__(self, batches: Dataset[Batch]) -> None:
-        self.batches, self.kept = batches, []
+    def __init__(self, batches: Dataset[Batch | SampleError]) -> None:
+        self.batches = batches
+        self.kept: list[torch.Tensor] = []
 
     def __getitem__(self, draws: Draws) -> Batch:
         batch = self.batches[draws]
+        assert isinstance(batch, Batch)
         self.kept.append(batch.image_B3HW.clone())
         return batch
 
@@ -338,7 +342,7 @@ def test_a_worker_holds_no_more_after_many_batches(server: FaultyServer, served:
     recipe = config(steps, workers=1, **{"shards": server.url} if served else {})
     split = open_recipe_shards(recipe.data).split("train")
     plan = make_plan(split, recipe.batch, recipe.seed, 1)
-    batches: Dataset[Batch] = PairDataset(split, TrainTransform(recipe.data))
+    batches: Dataset[Batch | SampleError] = PairDataset(split, TrainTransform(recipe.data))
     if leaks:
         batches = Leaking(batches)
     planned = PlannedSteps(plan, 0, steps, 0, 1)

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from market import market
+from market import write_market
 from maskreid_dist.cli.app import app
-from maskreid_dist.data.batches import make_plan, training_loader
+from maskreid_dist.data.batches import Batch, make_plan, training_loader
 from maskreid_dist.errors import CheckpointError
 from maskreid_dist.model import build_network
 from maskreid_dist.model.checkpoint import (
@@ -86,25 +86,24 @@ def losses(run: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
     path.write_text(RECIPE)
     return path
 
 
 @pytest.fixture(scope="module")
-def straight(recipe, tmp_path_factory):
+def straight(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two ranks that nobody disturbs."""
     runs = tmp_path_factory.mktemp("straight")
     before = set(Path("/dev/shm").glob("deepspeed_*"))
     train("deepspeed", recipe, runs)
-    assert (
-        set(Path("/dev/shm").glob("deepspeed_*")) <= before
-    )  # DeepSpeed's own all-reduce would leave 69 MB a rank
+    # DeepSpeed's own all-reduce would leave 69 MB a rank.
+    assert set(Path("/dev/shm").glob("deepspeed_*")) <= before
     return runs / "tiny"
 
 
-def test_deepspeed_run_leaves_everything(straight):
+def test_deepspeed_run_leaves_everything(straight: Path) -> None:
     assert len(losses(straight)) == STEPS
     line = json.loads((straight / "metrics.jsonl").read_text().splitlines()[-1])
     for key in (
@@ -126,7 +125,7 @@ def test_deepspeed_run_leaves_everything(straight):
     assert list((straight / "tensorboard").iterdir())
 
 
-def test_the_variables_of_srun_make_ranks(recipe, straight, tmp_path):
+def test_the_variables_of_srun_make_ranks(recipe: Path, straight: Path, tmp_path: Path) -> None:
     """Two processes that srun could have started: the losses are those of the deepspeed launcher."""
     common = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     common |= {"SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -140,7 +139,9 @@ def test_the_variables_of_srun_make_ranks(recipe, straight, tmp_path):
     assert losses(tmp_path / "tiny") == losses(straight)
 
 
-def test_stopping_and_resuming_gives_the_same_losses_and_weights(straight, recipe, tmp_path):
+def test_stopping_and_resuming_gives_the_same_losses_and_weights(
+    straight: Path, recipe: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "tiny"
     run.mkdir()
     (run / "stop").touch()
@@ -154,15 +155,14 @@ def test_stopping_and_resuming_gives_the_same_losses_and_weights(straight, recip
         load_file(r / "checkpoints" / "step_00000006" / "weights.safetensors") for r in (run, straight)
     )
     for name, value in undisturbed.items():
-        if (
-            "running_" in name
-        ):  # averaged over ranks at each save: the stop made one more, rounded in other places
+        # Averaged over ranks at each save: the stop made one more, rounded in other places.
+        if "running_" in name:
             assert torch.allclose(resumed[name], value, rtol=1e-5, atol=1e-7), name
         else:
             assert torch.equal(resumed[name], value), name
 
 
-def test_torchrun_with_zero_1_trains_the_same(straight, recipe, tmp_path):
+def test_torchrun_with_zero_1_trains_the_same(straight: Path, recipe: Path, tmp_path: Path) -> None:
     train("torchrun", recipe, tmp_path, "--set", "engine.zero_stage=1")
     assert list(losses(tmp_path / "tiny").values()) == pytest.approx(
         list(losses(straight).values()), rel=1e-4
@@ -170,14 +170,14 @@ def test_torchrun_with_zero_1_trains_the_same(straight, recipe, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def alone(recipe, tmp_path_factory):
+def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of plain `python`."""
     runs = tmp_path_factory.mktemp("alone")
     train("python", recipe, runs)
     return runs / "tiny"
 
 
-def test_plain_python_starts_from_the_loss_computed_by_hand(alone, recipe):
+def test_plain_python_starts_from_the_loss_computed_by_hand(alone: Path, recipe: Path) -> None:
     config = load_recipe(recipe)
     split = open_shards(config.data.shards).split("train")
     classes = identity_classes(split)
@@ -190,6 +190,7 @@ def test_plain_python_starts_from_the_loss_computed_by_hand(alone, recipe):
             )
         )
     )
+    assert isinstance(batch, Batch)
     torch.manual_seed(dropout_seed(config.seed, 0, 0))
     output = network(batch.image_B3HW, batch.mask_B1HW)
     labels = torch.tensor(
@@ -201,14 +202,15 @@ def test_plain_python_starts_from_the_loss_computed_by_hand(alone, recipe):
         positives = [i for i in range(len(labels)) if i != k and labels[i] == labels[k]]
         negatives = [j for j in range(len(labels)) if labels[j] != labels[k]]
         hardest = min(similarity[k, i] for i in positives)
-        push = 1 + sum(torch.exp((similarity[k, j] - hardest + 0.15).clamp(min=0)) for j in negatives)
-        anchors.append(torch.log(push) + sum((similarity[k, i] - 1) ** 2 for i in positives) / len(positives))
+        pushed = torch.stack([(similarity[k, j] - hardest + 0.15).clamp(min=0) for j in negatives])
+        pulled = torch.stack([(similarity[k, i] - 1) ** 2 for i in positives])
+        anchors.append(torch.log1p(pushed.exp().sum()) + pulled.mean())
     by_hand = torch.stack(anchors).mean() + 0.1 * torch.nn.functional.cross_entropy(output.logits_BC, labels)
     assert losses(alone)[1] == pytest.approx(by_hand.item(), rel=1e-4)
     assert len(losses(alone)) == STEPS
 
 
-def test_checkpoint_loads_into_the_network_of_its_recipe(alone):
+def test_checkpoint_loads_into_the_network_of_its_recipe(alone: Path) -> None:
     checkpoint, passed_over = find_checkpoint(alone)
     assert (checkpoint.step, checkpoint.world_size, checkpoint.classes, passed_over) == (6, 1, 200, [])
     network = build_network(checkpoint.config, checkpoint.classes)
@@ -220,7 +222,7 @@ def test_checkpoint_loads_into_the_network_of_its_recipe(alone):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
-def test_a_damaged_checkpoint_is_passed_over_loudly(alone, tmp_path, damage):
+def test_a_damaged_checkpoint_is_passed_over_loudly(alone: Path, tmp_path: Path, damage: str) -> None:
     run = shutil.copytree(alone, tmp_path / "run")
     newest = run / "checkpoints" / "step_00000006"
     victim = newest / "weights.safetensors"
@@ -241,7 +243,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(alone, tmp_path, damage):
         read_checkpoint(newest)
 
 
-def test_an_unfinished_save_is_no_checkpoint(alone, tmp_path):
+def test_an_unfinished_save_is_no_checkpoint(alone: Path, tmp_path: Path) -> None:
     run = shutil.copytree(alone, tmp_path / "run")
     (run / "checkpoints" / "step_00000006").rename(run / "checkpoints" / "step_00000006.partial")
     assert find_checkpoint(run)[0].step == 3
@@ -259,7 +261,9 @@ def test_an_unfinished_save_is_no_checkpoint(alone, tmp_path):
         ("engine.autocast=bfloat16", "engine.autocast"),
     ],
 )
-def test_a_checkpoint_that_does_not_match_the_recipe(alone, recipe, override, words):
+def test_a_checkpoint_that_does_not_match_the_recipe(
+    alone: Path, recipe: Path, override: str, words: str
+) -> None:
     checkpoint, _ = find_checkpoint(alone)
     fingerprint = checkpoint.shards_fingerprint
     check_continues(checkpoint, load_recipe(recipe), fingerprint, 1)
@@ -280,7 +284,7 @@ def test_a_checkpoint_that_does_not_match_the_recipe(alone, recipe, override, wo
     assert fingerprint == open_shards(ROOT / "shards" / "walkers").split("train").fingerprint
 
 
-def test_bad_starts_are_one_line_and_status_2(alone, recipe, tmp_path):
+def test_bad_starts_are_one_line_and_status_2(alone: Path, recipe: Path, tmp_path: Path) -> None:
     runs = shutil.copytree(alone, tmp_path / "tiny").parent
     for arguments, words in (
         ((), "holds checkpoints; continue with --resume"),
@@ -304,7 +308,7 @@ def test_bad_starts_are_one_line_and_status_2(alone, recipe, tmp_path):
     assert not (runs / "new").exists()
 
 
-def test_a_bad_sample_of_one_rank_stops_all_with_one_line(recipe, tmp_path):
+def test_a_bad_sample_of_one_rank_stops_all_with_one_line(recipe: Path, tmp_path: Path) -> None:
     shards = shutil.copytree(ROOT / "shards" / "walkers", tmp_path / "walkers")
     split = open_shards(shards).split("train")
     config = load_recipe(recipe)
@@ -321,7 +325,7 @@ def test_a_bad_sample_of_one_rank_stops_all_with_one_line(recipe, tmp_path):
     assert str(shard) in errors[0]
 
 
-def test_a_diverging_loss_is_said(recipe, tmp_path):
+def test_a_diverging_loss_is_said(recipe: Path, tmp_path: Path) -> None:
     output = train(
         "python", recipe, tmp_path, "--set", "optimizer.lr=1e38", "--set", "optimizer.name=sgd", status=2
     )
@@ -329,7 +333,7 @@ def test_a_diverging_loss_is_said(recipe, tmp_path):
     assert "Traceback" not in output
 
 
-def test_a_rejected_resume_writes_nothing(alone, recipe, tmp_path):
+def test_a_rejected_resume_writes_nothing(alone: Path, recipe: Path, tmp_path: Path) -> None:
     run = shutil.copytree(alone, tmp_path / "tiny")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "lock"}
     train("python", recipe, tmp_path, "--resume", "--set", "optimizer.gradient_clipping=1.0", status=2)
@@ -338,7 +342,7 @@ def test_a_rejected_resume_writes_nothing(alone, recipe, tmp_path):
     } == before
 
 
-def test_evaluate_ranks_a_gallery(alone, tmp_path):
+def test_evaluate_ranks_a_gallery(alone: Path, tmp_path: Path) -> None:
     out, report = tmp_path / "figures.json", tmp_path / "report.html"
     arguments = [
         "evaluate",
@@ -364,9 +368,9 @@ def test_evaluate_ranks_a_gallery(alone, tmp_path):
     assert str(out) in result.output
 
 
-def test_a_single_camera_says_why_no_query_is_valid(alone, tmp_path):
+def test_a_single_camera_says_why_no_query_is_valid(alone: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
-    convert_market1501(market(tmp_path / "src", cameras=(1,)), shards)
+    convert_market1501(write_market(tmp_path / "src", cameras=(1, 1, 1)), shards)
     result = CliRunner().invoke(app, ["evaluate", str(alone), str(shards)])
     assert result.exit_code == 2
     assert "camera 1" in result.output

@@ -1,11 +1,12 @@
-"""Which files of the project a batch passes from shard to gradient, in the order in which they are first entered.
+"""Which files of the project a batch passes from shard to gradient, in the order in which they are first
+entered.
 
 python tests/way_of_a_batch.py                          # of this working tree
 python tests/way_of_a_batch.py --checkout ../before     # of another commit, checked out there
 
-Two small steps of training on one process run through the program `maskreid`, and the second is watched, from the moment that
-the loop asks torch's DataLoader for a batch to the return of DeepSpeed's backward. Only names of torch and DeepSpeed are
-used, so that commits before and after a move can be compared.
+Two small steps of training on one process run through the program `maskreid`, and the second is watched, from
+the moment that the loop asks torch's DataLoader for a batch to the return of DeepSpeed's backward. Only names
+of torch and DeepSpeed are used, so that commits before and after a move can be compared.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -34,7 +36,7 @@ SETTINGS = {
 
 
 class Watch:
-    """Notes the files below `root` in which a function is entered while it is on."""
+    """Notes the project's own files below `root` in which a function is entered while it is on."""
 
     def __init__(self, root: Path) -> None:
         self.root = f"{root}{os.sep}"
@@ -48,9 +50,13 @@ class Watch:
 
     def _entered(self, frame: FrameType, event: str, argument: object) -> None:
         name = frame.f_code.co_filename
-        ours = name.startswith(self.root) and name != __file__ and frame.f_code.co_name != "<module>"
-        if event == "call" and ours:
+        if event == "call" and self._is_own(name) and frame.f_code.co_name != "<module>":
             self.files.setdefault(name.removeprefix(self.root))
+
+    def _is_own(self, name: str) -> bool:
+        """An environment may lie inside the checkout (.venv): what is installed there is none of the
+        project's."""
+        return name.startswith(self.root) and "site-packages" not in name and name != __file__
 
 
 def wrapped(function: Callable[..., Any], before: Callable[[], None], after: Callable[[], None]) -> Any:
@@ -77,7 +83,8 @@ def watch_second_step(watch: Watch) -> None:
         if asked == 2:
             watch.start()
 
-    _BaseDataLoaderIter.__next__ = wrapped(_BaseDataLoaderIter.__next__, count, lambda: None)
+    asking = wrapped(_BaseDataLoaderIter.__next__, count, lambda: None)
+    _BaseDataLoaderIter.__next__ = asking  # type: ignore[method-assign]
     engine = deepspeed.DeepSpeedEngine
     engine.backward = wrapped(engine.backward, lambda: None, watch.stop)
 
@@ -95,9 +102,24 @@ def show(checkout: Path) -> None:
         except SystemExit as end:
             if end.code:
                 raise
-    for number, name in enumerate(watch.files, 1):
-        print(f"{number:3} {name}")
-    print(f"{len(watch.files)} files")
+    print_way(list(watch.files))
+
+
+def print_way(files: list[str]) -> None:
+    """The files in the order in which they were entered, a heading where the package changes, and how many
+    they are."""
+    package = ""
+    for number, name in enumerate(files, 1):
+        if package_of(name) != package:
+            package = package_of(name)
+            print(package)
+        print(f"{number:5} {name}")
+    shares = [f"{count} of {package}" for package, count in Counter(map(package_of, files)).items()]
+    print(f"{len(files)} files: {', '.join(shares)}")
+
+
+def package_of(name: str) -> str:
+    return next(part for part in Path(name).parts if part.startswith("maskreid_"))
 
 
 def main() -> int:

@@ -1,4 +1,5 @@
-"""`python -m maskreid_kernels.bench gpu` from a bare checkout, nothing installed: python kernels/bench/gpu.py --help."""
+"""`python -m maskreid_kernels.bench gpu` from a bare checkout, nothing installed: python kernels/bench/gpu.py
+--help."""
 
 import os
 import sys

@@ -5,7 +5,9 @@ in `maskreid_kernels.ranks`. `LOSSES` is the one table of them, by the names tha
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -60,8 +62,10 @@ __all__ = [
 ]
 
 
-def constants(name: str) -> dict[str, Any]:
-    """The constants of a loss with their defaults, as its signature has them: all but what every loss takes."""
+@cache
+def constants(name: str) -> Mapping[str, Any]:
+    """The constants of a loss with their defaults, as its signature has them: all but what every loss
+    takes."""
     parameters = inspect.signature(LOSSES[name]).parameters.values()
     own = [one for one in parameters if one.kind is one.KEYWORD_ONLY and one.name not in Call._fields]
-    return {one.name: one.default for one in own}
+    return MappingProxyType({one.name: one.default for one in own})

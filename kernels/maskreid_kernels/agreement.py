@@ -1,4 +1,4 @@
-"""The first exchange of a loss over ranks: counts of rows, and whether every rank's call can be computed together.
+"""The first exchange of a call over ranks: whether every rank's call can be computed together.
 
 A rank that raised alone would leave the others waiting in their next collective, and a rank with another margin would
 compute another loss. So nothing is raised before the exchange, and what is raised is the same line on every rank.
@@ -9,80 +9,53 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .inputs import FLOATS
-from .ranks import RankLayout, ReferenceLayout
-
 TEXT_BYTES = 2048  # of what a rank says where something is wrong
 
 
-def agree_on_layout(
-    rows_BD: object,
+def agree(
     problem: str | None,
-    group: dist.ProcessGroup | None,
-    options: Mapping[str, Any] | None = None,
-) -> RankLayout:
-    """`agree_on_layouts` of a call whose candidates are the batch."""
-    return agree_on_layouts(rows_BD, None, problem, group, options)[0]
+    options: Mapping[str, Any],
+    numbers: Sequence[int],
+    group: dist.ProcessGroup,
+    device: torch.device | None = None,
+) -> list[tuple[int, ...]]:
+    """Every rank's numbers, by rank. Raises ValueError, the same line on every rank, when any rank has a problem or the
+    ranks' options differ.
 
-
-def agree_on_layouts(
-    rows_BD: object,
-    reference_RD: Tensor | None,
-    problem: str | None,
-    group: dist.ProcessGroup | None,
-    options: Mapping[str, Any] | None = None,
-) -> tuple[RankLayout, ReferenceLayout]:
-    """Exchange row counts over the group; raise ValueError, the same line on every rank, when any rank's input is bad or
-    the ranks' widths, dtypes or options differ.
-
-    Every rank of the group takes part (one small all-gather, read on the host: a host sync). A group of one rank is no
-    group: nothing is exchanged. `problem` is what this rank found wrong with its own input, None when nothing: rows_BD
-    is a tensor then. reference_RD: candidates that are not the batch, of the rows' width; None: none.
-    `options`: what must be equal on all ranks; compared by a hash.
+    Every rank of the group takes part (one small all-gather, read on the host: a host sync), whatever it found.
+    problem: what this rank found wrong, in one line, None when nothing. options: what must be equal on all ranks, by
+    name; compared by a hash. numbers: as many on every rank, its problem or not. device: to exchange from, None: one
+    that the group can.
     """
-    rank = 0 if group is None else dist.get_rank(group)
-    if rank < 0:
-        raise ValueError("group: this process is not one of the group's ranks")
-    learning = reference_RD is not None and reference_RD.requires_grad
-    references = 0 if reference_RD is None else len(reference_RD)
-    if group is None or dist.get_world_size(group) == 1:
-        if problem:
-            raise ValueError(problem)
-        assert isinstance(rows_BD, Tensor)
-        return RankLayout(None, 0, (rows_BD.shape[0],)), ReferenceLayout(None, 0, (references,), learning)
-    device = _device_of_exchange(rows_BD, group)
-    text = json.dumps(dict(options or {}), sort_keys=True, default=str)
-    numbers = (0, 0, 0, 0, 0, 0)
-    if not problem:
-        assert isinstance(rows_BD, Tensor)
-        numbers = (1, *rows_BD.shape, FLOATS.index(rows_BD.dtype), references, int(learning))
-    table_W7 = _gathered(torch.tensor([*numbers, _hash(text)], dtype=torch.int64), group, device)
-    fine, rows, columns, dtypes, candidates, learn, hashes = (tuple(c) for c in table_W7.t().tolist())
-    if min(fine) and len(set(columns)) == len(set(dtypes)) == len(set(hashes)) == 1:
-        return RankLayout(group, rank, rows), ReferenceLayout(group, rank, candidates, any(learn))
-    said = problem or text
-    raise ValueError(_first_disagreement(fine, columns, dtypes, _texts(said, group, device)))
+    device = device or device_of_group(group)
+    text = json.dumps(dict(options), sort_keys=True, default=str)
+    own = torch.tensor([problem is None, _hash(text), *numbers], dtype=torch.int64)
+    table = _gathered(own, group, device).tolist()
+    if all(fine for fine, *_ in table) and len({options_hash for _, options_hash, *_ in table}) == 1:
+        return [tuple(row[2:]) for row in table]
+    texts = _texts(problem or text, group, device)
+    raise ValueError(_first_disagreement([bool(fine) for fine, *_ in table], texts))
 
 
-def _first_disagreement(
-    fine: tuple[int, ...], columns: tuple[int, ...], dtypes: tuple[int, ...], texts: list[str]
-) -> str:
+def device_of_group(group: dist.ProcessGroup) -> torch.device:
+    """One that the group can exchange from: the current GPU where it has NCCL alone, else the CPU."""
+    backends = dist.get_backend(group)
+    on_gpu = "nccl" in backends and "gloo" not in backends
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def _first_disagreement(fine: list[bool], texts: list[str]) -> str:
     """The line every rank raises: of the lowest rank with a problem, else what differs."""
-    if not min(fine):
-        rank = fine.index(0)
+    if not all(fine):
+        rank = fine.index(False)
         return f"rank {rank} of the group: {texts[rank]}"
-    if len(set(columns)) > 1:
-        return f"the ranks' rows differ in width: {list(columns)} columns by rank; pass the same width"
-    if len(set(dtypes)) > 1:
-        names = [str(FLOATS[code]) for code in dtypes]
-        return f"the ranks' rows differ in dtype: {names} by rank; pass the same dtype"
     calls = [dict(json.loads(text)) for text in texts]
     for key in sorted(set().union(*calls)):
         values = [repr(call.get(key)) for call in calls]
@@ -94,14 +67,6 @@ def _first_disagreement(
                 f"others {key}={usual}; pass the same on every rank"
             )
     return "the ranks' options differ; pass the same on every rank"
-
-
-def _device_of_exchange(rows_BD: object, group: dist.ProcessGroup) -> torch.device:
-    """The rows' device, or where there are no rows, one that the group can exchange from."""
-    if isinstance(rows_BD, Tensor):
-        return rows_BD.device
-    on_gpu = "nccl" in dist.get_backend(group) and "gloo" not in dist.get_backend(group)
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 def _gathered(own: Tensor, group: dist.ProcessGroup, device: torch.device) -> Tensor:

@@ -27,10 +27,10 @@ def choose_backend(
     chunked. On a GPU: the plain form below TRITON_FROM_ROWS, else triton where the loss has it. The rows counted are the group's, so that every rank chooses alike and takes part
     in the same collectives. Raises ValueError when the backend is unknown or not available.
     """
-    check_backend(backend, available)
-    if backend == "triton":
-        check_device(device)
     if backend != "auto":
+        check_backend(backend, available)
+        if backend == "triton":
+            check_device(device)
         return backend
     plain = "dense" if "dense" in available else "reference"
     if device.type == "cuda" and "triton" in available:

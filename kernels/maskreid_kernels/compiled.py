@@ -57,29 +57,25 @@ def compiled_loss(
     """
     words = {key: value for key, value in constants.items() if isinstance(value, str | bool)}
     numbers = {key: float(value) for key, value in constants.items() if not isinstance(value, str | bool)}
+    from .packed import packed  # it imports the compiler, half of a program's start, which is there by now
+
     # The group travels by its name, the reference's tensors as arguments.
-    options = _packed(words, tuple(numbers), *call._replace(reference=None)[1:])
+    options = packed(words, tuple(numbers), *call._replace(reference=None)[1:])
     group_name = "" if call.group is None else call.group.group_name
-    packed = (name, options, list(numbers.values()), group_name, rows_BD.requires_grad)
+    shared = (name, options, list(numbers.values()), group_name, rows_BD.requires_grad)
     if call.reference is not None:
         problem = find_pair_problem(call.reference)  # the operator takes tensors alone, and checks the rest
         if problem:
             raise ValueError(problem)
         rows_RD, labels_R = call.reference
         loss, statistics, *_ = crossed_loss_with_gradient(
-            rows_BD, labels_B, rows_RD, labels_R, *packed, rows_RD.requires_grad
+            rows_BD, labels_B, rows_RD, labels_R, *shared, rows_RD.requires_grad
         )
         return loss, statistics
     capturable = call.group is None and call.backend in REGISTERED[name].capturable
     operator = capturable_loss_with_gradient if capturable else loss_with_gradient
-    loss, statistics, _ = operator(rows_BD, labels_B, *packed)
+    loss, statistics, _ = operator(rows_BD, labels_B, *shared)
     return loss, statistics
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # the compiler does not look into json
-def _packed(words: dict[str, Any], numbers: tuple[str, ...], *call: object) -> str:
-    """What the compiler may take for constant, as an operator's argument can be. Numbers may change from call to call."""
-    return json.dumps({"words": words, "numbers": numbers, "call": call})
 
 
 def _loss_with_gradient(

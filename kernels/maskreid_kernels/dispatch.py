@@ -9,22 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .agreement import agree_on_layouts
 from .backends import check_backend, check_device, check_takes_reference, choose_backend
 from .compiled import compiled_loss, register
 from .crossed import find_crossing
 from .inputs import compute_dtype, find_problem, find_reference_problem, on_their_device, under_transforms
-from .options import Call, Reference, check_group, check_ignore_index, check_reduction
+from .options import Call, Reference, check_group, check_ignore_index, check_precision, check_reduction
 from .positives import count_valid_anchors
-from .precision import check_precision, choose_precision
-from .ranks import RankLayout, ReferenceLayout
+from .precision import choose_precision
+from .ranks import RankLayout, ReferenceLayout, agree_on_layouts
 from .recorded import kept_rows, scaled
+
+DEFAULTS = Call()[1:]  # of all but the group
 
 
 class Statistics(Protocol):
@@ -53,9 +54,17 @@ class Family:
     as_given: tuple[str, ...] = ("triton",)
     rows_name: str = "embeddings"
     labels_name: str = "labels"
-    find_problem: Callable[[Tensor, Tensor], str | None] = lambda rows_BD, labels_B: None
+    find_problem: Callable[[Tensor, Tensor], str | None] | None = None
     count: Callable[[Tensor, RankLayout], Tensor | int] = count_valid_anchors
     crossed: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+
+    @cached_property
+    def available(self) -> tuple[str, ...]:
+        return tuple(self.backends)
+
+    @cached_property
+    def available_per_anchor(self) -> tuple[str, ...]:
+        return tuple(name for name in self.backends if name != "triton")
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,8 @@ def compute_eagerly(
     learned: float | None = None,
 ) -> tuple[Tensor, Any]:
     """`compute` outside the compiler, or inside its operator."""
-    check_group(call.group)
+    if call.group is not None:
+        check_group(call.group)
     terms, problem = _terms_or_problem(loss, rows_BD, labels_B, constants, call)
     reference = None
     if problem is None and call.reference is not None:
@@ -117,7 +127,8 @@ def compute_eagerly(
         if reference is not None:
             kept_R = reference.labels != call.ignore_index
             reference = Reference(_kept(reference.rows, kept_R, call), reference.labels[kept_R])
-    problem = problem or loss.family.find_problem(rows_BD, labels_B)
+    if problem is None and loss.family.find_problem is not None:
+        problem = loss.family.find_problem(rows_BD, labels_B)
     options = {}
     if call.group is not None:
         candidates = None if reference is None else f"rows of {reference.rows.dtype}"
@@ -143,20 +154,19 @@ def _terms_or_problem(
     loss: Loss, rows_BD: Tensor, labels_B: Tensor, constants: Mapping[str, Any], call: Call
 ) -> tuple[Any, str | None]:
     """The terms, or one line saying what is wrong with the options or the input."""
-    available = tuple(loss.family.backends)
+    family = loss.family
     try:
-        check_backend(call.backend, available)
-        if call.reference is not None:
-            check_takes_reference(call.backend, tuple(loss.family.crossed))
-        check_precision(call.precision, call.backend)
-        check_reduction(call)
-        check_ignore_index(call.ignore_index)
+        if call[1:] != DEFAULTS:  # which are fine
+            check_backend(call.backend, family.available)
+            if call.reference is not None:
+                check_takes_reference(call.backend, tuple(family.crossed))
+            check_precision(call.precision, call.backend)
+            check_reduction(call)
+            check_ignore_index(call.ignore_index)
         terms = loss.terms(**constants)
-        names = {"rows_name": loss.family.rows_name, "labels_name": loss.family.labels_name}
-        problem = find_problem(rows_BD, labels_B, **names)
+        problem = find_problem(rows_BD, labels_B, rows_name=family.rows_name, labels_name=family.labels_name)
         if problem is None and call.reference is not None:
-            rows_name = loss.family.rows_name
-            problem = find_reference_problem(call.reference, rows_BD, rows_name=rows_name)
+            problem = find_reference_problem(call.reference, rows_BD, rows_name=family.rows_name)
         if problem is None and call.backend == "triton":
             check_device(rows_BD.device)
             choose_precision(call.precision, rows_BD.dtype)
@@ -178,7 +188,7 @@ def _options(loss: Loss, constants: Mapping[str, Any], call: Call) -> dict[str, 
 def _computed(
     family: Family, rows_BD: Tensor, labels_B: Tensor, terms: Any, layout: RankLayout, call: Call
 ) -> tuple[Tensor, Any]:
-    available = tuple(name for name in family.backends if name != "triton" or call.reduction != "none")
+    available = family.available_per_anchor if call.reduction == "none" else family.available
     chosen = choose_backend(
         call.backend, layout.total_rows, family.plain_up_to, device=rows_BD.device, available=available
     )
@@ -189,9 +199,8 @@ def _computed(
         arguments["precision"] = choose_precision(call.precision, rows_BD.dtype)
     if chosen not in family.as_given:
         rows_BD = rows_BD.to(compute_dtype(rows_BD.dtype))
-    with on_their_device(
-        rows_BD
-    ):  # low precision would move what is mined, and a large scale multiplies rounding
+    # Low precision would move what is mined, and a large scale multiplies rounding.
+    with on_their_device(rows_BD, launches=chosen == "triton"):
         found = family.backends[chosen](rows_BD, labels_B, terms, layout, **arguments)
         value, statistics = found if isinstance(found, tuple) else (found, None)
         if call.reduction == "sum":
@@ -214,7 +223,7 @@ def _computed_crossed(
     chosen = "chunked" if call.backend == "auto" else call.backend
     _refuse_transforms(chosen)
     dtype = compute_dtype(torch.promote_types(rows_BD.dtype, reference.rows.dtype))
-    with on_their_device(rows_BD):
+    with on_their_device(rows_BD, launches=False):
         labels = (labels_B.to(torch.int64), reference.labels.to(torch.int64))
         crossing = find_crossing(*labels, layout, references)
         rows_VD = rows_BD if crossing.all_valid else _kept(rows_BD, crossing.valid_B, call)

@@ -1,9 +1,9 @@
-"""Guard of hand-written backwards: they have no second derivative and say so, and autocast does not reach into them."""
+"""Guard of hand-written backwards: they have no second derivative and say so, and autocast does not reach
+into them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -15,8 +15,8 @@ NO_SECOND_DERIVATIVE = 'create_graph=True: this backend has no second derivative
 
 
 def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate `Function.backward` to raise RuntimeError when a second derivative is asked for, and to run as the
-    forward did where `backward()` is called inside autocast.
+    """Decorate `Function.backward` to raise RuntimeError when a second derivative is asked for, and to run as
+    the forward did where `backward()` is called inside autocast.
 
     torch's own `once_differentiable` raises only where the upstream gradient requires a gradient; otherwise
     it takes the gradient for a constant, and a gradient penalty would be dropped in silence. Gradient mode is
@@ -27,8 +27,10 @@ def first_order_only(backward: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(ctx: Any, *gradients: Any) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError(NO_SECOND_DERIVATIVE)
-        known = [gradient for gradient in gradients if gradient is not None]
-        with without_autocast(known[0].device) if known else nullcontext():
-            return backward(ctx, *gradients)
+        for gradient in gradients:
+            if gradient is not None and torch.is_autocast_enabled(gradient.device.type):
+                with without_autocast(gradient.device):
+                    return backward(ctx, *gradients)
+        return backward(ctx, *gradients)
 
     return guarded

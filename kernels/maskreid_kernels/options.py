@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 import torch.distributed as dist
 from torch import Tensor
 
+from .precision import PRECISIONS
+
 Reduction = Literal["mean", "sum", "none"]
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -59,6 +61,15 @@ def check_group(group: object) -> None:
         raise ValueError(f"group: expected a torch.distributed process group or None, got {kind} {group!r}")
     if not dist.is_initialized():
         raise ValueError("group: torch.distributed is not initialised; call init_process_group first")
+
+
+def check_precision(precision: str, backend: str) -> None:
+    """Raise ValueError for an unknown preset, or one given to a backend that has none."""
+    if precision != "auto" and precision not in PRECISIONS:
+        known = ", ".join(repr(name) for name in ("auto", *PRECISIONS))
+        raise ValueError(f"precision {precision!r}: known are {known}")
+    if precision != "auto" and backend in ("reference", "dense", "chunked"):
+        raise ValueError(f'precision {precision!r} is an option of backend="triton", not of {backend!r}')
 
 
 def check_reduction(call: Call) -> None:

@@ -66,5 +66,6 @@ def find_positives(labels_N: Tensor) -> Positives:
 
 
 def count_valid_anchors(labels_B: Tensor, layout: RankLayout) -> Tensor:
-    """How many anchors of all ranks a loss counts, 0-d int64. Every rank takes part (a collective: labels)."""
+    """How many anchors of all ranks a loss counts, 0-d int64. Every rank takes part (a collective:
+    labels)."""
     return find_positives(gather_rows(labels_B, layout)).valid_N.sum()

@@ -35,7 +35,8 @@ OF_TORCH = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
 def matmul_precision() -> str:
     """What the user asked of float32 matrix products on a GPU, in the words of set_float32_matmul_precision.
 
-    By that function, or by torch's newer `fp32_precision` settings, after which the older getter raises RuntimeError.
+    By that function, or by torch's newer `fp32_precision` settings, after which the older getter raises
+    RuntimeError.
     """
     try:
         return torch.get_float32_matmul_precision()
@@ -44,17 +45,9 @@ def matmul_precision() -> str:
         return {"tf32": "high", "bf16": "medium"}.get(newer, "highest")
 
 
-def check_precision(precision: str, backend: str) -> None:
-    """Raise ValueError for an unknown preset, or one given to a backend that has none."""
-    if precision != "auto" and precision not in PRECISIONS:
-        known = ", ".join(repr(name) for name in ("auto", *PRECISIONS))
-        raise ValueError(f"precision {precision!r}: known are {known}")
-    if precision != "auto" and backend in ("reference", "dense", "chunked"):
-        raise ValueError(f'precision {precision!r} is an option of backend="triton", not of {backend!r}')
-
-
 def choose_precision(precision: str, dtype: torch.dtype) -> Precision:
-    """The preset for rows of `dtype`. "auto": bfloat16 and float16 rows "bf16", float32 by torch's matmul precision.
+    """The preset for rows of `dtype`. "auto": bfloat16 and float16 rows "bf16", float32 by torch's matmul
+    precision.
 
     float64 is always computed in float64. Raises ValueError for bfloat16 where programs are interpreted.
     """
@@ -74,6 +67,7 @@ def choose_precision(precision: str, dtype: torch.dtype) -> Precision:
 
 
 def preset_of_rows(precision: str, dtype: torch.dtype, backend: str) -> str:
-    """`precision` for rows that were cast from `dtype` to float32: "auto" would no longer see what they were."""
+    """`precision` for rows that were cast from `dtype` to float32: "auto" would no longer see what they
+    were."""
     low = dtype in (torch.bfloat16, torch.float16)
     return "bf16" if low and precision == "auto" and backend in ("auto", "triton") else precision

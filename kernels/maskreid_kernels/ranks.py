@@ -20,6 +20,7 @@ Names: B = this rank's rows, N = rows of all ranks, D = columns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+from .agreement import agree
+from .inputs import FLOATS
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,58 @@ class ReferenceLayout(RankLayout):
     learning: bool
 
 
+def agree_on_layout(
+    rows_BD: object,
+    problem: str | None,
+    group: dist.ProcessGroup | None,
+    options: Mapping[str, Any] | None = None,
+) -> RankLayout:
+    """`agree_on_layouts` of a call whose candidates are the batch."""
+    return agree_on_layouts(rows_BD, None, problem, group, options)[0]
+
+
+def agree_on_layouts(
+    rows_BD: object,
+    reference_RD: Tensor | None,
+    problem: str | None,
+    group: dist.ProcessGroup | None,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[RankLayout, ReferenceLayout]:
+    """Exchange row counts over the group; raise ValueError, the same line on every rank, when any rank's input is
+    bad or the ranks' widths, dtypes or options differ.
+
+    Every rank of the group takes part (`agree`). A group of one rank is no group: nothing is exchanged.
+    `problem` is what this rank found wrong with its own input, None when nothing: rows_BD is a tensor then.
+    reference_RD: candidates that are not the batch, of the rows' width; None: none. `options`: what must be
+    equal on all ranks.
+    """
+    rank = 0 if group is None else dist.get_rank(group)
+    if rank < 0:
+        raise ValueError("group: this process is not one of the group's ranks")
+    learning = reference_RD is not None and reference_RD.requires_grad
+    references = 0 if reference_RD is None else len(reference_RD)
+    if group is None or dist.get_world_size(group) == 1:
+        if problem:
+            raise ValueError(problem)
+        assert isinstance(rows_BD, Tensor)
+        return RankLayout(None, 0, (rows_BD.shape[0],)), ReferenceLayout(None, 0, (references,), learning)
+    numbers = (0, 0, 0, 0, 0)
+    if not problem:
+        assert isinstance(rows_BD, Tensor)
+        numbers = (*rows_BD.shape, FLOATS.index(rows_BD.dtype), references, int(learning))
+    device = rows_BD.device if isinstance(rows_BD, Tensor) else None
+    found = agree(problem, options or {}, numbers, group, device)
+    rows, columns, dtypes, candidates, learn = zip(*found, strict=True)
+    if len(set(columns)) > 1:
+        raise ValueError(
+            f"the ranks' rows differ in width: {list(columns)} columns by rank; pass the same width"
+        )
+    if len(set(dtypes)) > 1:
+        names = [str(FLOATS[code]) for code in dtypes]
+        raise ValueError(f"the ranks' rows differ in dtype: {names} by rank; pass the same dtype")
+    return RankLayout(group, rank, rows), ReferenceLayout(group, rank, candidates, any(learn))
+
+
 def gather_rows(own: Tensor, layout: RankLayout) -> Tensor:
     """All ranks' rows in rank order, [B, ...] -> [N, ...]. Every rank takes part; carries no gradient."""
     own = own.detach()
@@ -69,18 +125,18 @@ def gather_rows(own: Tensor, layout: RankLayout) -> Tensor:
 
 @torch.no_grad()
 def _gathered(own: Tensor, layout: RankLayout) -> Tensor:
-    tallest = max(layout.rows_per_rank)
+    max_rows = max(layout.rows_per_rank)
     padded = own
-    if own.shape[0] < tallest:  # collectives want equal shapes, ranks may hold unequal row counts
-        padded = own.new_zeros((tallest, *own.shape[1:]))
+    if own.shape[0] < max_rows:  # collectives want equal shapes, ranks may hold unequal row counts
+        padded = own.new_zeros((max_rows, *own.shape[1:]))
         padded[: own.shape[0]] = own
-    gathered = own.new_empty((layout.world_size * tallest, *own.shape[1:]))
-    if tallest > 0:
+    gathered = own.new_empty((layout.world_size * max_rows, *own.shape[1:]))
+    if max_rows > 0:
         # Into one tensor: of a list, NCCL would make a flat buffer and copy it.
         dist.all_gather_into_tensor(gathered, padded.contiguous(), group=layout.group)
-    if min(layout.rows_per_rank) == tallest:
+    if min(layout.rows_per_rank) == max_rows:
         return gathered
-    padded_ranks = gathered.unflatten(0, (layout.world_size, tallest))
+    padded_ranks = gathered.unflatten(0, (layout.world_size, max_rows))
     return torch.cat([padded_ranks[rank, :rows] for rank, rows in enumerate(layout.rows_per_rank)])
 
 

@@ -1,4 +1,5 @@
-"""Selection and scaling with backwards of their own: inside the compiler's operator plain autograd records nothing.
+"""Selection and scaling with backwards of their own: inside the compiler's operator plain autograd records
+nothing.
 
 Names: B = this rank's rows, K = rows kept of them, D = columns.
 """

@@ -1,4 +1,5 @@
-"""The Triton programs that go row by row: norms, rows of length 1 and their gradient. B = rows, D = columns."""
+"""The Triton programs that go row by row: norms, rows of length 1 and their gradient. B = rows, D =
+columns."""
 
 from __future__ import annotations
 

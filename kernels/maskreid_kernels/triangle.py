@@ -1,10 +1,10 @@
 """Every unordered pair of rows once: S = x x^T is symmetric, so half of its blocks hold all of it.
 
-A block (i, j) with i <= j serves both roles: its rows are anchors whose candidates are its columns and, unless i = j,
-the other way round. What an anchor needs of all its candidates (a least distance, a sum) is put together from the
-blocks as they come. In the forward each rank computes a share of the blocks, for the anchors of all ranks, and the
-parts are gathered: N^2 / 2 similarities in all. In the backward each rank computes the blocks that touch its own rows:
-N^2 - N^2 / (2 W) in all, and no collective.
+A block (i, j) with i <= j serves both roles: its rows are anchors whose candidates are its columns and,
+unless i = j, the other way round. What an anchor needs of all its candidates (a least distance, a sum) is put
+together from the blocks as they come. In the forward each rank computes a share of the blocks, for the
+anchors of all ranks, and the parts are gathered: N^2 / 2 similarities in all. In the backward each rank
+computes the blocks that touch its own rows: N^2 - N^2 / (2 W) in all, and no collective.
 
 Names: N = rows of all ranks, W = ranks, b, c = rows and columns of a block, P = rows of the largest identity,
 m = pairs of one identity.
@@ -121,7 +121,8 @@ class Triangle:
             out_BD[own].addmm_(G_bc.t(), self._x_ND[block.rows])
 
     def _pairs_of_identities(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """(row within the strip, global row of its identity) by ascending global row; those of the last strip are kept."""
+        """(row within the strip, global row of its identity) by ascending global row; those of the last strip
+        are kept."""
         if self._listed is None or self._listed[0] != rows:
             _, index_bP, _ = self.positives.of_rows(rows)
             column_m, place_m = index_bP.flatten().sort()
@@ -130,7 +131,8 @@ class Triangle:
 
 
 def _blocks(layout: RankLayout, height: int, width: int) -> Iterator[Block]:
-    """By rows, then by columns: the square on the diagonal, whose rows alone are anchors, and what is right of it."""
+    """By rows, then by columns: the square on the diagonal, whose rows alone are anchors, and what is right
+    of it."""
     edges = list(accumulate(layout.rows_per_rank, initial=0))
     ranks = list(pairwise(edges))
     for rank, (start, stop) in enumerate(ranks):

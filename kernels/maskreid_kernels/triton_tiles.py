@@ -1,17 +1,18 @@
-"""What the Triton kernels share: rows sorted by identity, tiles of S = x x^T, tile shapes, and their variants.
+"""What the Triton kernels share: rows sorted by identity, tiles of S = x x^T, tile shapes, and their
+variants.
 
 Candidates are addressed by their place in a stable sort by label, so the positives of an anchor are the
 places start ... stop - 1 and a tile that no anchor's range reaches needs no labels at all. Rows are not
-copied: a tile loads them through the order. What a program reads of a candidate beside its row (a norm, a threshold)
-is stored by row too, so nothing is permuted between launches. Addresses are int64, places int32.
+copied: a tile loads them through the order. What a program reads of a candidate beside its row (a norm, a
+threshold) is stored by row too, so nothing is permuted between launches. Addresses are int64, places int32.
 
-A forward kernel runs one program per (row block, chunk of columns), chunks side by side: programs that run at the same
-time share few row blocks and all chunks, so both operands stay in the L2 cache. Each walks the column tiles of its
-chunk and writes partial results [chunk, anchor], which are merged over the chunks in fixed order. No atomics:
-results are the same bits from run to run.
+A forward kernel runs one program per (row block, chunk of columns), chunks side by side: programs that run at
+the same time share few row blocks and all chunks, so both operands stay in the L2 cache. Each walks the
+column tiles of its chunk and writes partial results [chunk, anchor], which are merged over the chunks in
+fixed order. No atomics: results are the same bits from run to run.
 
-Sizes that change from batch to batch are arguments that Triton does not specialise on (`do_not_specialize`): a batch of
-another size compiles nothing. D is specialised: its alignment decides how rows are loaded.
+Sizes that change from batch to batch are arguments that Triton does not specialise on (`do_not_specialize`):
+a batch of another size compiles nothing. D is specialised: its alignment decides how rows are loaded.
 
 Names: M anchors (this rank's rows in sorted order), N candidates (the rows of all ranks), D columns.
 """
@@ -37,8 +38,8 @@ ALIGNED = 16  # columns
 # Chunks that share a row block in the L2 cache, while their partial results stay small.
 SIDE_BY_SIDE = 16
 PARTIAL_BYTES = 64 << 20
-# What a tile may take: 64 KB of shared memory (AMD, and NVIDIA's consumer chips, which have 99); 160 KB (A100); 227 KB and
-# products that read it, which leaves registers free (from Hopper on).
+# What a tile may take: 64 KB of shared memory (AMD, and NVIDIA's consumer chips, which have 99); 160 KB
+# (A100); 227 KB and products that read it, which leaves registers free (from Hopper on).
 Chip = Literal["small", "large", "wide"]
 LARGE_SHARED, WIDE_SHARED = 160 << 10, 227 << 10
 INTERPRETED = triton.knobs.runtime.interpret
@@ -100,8 +101,8 @@ def sort_by_identity(labels_N: Tensor, layout: RankLayout) -> SortedRows:
 def tile_shape(columns: int, rows: torch.dtype, *, chip: Chip = "large", wide: bool = False) -> TileShape:
     """The tile for rows of `columns` columns stored in `rows`; small ones where programs are interpreted.
 
-    `wide`: for a program that has registers to spare on a "wide" chip: twice the columns where rows come in several
-    slabs, so that a byte from the L2 cache feeds a third more products.
+    `wide`: for a program that has registers to spare on a "wide" chip: twice the columns where rows come in
+    several slabs, so that a byte from the L2 cache feeds a third more products.
     """
     depth = max(triton.next_power_of_2(columns), 16)
     if INTERPRETED:
@@ -141,7 +142,8 @@ def accumulator(rows: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
 class Variant:
     """One compilation of a program as real launches ask for it, to be compiled ahead of time (see aot.py).
 
-    `types`: Triton's type of each argument by name ("*bf16", "i32"); `options`: constants, num_warps, num_stages.
+    `types`: Triton's type of each argument by name ("*bf16", "i32"); `options`: constants, num_warps,
+    num_stages.
     """
 
     program: Any
@@ -171,8 +173,8 @@ def column_chunks(
 ) -> tuple[int, int]:
     """(tiles per chunk, chunks): enough programs for about four on each processor of the device.
 
-    And as many chunks as share a row block in the L2 cache, while the partial results, of so many bytes per anchor and
-    chunk, stay small.
+    And as many chunks as share a row block in the L2 cache, while the partial results, of so many bytes per
+    anchor and chunk, stay small.
     """
     row_blocks = max(triton.cdiv(anchors, tile.block_m), 1)
     tiles = max(triton.cdiv(candidates, tile.block_n), 1)
@@ -201,7 +203,8 @@ def processors(device: torch.device) -> int:
 
 
 def split_float(value: float) -> tuple[float, float]:
-    """The value as a sum of two float32 numbers, to about 48 bits: a scalar argument of a program is a float32.
+    """The value as a sum of two float32 numbers, to about 48 bits: a scalar argument of a program is a
+    float32.
 
     As arguments constants are not compiled in, so that one that is learned compiles nothing.
     """
@@ -210,10 +213,11 @@ def split_float(value: float) -> tuple[float, float]:
 
 
 def dot_rows(x_ND: Tensor, precision: Precision) -> Tensor:
-    """The rows as the tiles read them: in the preset's dtype, and a multiple of ALIGNED columns wide, zeros filled up.
+    """The rows as the tiles read them: in the preset's dtype, and a multiple of ALIGNED columns wide, zeros
+    filled up.
 
-    A row whose start is not aligned is loaded element by element, which costs more registers than there are. No copy of
-    rows that are both already.
+    A row whose start is not aligned is loaded element by element, which costs more registers than there are.
+    No copy of rows that are both already.
     """
     missing = -x_ND.shape[1] % ALIGNED
     rows_ND = x_ND.to(precision.rows)

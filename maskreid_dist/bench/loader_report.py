@@ -122,11 +122,11 @@ def markdown(found: LoaderResults, machine: Machine, picture: Path) -> str:
     lines = [f"# Loader, {machine.date}", ""]
     lines += [f"- {key}: {value}" for key, value in vars(machine).items()]
     lines += [
-        f"- {found.pairs} pairs; a figure is {found.steps} batches of 16 x 4 ({3 * found.steps} of warm augmentation) after "
-        "workers have started; medians over rounds",
+        f"- {found.pairs} pairs; a figure is {found.steps} batches of 16 x 4 ({3 * found.steps} of warm "
+        "augmentation) after workers have started; medians over rounds",
         f"- cold cache: emptied before each figure ({dropped})",
-        f"- a worker's private memory, epochs of {memory.batches} batches: {memory.first_mb:.1f} MB at most in the first, "
-        f"{memory.second_mb:.1f} MB in the second",
+        f"- a worker's private memory, epochs of {memory.batches} batches: {memory.first_mb:.1f} MB at most "
+        f"in the first, {memory.second_mb:.1f} MB in the second",
         "",
         *(f"- {promise.line()}" for promise in promises(found)),
         "",

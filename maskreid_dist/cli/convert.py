@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 import typer
 
 from maskreid_dist.cli import mask_flags as flags
-from maskreid_dist.cli.progress import progress_bar
 from maskreid_dist.errors import UserError
 from maskreid_dist.files import check_writable
+from maskreid_dist.progress import progress_bar
 from maskreid_shards import SHARD_BYTES, Layout, convert
 from maskreid_shards.convert import check_fresh
 
@@ -42,7 +42,8 @@ def convert_layout(
     on_bad_mask: Annotated[
         Literal["fail", "full", "skip"] | None,
         typer.Option(
-            help="A mask that is missing, unreadable, empty or coloured: stop, use the full image, or skip the pair. Default: fail."
+            help="A mask that is missing, unreadable, empty or coloured: stop, use the full image, or skip "
+            "the pair. Default: fail."
         ),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Take data.on_bad_mask from this recipe.")] = None,

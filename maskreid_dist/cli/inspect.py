@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
-from maskreid_dist.cli.progress import progress_bar
+from maskreid_dist.progress import progress_bar
 from maskreid_shards import Plan, Split
 
 Shards = Annotated[Path, typer.Argument(help="Folder that `maskreid convert` made.", show_default=False)]
@@ -121,7 +121,8 @@ def stats(
     for name, found in splits.items():
         others = f" (of them {found.junk} junk, {found.distractors} distractors)"
         print(
-            f"{name}: {found.samples} images{others if found.junk or found.distractors else ''}, {found.identities} identities"
+            f"{name}: {found.samples} images{others if found.junk or found.distractors else ''}, "
+            f"{found.identities} identities"
         )
         quantiles = ", ".join(f"{what} {value:g}" for what, value in found.images_per_identity.items())
         print(f"{name}: images per identity: {quantiles}")
@@ -129,7 +130,8 @@ def stats(
         print(f"{name}: images per camera: {cameras}")
     few = effects[0].few_image_identities
     print(
-        f"{split}, {identities} identities x {images} images: {few} identities have fewer than {images} images"
+        f"{split}, {identities} identities x {images} images: {few} identities have fewer than {images} "
+        "images"
     )
     for effect in effects:
         print(
@@ -137,7 +139,8 @@ def stats(
             + (
                 effect.problem
                 or f"{effect.taking_part} identities take part, {effect.steps_per_epoch} steps an epoch, "
-                f"{effect.dropped_identities} without a place, {100 * effect.never_drawn:.1f} % of the images not drawn in a pass"
+                f"{effect.dropped_identities} without a place, {100 * effect.never_drawn:.1f} % of the "
+                "images not drawn in a pass"
             )
         )
     if output:

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from maskreid_dist.cli.progress import progress_bar
 from maskreid_dist.errors import UserError
+from maskreid_dist.progress import progress_bar
 from maskreid_shards import Layout, MaskOptions
 
 Model = Literal["deeplabv3_resnet50", "fcn_resnet50", "maskrcnn_resnet50"]
@@ -16,14 +16,16 @@ Masks = Annotated[
     str | None,
     typer.Option(
         metavar="DIR|PATTERN",
-        help="Masks: a folder that mirrors the data set (same stem, .png), or a pattern with {folder}, {stem}, {name}, {split}. "
-        "Default: sibling folders <folder>_seg. With --segment: where the made masks go, default OUT-masks.",
+        help="Masks: a folder that mirrors the data set (same stem, .png), or a pattern with {folder}, "
+        "{stem}, {name}, {split}. Default: sibling folders <folder>_seg. With --segment: where the made "
+        "masks go, default OUT-masks.",
     ),
 ]
 MaskKind = Annotated[
     Literal["soft", "label", "parsing"] | None,
     typer.Option(
-        help="Pixels are grey (soft, 255 = person), labels (see --person-label), or a parsing (above 0 = person). Default: soft."
+        help="Pixels are grey (soft, 255 = person), labels (see --person-label), or a parsing (above 0 = "
+        "person). Default: soft."
     ),
 ]
 PersonLabels = Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
-from maskreid_dist.cli.progress import progress_bar
+from maskreid_dist.progress import progress_bar
 
 
 @one_line_errors

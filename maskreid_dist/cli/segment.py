@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from maskreid_dist.cli import mask_flags as flags
-from maskreid_dist.cli.progress import progress_bar
+from maskreid_dist.progress import progress_bar
 from maskreid_shards import Layout
 
 

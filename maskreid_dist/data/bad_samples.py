@@ -48,7 +48,8 @@ class BadSamples:
                 lines.append(f"bad sample {sample}, sample {by} of its identity stands in: {problem}")
         if len(self.problems) > self.budget:
             raise SampleError(
-                f"{len(self.problems)} bad samples, data.bad_samples allows {self.budget}; the last: {problem}"
+                f"{len(self.problems)} bad samples, data.bad_samples allows {self.budget}; the last: "
+                f"{problem}"
             )
         return lines
 

@@ -229,8 +229,8 @@ def make_plan(split: Split, batch: BatchConfig, seed: int, world_size: int) -> P
     alone = batch.sampling == "pk" and batch.identities == world_size and batch.few_images == "all"
     if alone and batch.images > 1 and (split.table.count[split.table.pids > 0] == 1).any():
         raise ShardError(
-            f'few_images "all": one identity a rank ({batch.identities} over {world_size} ranks) would leave a rank with a '
-            f'single image; use {2 * world_size} identities, or few_images "repeat" or "skip"'
+            f'few_images "all": one identity a rank ({batch.identities} over {world_size} ranks) would leave '
+            f'a rank with a single image; use {2 * world_size} identities, or few_images "repeat" or "skip"'
         )
     return plan
 

@@ -18,9 +18,10 @@ def embed_split(
     split: Split,
     config: Config,
     device: torch.device,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """(N, D) float32 L2-normalised embeddings, in the split's order. `progress` gets the images done so far.
+    """(N, D) float32 L2-normalised embeddings, in the split's order. `progress` gets the images done so far,
+    and all.
 
     Raises SampleError for the first batch that cannot be read or decoded.
     """
@@ -35,6 +36,6 @@ def embed_split(
             rows.append(network(image, batch.mask_B1HW.to(device)).embedding_BD.cpu())
             done += len(batch.pids_B)
             if progress:
-                progress(done)
+                progress(done, len(split))
     embeddings: NDArray[np.float32] = torch.cat(rows).numpy()
     return embeddings

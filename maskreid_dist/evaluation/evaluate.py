@@ -10,18 +10,18 @@ import torch
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from maskreid_dist.config import Config
 from maskreid_dist.evaluation.embed import embed_split
 from maskreid_dist.evaluation.histogram import histogram_features
-from maskreid_dist.files import write_atomically
 from maskreid_dist.model import MaskReID, build_network
 from maskreid_dist.model.checkpoint import Checkpoint, find_checkpoint, load_weights
+from maskreid_dist.progress import progress_bar
 from maskreid_dist.retrieval import RetrievalResult, evaluate_retrieval
 from maskreid_dist.retrieval.result import ApName
 from maskreid_shards import ShardSet, decode_pair
+from maskreid_shards.atomic import write_atomically
 
 COLUMNS = {
     "mAP_hits": "mAP\nhits",
@@ -71,15 +71,9 @@ def rank_network(
     """Embed both splits, with a progress bar, and evaluate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     features = []
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        for split_name in ("query", "gallery"):
-            split = shards.split(split_name)
-            task = bar.add_task(f"{name}: {split_name}", total=len(split))
-
-            def show(done: int, task: TaskID = task) -> None:
-                bar.update(task, completed=done)
-
-            features.append(embed_split(network, split, config, device, show))
+    for split_name in ("query", "gallery"):
+        with progress_bar(f"{name}: {split_name}", console) as progress:
+            features.append(embed_split(network, shards.split(split_name), config, device, progress))
     return rank_gallery(name, features[0], features[1], shards, ap)
 
 

@@ -48,7 +48,8 @@ def write_run_report(
             "Device": torch.cuda.get_device_name()
             if torch.cuda.is_available()
             else f"CPU, {platform.machine()}",
-            "Versions": f"maskreid_dist {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+            "Versions": f"maskreid_dist {__version__}, torch {torch.__version__}, Python "
+            f"{platform.python_version()}",
         },
     )
     ranked_list_figure(ranked[::EACH], path.with_suffix(".png"))

@@ -61,9 +61,8 @@ def curves_svg(path: Path) -> str:
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
     buffer = StringIO()
-    with rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "maskreid"}
-    ):  # text stays text; the same bytes each time
+    # Text stays text; the same bytes each time.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "maskreid"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
-from maskreid_dist.files import write_atomically
 from maskreid_shards import JudgedMask, QualityReport, ShardSet, decode_pair
+from maskreid_shards.atomic import write_atomically
 from maskreid_shards.mask_quality import DEFECTS
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ def _contact_sheet(worst: Sequence[JudgedMask], shards: ShardSet, report: Qualit
         )  # fmt: skip
     counts = ", ".join(f"{count} {kind}" for kind, count in report.counts.items())
     figure.suptitle(
-        f"{len(worst)} of {len(report.defective)} defective masks ({counts}; {sum(report.checked.values())} masks)"
-        " — image | mask | cut-out",
+        f"{len(worst)} of {len(report.defective)} defective masks ({counts}; {sum(report.checked.values())} "
+        "masks) — image | mask | cut-out",
         fontsize=10,
     )
     return figure

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskreid_dist.files import write_atomically
+from maskreid_shards.atomic import write_atomically
 
 GREEN, RED, GREY = "#1a8f3c", "#c8322b", "#888888"
 

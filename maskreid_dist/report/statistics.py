@@ -3,7 +3,7 @@
 from io import BytesIO
 from pathlib import Path
 
-from maskreid_dist.files import write_atomically
+from maskreid_shards.atomic import write_atomically
 from maskreid_shards.statistics import SplitStatistics
 
 BLUE, ORANGE = "#2a5ea8", "#c9782b"

@@ -11,7 +11,7 @@ from maskreid_dist.errors import RetrievalError
 from maskreid_dist.retrieval.counting import Tile, count_before, local_good_distances, order_good_images
 from maskreid_dist.retrieval.distance import Metric
 from maskreid_dist.retrieval.group import GalleryLabels, share_labels, sum_over_ranks
-from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, check_widths, image_set
+from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, both_sides
 from maskreid_dist.retrieval.pairs import IntArray, block_pairs
 from maskreid_dist.retrieval.result import AP_NAMES, ApName, RetrievalResult
 from maskreid_dist.retrieval.scores import (
@@ -20,6 +20,7 @@ from maskreid_dist.retrieval.scores import (
     cmc_curve,
     inverse_negative_penalty,
 )
+from maskreid_kernels.options import check_group
 
 QUERY_BLOCK = 256
 GALLERY_TILE = 8192  # a block's float64 distances to a tile: 16 MiB
@@ -55,22 +56,22 @@ def evaluate_retrieval(
 
     Equals Torchreid's eval_market1501 bit for bit (CMC float32, AP float64) where no two distances
     are tied, in a gallery without pid -1.
-    Raises RetrievalError when no query has a good image, ValueError for bad input.
+    Raises RetrievalError when no query has a good image, ValueError for bad input; over a group the same line
+    on every rank, also where the ranks' options or queries differ.
     """
-    if ap not in AP_NAMES:
-        raise ValueError(f"ap {ap!r} is unknown: choose one of {', '.join(AP_NAMES)}")
-    if max_rank < 1:
-        raise ValueError(f"max_rank must be at least 1, not {max_rank}")
+    check_group(group)
     query_set = gallery_set = problem = None
     try:
-        query_set = image_set("query", query, query_pids, query_camids, metric=metric)
-        gallery_set = image_set("gallery", gallery, gallery_pids, gallery_camids, metric=metric)
-        check_widths(query_set, gallery_set)
+        _check_options(ap, max_rank)
+        query_set, gallery_set = both_sides(
+            query, query_pids, query_camids, gallery, gallery_pids, gallery_camids, metric=metric
+        )
         if not len(query_set):
             raise ValueError("there is no query image")
     except ValueError as error:
-        query_set, problem = None, error
-    labels = share_labels(query_set, gallery_set, problem, group)
+        problem = str(error)
+    options = {"metric": metric, "ap": ap, "max_rank": max_rank}
+    labels = share_labels(query_set, gallery_set, problem, options, group)
     query_set, gallery_set = cast(ImageSet, query_set), cast(ImageSet, gallery_set)
     if not len(labels.gallery.pids):
         raise ValueError("there is no gallery image")
@@ -78,6 +79,13 @@ def evaluate_retrieval(
     if not any(map(len, ranks)):
         raise RetrievalError(_why_no_query_is_valid(query_set, labels))
     return _score(ranks, listed_Q, ap, max_rank, len(labels.gallery.pids))
+
+
+def _check_options(ap: object, max_rank: object) -> None:
+    if ap not in AP_NAMES:
+        raise ValueError(f"ap {ap!r} is unknown: choose one of {', '.join(AP_NAMES)}")
+    if isinstance(max_rank, bool) or not isinstance(max_rank, int | np.integer) or max_rank < 1:
+        raise ValueError(f"max_rank: expected an integer of at least 1, got {max_rank!r}")
 
 
 def _rank_good_images(
@@ -159,10 +167,10 @@ def _why_no_query_is_valid(query: ImageSet, labels: GalleryLabels) -> str:
         )
     if not np.intersect1d(query.pids, labels.gallery.sorted_pids).size:
         return (
-            f"no query has a match: none of the {len(np.unique(query.pids))} query identities occurs among the "
-            f"{len(np.unique(labels.gallery.sorted_pids))} gallery identities"
+            f"no query has a match: none of the {len(np.unique(query.pids))} query identities occurs among "
+            f"the {len(np.unique(labels.gallery.sorted_pids))} gallery identities"
         )
     return (
-        f"no query has a match in another camera: each of the {len(query)} queries meets its identity only in images "
-        "of its own camera, which are left out"
+        f"no query has a match in another camera: each of the {len(query)} queries meets its identity only "
+        "in images of its own camera, which are left out"
     )

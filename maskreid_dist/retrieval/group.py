@@ -5,6 +5,7 @@ sent. Only labels, good images' distances and counts travel, never features.
 """
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from maskreid_dist.retrieval.inputs import ImageSet
 from maskreid_dist.retrieval.pairs import GalleryIndex
+from maskreid_kernels.agreement import agree, device_of_group
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,32 +30,31 @@ class GalleryLabels:
 def share_labels(
     query: ImageSet | None,
     gallery: ImageSet | None,
-    problem: ValueError | None,
+    problem: str | None,
+    options: Mapping[str, object],
     group: dist.ProcessGroup | None,
 ) -> GalleryLabels:
-    """Exchange labels; bad input on any rank raises ValueError on every rank, so that none waits for ever."""
-    if group is None:
+    """Exchange labels. Raises ValueError, the same line on every rank, where any rank has a problem, other
+    queries or other options: nobody waits for ever.
+
+    A group of one rank is no group. problem: what this rank found wrong, None when nothing; both sides are
+    there then.
+    """
+    if group is None or dist.get_world_size(group) == 1:
         if problem is not None or query is None or gallery is None:
-            raise problem or ValueError("no query and gallery given")
+            raise ValueError(problem or "no query and gallery given")
         return GalleryLabels(GalleryIndex.build(gallery.pids, gallery.camids), 0)
-    facts = _gather(torch.tensor(_facts(query, gallery), dtype=torch.int64), group).numpy()
-    if problem is not None:
-        raise problem
-    refused = np.flatnonzero(facts[:, 0] == 0)
-    if len(refused):
-        raise ValueError(f"rank {refused[0]} refused its query or gallery: its own message says why")
-    if (facts[:, 1:3] != facts[0, 1:3]).any():
-        raise ValueError("the ranks were given different queries: every rank needs the same ones")
-    assert gallery is not None
-    sizes = facts[:, 3]
-    longest = int(sizes.max())
-    padded = torch.zeros(2, longest, dtype=torch.int64)
+    equal = {**options, **({} if query is None else _described(query))}
+    counts = agree(problem, equal, (0 if gallery is None else len(gallery),), group)
+    sizes = [count for (count,) in counts]
+    assert gallery is not None  # who has none has a problem
+    padded = torch.zeros(2, max(sizes), dtype=torch.int64)
     padded[0, : len(gallery)] = torch.from_numpy(gallery.pids)
     padded[1, : len(gallery)] = torch.from_numpy(gallery.camids)
     labels = _gather(padded, group).numpy()
     pids = np.concatenate([labels[rank, 0, :size] for rank, size in enumerate(sizes)])
     camids = np.concatenate([labels[rank, 1, :size] for rank, size in enumerate(sizes)])
-    return GalleryLabels(GalleryIndex.build(pids, camids), int(sizes[: dist.get_rank(group)].sum()))
+    return GalleryLabels(GalleryIndex.build(pids, camids), sum(sizes[: dist.get_rank(group)]))
 
 
 def sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -61,19 +62,22 @@ def sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     for values only one rank holds."""
     if group is None:
         return values
-    sent = values.to(_device(group), copy=True)
+    sent = values.to(device_of_group(group), copy=True)
     dist.all_reduce(sent, group=group)
     return sent.to(values.device)
 
 
-def _facts(query: ImageSet | None, gallery: ImageSet | None) -> list[int]:
-    """[input accepted, number of queries, checksum of the queries, number of gallery images]."""
-    if query is None or gallery is None:
-        return [0, 0, 0, 0]
-    checksum = zlib.crc32(_bytes(query.features.cpu().float().numpy()))
-    for array in (query.pids, query.camids):
-        checksum = zlib.crc32(_bytes(array), checksum)
-    return [1, len(query), checksum, len(gallery)]
+def _described(query: ImageSet) -> dict[str, str]:
+    """What stands for the queries where they must be equal on all ranks."""
+    arrays = {
+        "query": query.features.cpu().float().numpy(),
+        "query_pids": query.pids,
+        "query_camids": query.camids,
+    }
+    return {
+        name: f"{' x '.join(map(str, array.shape))} numbers of checksum {zlib.crc32(_bytes(array)):08x}"
+        for name, array in arrays.items()
+    }
 
 
 def _bytes(array: NDArray[np.generic]) -> bytes:
@@ -82,14 +86,7 @@ def _bytes(array: NDArray[np.generic]) -> bytes:
 
 def _gather(values: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Stack the ranks' equally shaped tensors along a new first axis, on the CPU."""
-    values = values.to(_device(group))
+    values = values.to(device_of_group(group))
     parts = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, values, group=group)
     return torch.stack(parts).cpu()
-
-
-def _device(group: dist.ProcessGroup) -> torch.device:
-    """Where the group's backend can send from."""
-    if dist.get_backend(group) == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")

@@ -40,8 +40,8 @@ def image_set(side: Side, features: Features, pids: Ids, camids: Ids, *, metric:
     broken = (~(norms_N < _LARGEST_NORM)).nonzero().flatten()  # NaN fails the comparison too
     if len(broken):
         raise ValueError(
-            f"{side} features: {len(broken)} of {len(feat_ND)} rows hold NaN, infinite or overflowing values, "
-            f"first row {int(broken[0])}"
+            f"{side} features: {len(broken)} of {len(feat_ND)} rows hold NaN, infinite or overflowing "
+            f"values, first row {int(broken[0])}"
         )
     return ImageSet(
         features=feat_ND,
@@ -51,16 +51,30 @@ def image_set(side: Side, features: Features, pids: Ids, camids: Ids, *, metric:
     )
 
 
-def check_widths(query: ImageSet, gallery: ImageSet) -> None:
-    """Both sides must be embedded by the same network."""
-    if query.features.shape[1] != gallery.features.shape[1]:
-        raise ValueError(
-            f"query features have {query.features.shape[1]} columns, gallery features {gallery.features.shape[1]}"
-        )
+def both_sides(
+    query: Features,
+    query_pids: Ids,
+    query_camids: Ids,
+    gallery: Features,
+    gallery_pids: Ids,
+    gallery_camids: Ids,
+    *,
+    metric: Metric,
+) -> tuple[ImageSet, ImageSet]:
+    """Check queries and gallery, which must be embedded by the same network."""
+    query_set = image_set("query", query, query_pids, query_camids, metric=metric)
+    gallery_set = image_set("gallery", gallery, gallery_pids, gallery_camids, metric=metric)
+    columns, gallery_columns = query_set.features.shape[1], gallery_set.features.shape[1]
+    if columns != gallery_columns:
+        raise ValueError(f"query features have {columns} columns, gallery features {gallery_columns}")
+    return query_set, gallery_set
 
 
 def _features(side: Side, values: Features) -> Tensor:
-    tensor = values.detach() if isinstance(values, Tensor) else _shared_tensor(values)
+    try:
+        tensor = values.detach() if isinstance(values, Tensor) else _shared_tensor(values)
+    except (TypeError, ValueError) as error:  # strings, objects, rows of different lengths
+        raise ValueError(f"{side} features must be an array of floating point numbers ({error})") from None
     if tensor.ndim != 2 or tensor.shape[1] == 0:
         raise ValueError(f"{side} features must be (images, dimensions), not {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
@@ -83,6 +97,11 @@ def _shared_tensor(values: NDArray[np.floating]) -> Tensor:
 
 
 def _ids(name: str, values: Ids, count: int) -> NDArray[np.int64]:
+    if values is None and name.endswith("camids"):
+        raise ValueError(
+            f"{name}: none given; for data without cameras give every query camera 0 and every gallery image "
+            "camera 1, so that no match is left out"
+        )
     array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     if array.ndim != 1 or len(array) != count:
         raise ValueError(f"{name} must be one integer per feature row ({count}), not shape {array.shape}")

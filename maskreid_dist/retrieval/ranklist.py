@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from maskreid_dist.retrieval.distance import pair_distances
-from maskreid_dist.retrieval.inputs import Features, Ids, check_widths, image_set
+from maskreid_dist.retrieval.inputs import Features, Ids, both_sides
 from maskreid_dist.retrieval.pairs import JUNK_PID
 
 
@@ -43,9 +43,9 @@ def rank_list(
     shorter than `top` when fewer images remain after junk. Time O(G log G) and memory O(G) per
     query. Raises ValueError for bad input.
     """
-    query_set = image_set("query", query, query_pids, query_camids, metric=metric)
-    gallery_set = image_set("gallery", gallery, gallery_pids, gallery_camids, metric=metric)
-    check_widths(query_set, gallery_set)
+    query_set, gallery_set = both_sides(
+        query, query_pids, query_camids, gallery, gallery_pids, gallery_camids, metric=metric
+    )
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
     lists = []

@@ -47,7 +47,8 @@ class RetrievalResult:
         return float(self.cmc[min(k, len(self.cmc)) - 1])
 
     def metrics(self) -> dict[str, float]:
-        """The project's six figures, as fractions: both mAPs, mINP and Rank-1, -5, -10 (a curve of 10 ranks or more)."""
+        """The project's six figures, as fractions: both mAPs, mINP and Rank-1, -5, -10 (a curve of 10 ranks
+        or more)."""
         return {
             "mAP_hits": self.mAP_hits,
             "mAP_trapezoid": self.mAP_trapezoid,

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from maskreid_dist.errors import UserError
-from maskreid_dist.files import check_writable, write_atomically
+from maskreid_dist.files import check_writable
 from maskreid_dist.segmentation.networks import (
     INPUT_HEIGHT,
     SegmentationModel,
@@ -23,6 +23,7 @@ from maskreid_dist.segmentation.networks import (
     load_segmenter,
 )
 from maskreid_shards import Layout, Source
+from maskreid_shards.atomic import write_atomically
 from maskreid_shards.decode import IMAGE_FORMATS, decode
 from maskreid_shards.masks.options import mirrored
 from maskreid_shards.writing import read_image
@@ -52,7 +53,8 @@ class SegmentationReport:
 
     def lines(self) -> list[str]:
         return [
-            f"masks: {self.made} made, {self.kept} kept in {self.folder}; {self.empty} of those made are empty"
+            f"masks: {self.made} made, {self.kept} kept in {self.folder}; {self.empty} of those made are "
+            "empty"
         ]
 
 
@@ -109,7 +111,8 @@ def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:
         other = [name for name in wanted if found.get(name) != wanted[name]]
         if other:
             raise UserError(
-                f"{folder}: holds masks made with another {' and '.join(other)}; choose another folder or remove it"
+                f"{folder}: holds masks made with another {' and '.join(other)}; choose another folder or "
+                "remove it"
             )
         return False
     if folder.exists() and any(folder.iterdir()):

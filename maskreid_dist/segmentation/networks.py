@@ -87,7 +87,8 @@ def load_segmenter(
     classes = _classes(state, "classifier.4.weight", model, weights)
     if classes not in (2, VOC_CLASSES):
         raise UserError(
-            f"{weights}: {classes} classes; {model} needs VOC's {VOC_CLASSES} (person {VOC_PERSON}) or 2 (person 1)"
+            f"{weights}: {classes} classes; {model} needs VOC's {VOC_CLASSES} (person {VOC_PERSON}) or 2 "
+            "(person 1)"
         )
     build = deeplabv3_resnet50 if model == "deeplabv3_resnet50" else fcn_resnet50
     network = build(weights=None, weights_backbone=None, num_classes=classes, aux_loss=False)
@@ -156,7 +157,8 @@ def _read_state(file: Path) -> Mapping[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a loader fed with arbitrary bytes raises nearly anything: one line
         raise UserError(
-            f"{file}: not a file of weights alone ({type(error).__name__}); save the model's state_dict with torch.save"
+            f"{file}: not a file of weights alone ({type(error).__name__}); save the model's state_dict with "
+            "torch.save"
         ) from None
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

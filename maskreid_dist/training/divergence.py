@@ -12,10 +12,10 @@ from torch.nn.utils import get_total_norm
 
 from maskreid_dist.config import RunConfig
 from maskreid_dist.errors import UserError
-from maskreid_dist.files import write_atomically
 from maskreid_dist.run_directory import NON_FINITE
 from maskreid_dist.training.world import World
 from maskreid_shards import Plan, Split
+from maskreid_shards.atomic import write_atomically
 
 KEYS_OF_A_LINE = 4  # of a rank; the file has all
 NEVER = -1

@@ -50,7 +50,8 @@ def place_of_process(environment: Mapping[str, str] = os.environ) -> Place:
 
 
 def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process speaks for all; one whose variables are wrong speaks, of srun's tasks the first."""
+    """Whether this process speaks for all; one whose variables are wrong speaks, of srun's tasks the
+    first."""
     try:
         return place_of_process(environment).is_first
     except UserError:

@@ -18,7 +18,6 @@ from maskreid_dist.config import Config, EngineConfig
 from maskreid_dist.data.bad_samples import BadSamples, Replaced
 from maskreid_dist.data.batches import Batch, training_loader
 from maskreid_dist.errors import SampleError, UserError
-from maskreid_dist.files import naming
 from maskreid_dist.model import build_network
 from maskreid_dist.model.checkpoint import Checkpoint
 from maskreid_dist.recipe import load_recipe
@@ -38,6 +37,7 @@ from maskreid_dist.training.run_log import RunLog
 from maskreid_dist.training.saving import save_checkpoint
 from maskreid_dist.training.world import StopRequest, World, start_world
 from maskreid_shards import Split
+from maskreid_shards.atomic import naming
 
 
 def train(recipe: Path, overrides: Sequence[str], runs: Path, resume: bool) -> int:

@@ -15,8 +15,8 @@ def objective(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss (0-d, the global mean on every rank) and what to log beside it (0-d tensors).
 
-    labels_B: int64 class numbers 0 ... C-1. All ranks of `group` take part; its gradient convention is that of
-    maskreid_kernels.ranks: data-parallel averaging gives the gradient of one process on the whole batch.
+    labels_B: int64 class numbers 0 ... C-1. All ranks of `group` take part; its gradient convention is that
+    of maskreid_kernels.ranks: data-parallel averaging gives the gradient of one process on the whole batch.
     """
     if config.name == "softmax":
         assert output.logits_BC is not None
@@ -39,6 +39,7 @@ def pair_loss(
         "labels": labels_B,
         "group": group,
         "backend": config.backend,
+        "precision": config.precision,
     }
     # A constant that no recipe names (normalize) keeps the loss's own default.
     call |= {name: getattr(config, name) for name in constants(config.name) if hasattr(config, name)}

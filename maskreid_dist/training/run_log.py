@@ -9,18 +9,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TextColumn, TimeElapsedColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from maskreid_dist.files import naming, write_atomically
+from maskreid_dist.progress import make_bar
 from maskreid_dist.run_directory import EVENTS, METRICS, TENSORBOARD
+from maskreid_shards.atomic import naming, write_atomically
 
 
 class RunLog:
@@ -39,21 +33,12 @@ class RunLog:
         threading.excepthook = _without_tensorboard
         self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=start)
         self.console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            refresh_per_second=2,
-        )
+        more = (TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+        self.progress = make_bar("training", self.console, *more)
         self.task = self.progress.add_task("training", total=stop, completed=start, note="")
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self.progress.start()
+        self.progress.start()
         return self
 
     def __exit__(

@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from maskreid_dist.config import Config
-from maskreid_dist.files import naming, sync_directory
 from maskreid_dist.model.checkpoint import FORMAT, MANIFEST, PARTIAL, WEIGHTS, finished_checkpoints
 from maskreid_dist.training.run_folder import RunFolder
 from maskreid_dist.training.world import World
+from maskreid_shards.atomic import naming, sync_folder
 
 
 def save_checkpoint(
@@ -70,7 +70,7 @@ def save_checkpoint(
     world.barrier()  # all of it is on disk, on every disk
     if folder.is_keeper:
         os.replace(partial, final)
-        sync_directory(folder.checkpoints)
+        sync_folder(folder.checkpoints)
         _prune(folder.checkpoints, config.run.keep_checkpoints)
     world.barrier()
     return final
@@ -115,7 +115,7 @@ def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
         json.dump({**facts, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    sync_directory(folder)
+    sync_folder(folder)
 
 
 def _prune(folder: Path, keep: int) -> None:

@@ -4,6 +4,8 @@ A shard folder is a set of plain WebDataset tar files with a manifest and an ind
 `shards/README.md` has the format.
 """
 
+from collections.abc import Callable
+
 from .convert import SHARD_BYTES, ConversionReport, convert, convert_market1501
 from .decode import decode_mask, decode_pair, image_size
 from .errors import RemoteError, ShardError
@@ -30,8 +32,25 @@ from .samples import Layout, Source
 from .verification.folder import verify
 from .verification.problems import KINDS, Problem
 
+# The layouts that `maskreid convert` and `maskreid segment` know: each takes a path, and options by keyword.
+LAYOUTS: dict[str, Callable[..., Layout]] = {
+    "market1501": scan_market1501,
+    "dukemtmc": scan_dukemtmc,
+    "cuhk03": scan_cuhk03,
+    "cuhk03-np": scan_cuhk03_np,
+    "msmt17": scan_msmt17,
+    "mars": scan_mars,
+    "viper": scan_viper,
+    "prid": scan_prid,
+    "cuhk01": scan_cuhk01,
+    "dgd": scan_dgd,
+    "csv": scan_csv,
+    "folder": scan_folder,
+}
+
 __all__ = [
     "KINDS",
+    "LAYOUTS",
     "SHARD_BYTES",
     "ConversionReport",
     "Draws",

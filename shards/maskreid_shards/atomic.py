@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Files and folders that appear whole or not at all, and are on the disk then: beside, fsync, rename."""
 
 import contextlib
 import fcntl
@@ -14,8 +14,8 @@ from .errors import ShardError
 def partial_folder(out: Path) -> Iterator[Path]:
     """A hidden sibling folder that becomes `out` when the block ends well, and disappears when it fails.
 
-    It stays when the process is killed or interrupted (KeyboardInterrupt), and is found again, as it was left,
-    by the next block for the same `out`.
+    It stays when the process is killed or interrupted (KeyboardInterrupt), and is found again, as it was
+    left, by the next block for the same `out`.
     """
     out = out.resolve()
     partial = out.parent / f".{out.name}.maskreid-partial"
@@ -59,6 +59,38 @@ def _claim(partial: Path) -> int:
         if os.path.samestat(os.fstat(lock), partial.stat()):
             return lock
         os.close(lock)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` at once: afterwards it holds either the old bytes or all of the new ones.
+
+    Missing folders are made. One writer at a time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    with naming(path):
+        write_synced(beside, data)
+    beside.replace(path)
+    sync_folder(path.parent)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and fsync it; its name is durable after `sync_folder`."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the operating system that names no file this one: a write does not know whose it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def sync_folder(folder: Path) -> None:

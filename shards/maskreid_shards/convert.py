@@ -3,17 +3,17 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .atomic import partial_folder, sync_folder
+from .atomic import partial_folder, sync_folder, write_synced
 from .errors import ShardError
 from .keyed import keyed_bits
 from .layouts.market1501 import scan_market1501
-from .manifest import Manifest, SplitEntry, index_bytes, index_name, shard_name, write_manifest, write_synced
+from .manifest import Manifest, SplitEntry, index_bytes, index_name, shard_name, write_manifest
 from .masks.options import MaskOptions, place_masks
 from .masks.policy import DEFAULT_MASKS, MaskReport, OnBadMask, check_policy
 from .parallel import await_workers, write_shards
@@ -119,11 +119,12 @@ def convert(
 ) -> ConversionReport:
     """Write the shard folder `out`: `<split>/000000.tar`, ..., `index/<split>.npy`, and `manifest.json` last.
 
-    The same sources, seed and sizes give the same bytes for any number of `workers` (processes; with more than one
-    the calling script needs an `if __name__ == "__main__"`). Everything goes into a hidden sibling folder first, is
-    synced and then renamed to `out`. On a failure the sibling is removed; after a kill or KeyboardInterrupt the same
-    call keeps its finished shards, once their sha256 is checked. `shard_bytes` is the size aimed at: an identity is
-    never divided, so shards may exceed it. `progress(done, total)` is called with counts of samples.
+    The same sources, seed and sizes give the same bytes for any number of `workers` (processes; with more
+    than one the calling script needs an `if __name__ == "__main__"`). Everything goes into a hidden sibling
+    folder first, is synced and then renamed to `out`. On a failure the sibling is removed; after a kill or
+    KeyboardInterrupt the same call keeps its finished shards, once their sha256 is checked. `shard_bytes` is
+    the size aimed at: an identity is never divided, so shards may exceed it. `progress(done, total)` is
+    called with counts of samples.
 
     Raises ShardError: `out` is not new or empty, an unreadable image, a bad mask under the policy "fail", a
     split left without samples, no space to write.
@@ -138,21 +139,13 @@ def convert(
     total = sum(map(len, layout.splits.values()))
     with partial_folder(out) as folder:
         tasks = [
-            ShardTask(
-                folder, shard_name(split, number), number, tuple(part), dataset, on_bad_mask, mask_options
-            )
-            for split, sources in layout.splits.items()
-            for number, part in enumerate(deal(sources, dataset=dataset, shard_bytes=shard_bytes, seed=seed))
+            ShardTask(folder, name, number, sources, dataset, on_bad_mask, mask_options)
+            for name, number, sources in _dealt(layout, dataset, shard_bytes, seed)
         ]
         resumed, started_afresh = _prepare(folder, layout, tasks)
         kept = sum(len(task.sources) for task in tasks if task.name in resumed)
         written = _write(folder, tasks, resumed, workers, _Ticker(progress, kept, total))
-        splits: dict[str, SplitEntry] = {}
-        for split in layout.splits:
-            shards = [
-                shard for task, shard in zip(tasks, written, strict=True) if task.name.startswith(f"{split}/")
-            ]
-            splits[split] = _finish_split(folder, split, shards)
+        splits = {split: _finish_split(folder, split, written) for split in layout.splits}
         problems = [problem for shard in written for problem in shard.problems]
         masks = MaskReport.of(problems, policy=on_bad_mask, checked=total, form=mask_options.describe())
         manifest = Manifest(dataset, layout.name, seed, shard_bytes, splits, masks)
@@ -169,6 +162,15 @@ def convert(
     return ConversionReport(
         out, manifest, layout.strays, tuple(notes), layout.differences(), len(layout.published)
     )
+
+
+def _dealt(
+    layout: Layout, dataset: str, shard_bytes: int, seed: int
+) -> Iterator[tuple[str, int, tuple[Source, ...]]]:
+    """Every shard to write: its name, its number in its split, its sources."""
+    for split, sources in layout.splits.items():
+        for number, part in enumerate(deal(sources, dataset=dataset, shard_bytes=shard_bytes, seed=seed)):
+            yield shard_name(split, number), number, tuple(part)
 
 
 class _Ticker:
@@ -256,7 +258,8 @@ def _estimate(source: Source, dataset: str) -> int:
 
 
 def _finish_split(folder: Path, split: str, written: Sequence[WrittenShard]) -> SplitEntry:
-    """Write the split's index and sum up its entry."""
+    """Write the split's index and sum up its entry. `written`: the shards of all splits."""
+    written = [shard for shard in written if shard.entry.name.startswith(f"{split}/")]
     rows = np.concatenate([shard.rows for shard in written])
     if not len(rows):
         raise ShardError(

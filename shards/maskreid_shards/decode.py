@@ -58,9 +58,8 @@ def _open(data: bytes, formats: tuple[str, ...], where: str, max_pixels: int) ->
         picture = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise TooManyPixels(f"{where}: {_brief(error)}; shrink it") from error
-    except (
-        Exception
-    ) as error:  # a decoder fed with arbitrary bytes raises nearly anything: each becomes one line
+    except Exception as error:
+        # A decoder fed with arbitrary bytes raises nearly anything: each becomes one line.
         raise ShardError(
             f"{where}: not a readable {' or '.join(formats)} file ({len(data)} bytes); replace it"
         ) from error
@@ -101,7 +100,8 @@ def decode_mask(raw: Pair, size: tuple[int, int], *, max_pixels: int = MAX_PIXEL
 
 
 def image_size(raw: Pair, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(width, height) of a sample's image by its header alone. Raises ShardError as `decode_pair` does for a bad one."""
+    """(width, height) of a sample's image by its header alone. Raises ShardError as `decode_pair` does for a
+    bad one."""
     return _open(raw.image, IMAGE_FORMATS, f"{raw.shard}: {raw.key}: image", max_pixels).size
 
 

@@ -6,4 +6,5 @@ class ShardError(ValueError):
 
 
 class RemoteError(ShardError):
-    """The store did not deliver, so the data may be sound: never a bad sample, and other processes may fare better."""
+    """The store did not deliver, so the data may be sound: never a bad sample, and other processes may fare
+    better."""

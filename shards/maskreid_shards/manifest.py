@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from .atomic import write_synced
 from .errors import ShardError
 from .masks.policy import MaskReport
 
@@ -114,13 +114,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_synced(folder / MANIFEST, text.encode())
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def read_manifest(folder: Path) -> Manifest:
     """Read and check `manifest.json` (not the files it names).
 
@@ -142,7 +135,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(data: bytes, path: str) -> Manifest:
-    """The manifest in the bytes of `path`, a path or URL for messages. Raises ShardError as `read_manifest`."""
+    """The manifest in the bytes of `path`, a path or URL for messages. Raises ShardError as
+    `read_manifest`."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -196,7 +190,8 @@ def _typed(entry: T) -> T:
 
 
 def odd_keys(keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-    """Numbers of the keys that are not letters, digits, `_` and `-`: such a key may end up as a file's name."""
+    """Numbers of the keys that are not letters, digits, `_` and `-`: such a key may end up as a file's
+    name."""
     letters = np.ascontiguousarray(keys).view(np.uint8).reshape(len(keys), -1)
     allowed = np.zeros(256, bool)
     allowed[list(KEY_LETTERS + b"\0")] = True

@@ -1,4 +1,5 @@
-"""How good the masks of finished shards are: coverage, empty, full and fragmented ones, and the worst of them."""
+"""How good the masks of finished shards are: coverage, empty, full and fragmented ones, and the worst of
+them."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -81,8 +82,9 @@ class JudgedMask:
 class QualityReport:
     """All masks of a shard folder. `histogram`: masks by coverage in HISTOGRAM_BINS equal bins from 0 to 1.
 
-    `defective` holds every mask with a defect, worst first: by kind in the order of DEFECTS, identities before
-    distractors and junk, fragmented ones by the second component's share, others by coverage; then split and key.
+    `defective` holds every mask with a defect, worst first: by kind in the order of DEFECTS, identities
+    before distractors and junk, fragmented ones by the second component's share, others by coverage; then
+    split and key.
     """
 
     checked: dict[str, int]
@@ -92,7 +94,8 @@ class QualityReport:
     defective: tuple[JudgedMask, ...]
 
     def worst(self, count: int) -> list[JudgedMask]:
-        """At most `count` defective masks; kinds take turns, so that a frequent one does not hide the others."""
+        """At most `count` defective masks; kinds take turns, so that a frequent one does not hide the
+        others."""
         kinds = [[mask for mask in self.defective if mask.quality.defect == kind] for kind in DEFECTS]
         rounds = max(map(len, kinds), default=0)
         turns = [kind[turn] for turn in range(rounds) for kind in kinds if turn < len(kind)]
@@ -157,7 +160,8 @@ def _judge_split(split: Split, progress: Callable[[int], None]) -> list[JudgedMa
 def component_sizes(person: NDArray[np.bool_]) -> list[int]:
     """Pixels of each 8-connected component of an (H, W) bool array, largest first.
 
-    Runs of pixels in a row are found for all rows at once; a run joins those of the row above that it touches.
+    Runs of pixels in a row are found for all rows at once; a run joins those of the row above that it
+    touches.
     """
     edges = np.diff(np.pad(person, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     rows, starts = np.nonzero(edges == 1)

@@ -58,7 +58,8 @@ def write_shards(
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until the block ends. Processes that start in it never see one: the parent decides for them."""
+    """Ctrl-C waits until the block ends. Processes that start in it never see one: the parent decides for
+    them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

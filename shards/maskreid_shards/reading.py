@@ -66,7 +66,8 @@ class Split:
         return self.entry.samples
 
     def __repr__(self) -> str:
-        return f"Split({self.name!r}, {len(self)} samples, {self.entry.identities} identities, {self.store.where('')})"
+        size = f"{len(self)} samples, {self.entry.identities} identities"
+        return f"Split({self.name!r}, {size}, {self.store.where('')})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"store": self.store, "name": self.name, "entry": self.entry}
@@ -135,7 +136,8 @@ class Split:
         return [pair for pair in pairs if pair is not None]
 
     def _pairs(self, rows: NDArray[np.void]) -> list[RawPair]:
-        """Neighbours in one shard, by one read; bytes that do not fit are fetched once more where that can help."""
+        """Neighbours in one shard, by one read; bytes that do not fit are fetched once more where that can
+        help."""
         shard = self.entry.shards[int(rows["shard"][0])]
         start = int(rows["image_offset"].min())
         stop = max((rows["mask_offset"] + rows["mask_length"]).tolist())
@@ -163,7 +165,8 @@ class Split:
                 if len(part) != length or zlib.crc32(part) != crc32:
                     found = "is cut short" if len(part) != length else "does not fit its crc32"
                     raise ShardError(
-                        f"{where}: {_key(key)}: the {member} at offset {offset} {found}; restore it or convert again"
+                        f"{where}: {_key(key)}: the {member} at offset {offset} {found}; restore it or "
+                        "convert again"
                     )
                 members.append(part)
             pairs.append(RawPair(_key(key), pid, camid, members[0], members[1], where))
@@ -306,7 +309,8 @@ def _check_digest(found: str, where: str, entry: SplitEntry) -> None:
 def _check_type(index: NDArray[np.void], where: str, entry: SplitEntry) -> None:
     if index.dtype != INDEX_DTYPE or index.shape != (entry.samples,):
         raise ShardError(
-            f"{where}: {index.dtype} of {index.shape}, not the index of {entry.samples} samples; convert again"
+            f"{where}: {index.dtype} of {index.shape}, not the index of {entry.samples} samples; convert "
+            "again"
         )
 
 

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import PIL
 
-from .atomic import sync_folder
-from .manifest import INDEX_DTYPE, VERSION, ShardEntry, write_synced
+from .atomic import write_atomically
+from .manifest import INDEX_DTYPE, VERSION, ShardEntry
 from .masks.options import MaskOptions
 from .masks.policy import MaskProblem, OnBadMask
 from .samples import Source
@@ -52,10 +51,7 @@ class ShardTask:
             "rows": base64.b64encode(written.rows.tobytes()).decode(),
             "problems": [asdict(problem) for problem in written.problems],
         }
-        new = self.record.with_suffix(f".{os.getpid()}")
-        write_synced(new, json.dumps(record).encode())
-        new.replace(self.record)
-        sync_folder(new.parent)
+        write_atomically(self.record, json.dumps(record).encode())
         return written
 
     def finished(self) -> WrittenShard | None:
@@ -77,7 +73,8 @@ class ShardTask:
         return self.folder / RECORDS / (self.name.replace("/", "-") + ".json")
 
     def digest(self) -> str:
-        """sha256 over the sources (names, sizes and times of their files), the options and Pillow's version."""
+        """sha256 over the sources (names, sizes and times of their files), the options and Pillow's
+        version."""
         about = hashlib.sha256()
         options = (self.name, self.dataset, self.on_bad_mask, self.mask_options, VERSION, PIL.__version__)
         about.update(repr(options).encode())

@@ -47,7 +47,8 @@ class Layout:
     notes: tuple[str, ...] = ()
 
     def counts(self) -> dict[str, int]:
-        """Found: `<split> images, identities, junk, distractors`, and `more_counts`. Junk counts as images."""
+        """Found: `<split> images, identities, junk, distractors`, and `more_counts`. Junk counts as
+        images."""
         found = {}
         for split, sources in self.splits.items():
             images = Counter(source.pid for source in sources)

@@ -14,10 +14,11 @@ QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "
 
 @dataclass(frozen=True)
 class SplitStatistics:
-    """`images_per_identity` are quantiles, `identities_by_images` the histogram: how many identities have n images.
+    """`images_per_identity` are quantiles, `identities_by_images` the histogram: how many identities have n
+    images.
 
-    `images_per_camera` counts every sample, `identities_by_cameras` how many identities n cameras see. Junk and
-    distractors are no identities.
+    `images_per_camera` counts every sample, `identities_by_cameras` how many identities n cameras see. Junk
+    and distractors are no identities.
     """
 
     samples: int

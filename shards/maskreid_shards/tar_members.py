@@ -44,10 +44,11 @@ class Damage:
 
 
 def tar_members(file: int, size: int, resume: Sequence[int] = ()) -> Iterator[Member | Damage]:
-    """Every member of the tar file open as descriptor `file`, of `size` bytes, and every damage, in file order.
+    """Every member of the tar file open as descriptor `file`, of `size` bytes, and every damage, in file
+    order.
 
-    `resume` are sorted offsets at which headers should stand: reading continues at the next one after a header
-    that cannot be believed, and stops for good where there is none.
+    `resume` are sorted offsets at which headers should stand: reading continues at the next one after a
+    header that cannot be believed, and stops for good where there is none.
     """
     position = 0
     while True:

@@ -24,7 +24,8 @@ from .masks.policy import ALL_KINDS, DEFAULT_MASKS, MaskProblem, OnBadMask, full
 from .samples import Source
 
 BLOCK = tarfile.BLOCKSIZE
-# Images that are read before their masks: turn about, the JPEG and PNG decoders evict each other's code from the caches.
+# Images that are read before their masks: turn about, the JPEG and PNG decoders evict each other's code from
+# the caches.
 TOGETHER = 32
 FORMAT_OF_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
@@ -213,6 +214,7 @@ def _bad_mask(source: Source, problem: MaskProblem) -> ShardError:
     where = source.mask_path if source.mask_path is not None else source.path
     detail = "" if problem.kind == "missing" else f" ({problem.detail})"
     return ShardError(
-        f"{where}: mask of {source.name}: {ALL_KINDS[problem.kind]}{detail}; repair it, or choose what happens to "
+        f"{where}: mask of {source.name}: {ALL_KINDS[problem.kind]}{detail}; repair it, or choose what "
+        "happens to "
         'bad masks (--on-bad-mask): "full" (whole image) or "skip" (leave the image out)'
     )

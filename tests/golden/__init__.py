@@ -1,1 +1,2 @@
-"""Whether two commits compute the same bits: training, every loss and a conversion. `make golden BASE=<commit>`."""
+"""Whether two commits compute the same bits: training, every loss and a conversion. `make golden
+BASE=<commit>`."""

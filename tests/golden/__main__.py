@@ -1,4 +1,5 @@
-"""`python -m golden BASE`: measure the commit BASE and the working tree on this machine, and compare the bits.
+"""`python -m golden BASE`: measure the commit BASE and the working tree on this machine, and compare the
+bits.
 
 Exit status 0: nothing differs; 1: something does, named in the table; 2: a measurement could not be made.
 """

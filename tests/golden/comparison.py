@@ -18,7 +18,8 @@ class Difference:
 
 
 def compare(before: Results, after: Results) -> list[Difference]:
-    """Every value of `before` that `after` lacks or has otherwise. What only `after` has is new, not different."""
+    """Every value of `before` that `after` lacks or has otherwise. What only `after` has is new, not
+    different."""
     return [
         Difference(section, name, value, after.get(section, {}).get(name))
         for section, values in before.items()

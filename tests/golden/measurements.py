@@ -1,5 +1,5 @@
-"""What is measured of a checkout: values by name. Only its programs and the files they write are used, so that
-names inside the packages may change between two commits."""
+"""What is measured of a checkout: values by name. Only its programs and the files they write are used, so
+that names inside the packages may change between two commits."""
 
 import hashlib
 import io
@@ -94,8 +94,8 @@ MEASUREMENTS: dict[str, Callable[[Path, Path, Path], dict[str, str]]] = {
 
 
 def market_folder(shards: Path, folder: Path) -> Path:
-    """Pairs of the carried shards as the Market-1501 folder that they came from; every third mask is given colours,
-    so that the conversion writes masks anew too."""
+    """Pairs of the carried shards as the Market-1501 folder that they came from; every third mask is given
+    colours, so that the conversion writes masks anew too."""
     for shard in sorted(shards.glob("*/*.tar")):
         with tarfile.open(shard) as tar:
             members = tar.getmembers()[: 3 * PAIRS_OF_A_SHARD]

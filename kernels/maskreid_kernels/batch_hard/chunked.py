@@ -1,12 +1,13 @@
 """Batch-hard in blocks of rows: O(N D) memory, half a matrix product in the forward, none in the backward.
 
-Forward: the hardest positives within the identities; the hardest negatives from the blocks of the triangle of mining
-distances (triangle.py), each reduced at once, by rows and by columns. Over ranks the least of the parts is taken. The
-picked distances again from differences. Gathered over the ranks per anchor: p, n, the value, two pair weights.
+Forward: the hardest positives within the identities; the hardest negatives from the blocks of the triangle of
+mining distances (triangle.py), each reduced at once, by rows and by columns. Over ranks the least of the
+parts is taken. The picked distances again from differences. Gathered over the ranks per anchor: p, n, the
+value, two pair weights.
 
-Backward: a pair (k, o) whose weight is w = dL/dd times 1/d (euclidean) or 2 (squared) adds w (x_k - x_o) to row k
-and its negative to row o; for cosine w = dL/dd, and -w x_o and -w x_k are added. A rank applies the pairs, of
-whichever anchor, that touch its own rows: no collective, O(pairs x D).
+Backward: a pair (k, o) whose weight is w = dL/dd times 1/d (euclidean) or 2 (squared) adds w (x_k - x_o) to
+row k and its negative to row o; for cosine w = dL/dd, and -w x_o and -w x_k are added. A rank applies the
+pairs, of whichever anchor, that touch its own rows: no collective, O(pairs x D).
 
 Names: B = this rank's rows, N = rows of all ranks, D = columns, b = rows of a block, m = pairs of a block,
 P = rows of the largest identity, s = candidates of a segment.
@@ -109,7 +110,8 @@ def _apply_pairs_(
 
 
 def _hardest_negatives(x_ND: Tensor, square_N: Tensor, positives: Positives, layout: RankLayout) -> Tensor:
-    """The negative of least mining distance of every anchor of all ranks, [N]; of equals that of lowest row."""
+    """The negative of least mining distance of every anchor of all ranks, [N]; of equals that of lowest
+    row."""
     triangle = Triangle(x_ND, positives, layout)
     least_N, row_N = torch.full_like(square_N, torch.inf), torch.zeros_like(positives.order_N)
     for block in triangle.share():
@@ -118,7 +120,8 @@ def _hardest_negatives(x_ND: Tensor, square_N: Tensor, positives: Positives, lay
         torch.addmm(square_N[block.columns], x_bD, x_cD.t(), alpha=-2, out=distance_bc)
         distance_bc.add_(square_N[block.rows, None])  # orders the columns too
         triangle.fill_positives_(distance_bc, block, torch.inf)
-        # Blocks come by rows, then by columns: candidates of an anchor in ascending order, whichever its role.
+        # Blocks come by rows, then by columns: candidates of an anchor in ascending order, whichever its
+        # role.
         _take_least_(least_N[block.rows], row_N[block.rows], distance_bc, 1, block.columns.start)
         if block.columns_count:
             _take_least_(least_N[block.columns], row_N[block.columns], distance_bc, 0, block.rows.start)
@@ -130,12 +133,14 @@ def _hardest_negatives(x_ND: Tensor, square_N: Tensor, positives: Positives, lay
 
 
 def _take_least_(least_b: Tensor, row_b: Tensor, distance_bc: Tensor, side: int, first: int) -> None:
-    """Where a block has a lesser distance than all before, it and its candidate; a NaN is less than every number.
+    """Where a block has a lesser distance than all before, it and its candidate; a NaN is less than every
+    number.
 
-    side: 1 where the anchors are the block's rows, 0 where they are its columns. first: the first candidate's row.
+    side: 1 where the anchors are the block's rows, 0 where they are its columns. first: the first candidate's
+    row.
     """
-    # torch's minimum with its place is ten times slower than the minimum alone, so its place is asked within the least
-    # of some segments, and only where it is news.
+    # torch's minimum with its place is ten times slower than the minimum alone, so its place is asked within
+    # the least of some segments, and only where it is news.
     length = math.gcd(distance_bc.shape[side], SEGMENT)
     distance = distance_bc.unflatten(side, (-1, length))
     least_here_b, segment_b = distance.amin(side + 1).min(side)
@@ -182,7 +187,8 @@ def _lies_in(rows: slice, index: Tensor) -> Tensor:
 
 
 def _add_rows_(gradient_BD: Tensor, index_m: Tensor, step_mD: Tensor, sign: int, own: slice) -> None:
-    """Add sign x steps to the own rows among the indexed; repeated rows add up, in the same order every time."""
+    """Add sign x steps to the own rows among the indexed; repeated rows add up, in the same order every
+    time."""
     inside_m = _lies_in(own, index_m)
     if not bool(inside_m.all()):
         step_mD, index_m = step_mD[inside_m], index_m[inside_m]

@@ -1,7 +1,8 @@
 """Batch-hard for small batches: whole N x N mining, and a gradient written by hand.
 
-At a few hundred rows an operation's launch costs more than its arithmetic: nothing is cut into blocks, and every rank
-computes the whole batch. The algebra is that of chunked.py. Names: N = rows of all ranks, D = columns.
+At a few hundred rows an operation's launch costs more than its arithmetic: nothing is cut into blocks, and
+every rank computes the whole batch. The algebra is that of chunked.py. Names: N = rows of all ranks, D =
+columns.
 """
 
 from __future__ import annotations

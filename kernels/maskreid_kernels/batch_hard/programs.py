@@ -1,10 +1,10 @@
 """The batch-hard loss's Triton programs; triton.py says how they fit together.
 
-An anchor (m) is a row of this rank, in sorted order; a place (b) is a candidate. A measure grows with the distance:
-sum (a - b)^2, or -a.b for cosine.
+An anchor (m) is a row of this rank, in sorted order; a place (b) is a candidate. A measure grows with the
+distance: sum (a - b)^2, or -a.b for cosine.
 
-The numbers of an anchor, float64, by row: [row of the positive, row of the negative, value, weight of the positive,
-weight of the negative, 1 if the anchor is valid]. A pair whose weight is 0 has row -1.
+The numbers of an anchor, float64, by row: [row of the positive, row of the negative, value, weight of the
+positive, weight of the negative, 1 if the anchor is valid]. A pair whose weight is 0 has row -1.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def negatives_program(
 ):  # fmt: skip
     """Per chunk and anchor: the least |a|^2 + |b|^2 - 2 a.b over negatives, and its place (-1 without one).
 
-    square: |b|^2 by row; of cosine 1. Of equals the lowest place. PACKED: the column within the tile stands in the low
-    bits of the float, which as an integer orders like the distance (it is not below 0, but for rounding): one integer
-    minimum finds both, at the price of log2(BLOCK_N) bits of the mantissa.
+    square: |b|^2 by row; of cosine 1. Of equals the lowest place. PACKED: the column within the tile stands
+    in the low bits of the float, which as an integer orders like the distance (it is not below 0, but for
+    rounding): one integer minimum finds both, at the price of log2(BLOCK_N) bits of the mantissa.
     """
     block, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     m, ok, _, a_row, start, stop, low, high = anchor_block(
@@ -92,7 +92,8 @@ def measure_of_pairs(
 
 @triton.jit
 def distance_of(measure, KIND: tl.constexpr):
-    """The distance of a measure, and w with d distance / d a = w (a - b) (0 at distance 0); of cosine w = 1 before -b."""
+    """The distance of a measure, and w with d distance / d a = w (a - b) (0 at distance 0); of cosine w = 1
+    before -b."""
     measure = measure.to(tl.float64)
     one = tl.full(measure.shape, 1.0, tl.float64)
     if KIND == "cosine":
@@ -110,7 +111,8 @@ def picks_program(
     M, N, D, chunks, own_start, margin_high, margin_low,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr, SOFT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Merge the chunks, find the farthest positive, and write each anchor's numbers at its row among the rank's own."""
+    """Merge the chunks, find the farthest positive, and write each anchor's numbers at its row among the
+    rank's own."""
     m, ok, place, a_row, start, stop, _low, _high = anchor_block(
         anchor_ptr, order_ptr, start_ptr, stop_ptr, M, tl.program_id(0), BLOCK_M
     )
@@ -167,7 +169,8 @@ def picks_program(
 
 @triton.jit
 def step_of_pair(x, other, weight, COSINE: tl.constexpr):
-    """weight times the derivative of a pair's distance with respect to x, [pairs, columns] to be summed over the pairs."""
+    """weight times the derivative of a pair's distance with respect to x, [pairs, columns] to be summed over
+    the pairs."""
     return weight[:, None] * (-other if COSINE else x[None, :] - other)
 
 
@@ -178,9 +181,9 @@ def pairs_gradient_program(
 ):  # fmt: skip
     """BLOCK_D columns of one own row r: its two pairs as an anchor, then those of the anchors that picked it.
 
-    first, pair: where the pairs that picked an own row lie in the sort by picked row, and which they are: 2 anchor +
-    (0 positive, 1 negative). A row that is many anchors' pick (a hub) takes them SPAN by SPAN, in order, in this one
-    program.
+    first, pair: where the pairs that picked an own row lie in the sort by picked row, and which they are: 2
+    anchor + (0 positive, 1 negative). A row that is many anchors' pick (a hub) takes them SPAN by SPAN, in
+    order, in this one program.
     """
     r = tl.program_id(0)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -203,7 +206,8 @@ def pairs_gradient_program(
         both = ok[:, None] & inside[None, :]
         other = tl.load(x_ptr + anchor[:, None] * D + column[None, :], mask=both, other=0.0).to(ACC)
         total += tl.sum(step_of_pair(x, other, weight, COSINE), 0)
-    # The mean's divisor, times W (see maskreid_kernels.ranks); a loss that is not finite makes every row's gradient so.
+    # The mean's divisor, times W (see maskreid_kernels.ranks); a loss that is not finite makes every row's
+    # gradient so.
     sums = sums_ptr
     scale = tl.load(of_loss_ptr).to(tl.float64) * world_size / tl.maximum(tl.load(sums + 5), 1.0)
     scale += 0 * tl.load(sums + 2)

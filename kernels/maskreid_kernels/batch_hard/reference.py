@@ -25,9 +25,8 @@ def batch_hard_loss(
         same_NN = labels_N[:, None] == labels_N
         positive_NN = same_NN & ~torch.eye(len(labels_N), dtype=torch.bool, device=labels_N.device)
         valid_N = positive_NN.any(1) & ~same_NN.all(1)
-        hardest_positive_N = (
-            distance_NN.masked_fill(~positive_NN, -torch.inf).max(1).indices
-        )  # first of equals
+        # First of equals.
+        hardest_positive_N = distance_NN.masked_fill(~positive_NN, -torch.inf).max(1).indices
         hardest_negative_N = distance_NN.masked_fill(same_NN, torch.inf).min(1).indices
     positive_distance_N = terms.pair_distance(x_ND, x_ND[hardest_positive_N])
     negative_distance_N = terms.pair_distance(x_ND, x_ND[hardest_negative_N])

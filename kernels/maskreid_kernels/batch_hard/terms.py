@@ -28,9 +28,8 @@ class BatchHardTerms:
             return 1 - (a_bD * b_bD).sum(1)
         if self.distance == "squared_euclidean":
             return (a_bD - b_bD).square().sum(1)
-        length_b: Tensor = torch.linalg.vector_norm(
-            a_bD - b_bD, dim=1
-        )  # torch defines its gradient at 0 as 0
+        # torch defines its gradient at 0 as 0.
+        length_b: Tensor = torch.linalg.vector_norm(a_bD - b_bD, dim=1)
         return length_b
 
     def hinge(self, gap_b: Tensor) -> Tensor:

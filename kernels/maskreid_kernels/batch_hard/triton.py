@@ -1,15 +1,18 @@
 """Batch-hard in Triton: no M x N matrix, one matrix product in the forward, O(M D) in the backward.
 
-Forward: tiles of distances of this rank's anchors to all candidates, each reduced at once to the nearest negative's
-value and place, per chunk of columns; then one program per block of anchors merges the chunks in fixed order, finds
-the farthest positive in the identity's range, takes both distances again from differences, in float32 (float64), and
-writes all that the backward needs of an anchor: six numbers (programs.py), which travel over the ranks.
+Forward: tiles of distances of this rank's anchors to all candidates, each reduced at once to the nearest
+negative's value and place, per chunk of columns; then one program per block of anchors merges the chunks in
+fixed order, finds the farthest positive in the identity's range, takes both distances again from differences,
+in float32 (float64), and writes all that the backward needs of an anchor: six numbers (programs.py), which
+travel over the ranks.
 
-Backward: each pair adds w (x_k - x_o) to row k and its negative to row o (see chunked.py). A row's own two pairs are
-known; those that picked it are found by sorting the pairs by picked row, and summed in that order: no atomics, the same
-bits from run to run. No host sync in either: without a group a step can be captured in a CUDA graph.
+Backward: each pair adds w (x_k - x_o) to row k and its negative to row o (see chunked.py). A row's own two
+pairs are known; those that picked it are found by sorting the pairs by picked row, and summed in that order:
+no atomics, the same bits from run to run. No host sync in either: without a group a step can be captured in a
+CUDA graph.
 
-Names: B = this rank's rows, M = the same rows as sorted anchors, N = rows of all ranks, D = columns, C = chunks.
+Names: B = this rank's rows, M = the same rows as sorted anchors, N = rows of all ranks, D = columns, C =
+chunks.
 """
 
 from __future__ import annotations
@@ -142,7 +145,8 @@ def anchor_numbers(
 def pairs_gradient(
     x_ND: Tensor, numbers_N6: Tensor, sums_6: Tensor, of_loss: Tensor, layout: RankLayout, cosine: bool
 ) -> Tensor:
-    """[B, D] gradient of the mean over all anchors, on the own rows; of_loss: the 0-d gradient flowing into it."""
+    """[B, D] gradient of the mean over all anchors, on the own rows; of_loss: the 0-d gradient flowing into
+    it."""
     own, columns = layout.own, x_ND.shape[1]
     rows = own.stop - own.start
     gradient_BD = x_ND.new_empty((rows, columns))

@@ -75,7 +75,7 @@ def _push(kernel: str, sampled: Sample, constants: dict[str, Any]) -> Tensor:
     A_a1 = away.masked_fill(~sampled.negative_aN, -torch.inf).logsumexp(1, keepdim=True)
     if kernel == "n_pair":
         return (torch.sigmoid(A_a1 + toward) * positive).sum(1) / positive.sum(1)
-    if kernel == "supcon":
+    if kernel == "supervised_contrastive":
         of_positives = away.masked_fill(~positive, -torch.inf).logsumexp(1, keepdim=True)
         return torch.sigmoid(A_a1 - of_positives)
     C_a1 = toward.masked_fill(~positive, -torch.inf).logsumexp(1, keepdim=True)

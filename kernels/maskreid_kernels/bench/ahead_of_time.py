@@ -1,7 +1,9 @@
-"""`bench ahead-of-time`, `make kernels-report`: what the compiler says of every Triton program, and predicted times.
+"""`bench ahead-of-time`, `make kernels-report`: what the compiler says of every Triton program, and predicted
+times.
 
-Prints a table per target and exits with status 1 when a limit is broken (shared memory, the matrix instruction, an
-atomic on floats). The times are a PREDICTION from instruction counts and traffic (predict.py): nothing has run on a GPU.
+Prints a table per target and exits with status 1 when a limit is broken (shared memory, the matrix
+instruction, an atomic on floats). The times are a PREDICTION from instruction counts and traffic
+(predict.py): nothing has run on a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ SHAPES = ((65536, 65536, 2048), (8192, 65536, 256), (65536, 65536, 256))
 
 
 def intensity(program: Compiled) -> float:
-    """FLOP per byte that a tile loads; anchors that stay on the chip (the tile's depth is all of D) are not counted."""
+    """FLOP per byte that a tile loads; anchors that stay on the chip (the tile's depth is all of D) are not
+    counted."""
     block_m, block_n, block_d = program.tile
     resident = block_d >= program.job.columns
     loaded = (block_n if resident else block_m + block_n) * (2 if program.job.preset == "bf16" else 4)
@@ -61,11 +64,14 @@ def predictions(programs: Sequence[Compiled]) -> list[str]:
     lines = [
         "## Predicted, not measured: one pass over the tiles on an H200",
         "",
-        f"From sm_90 machine code: {card.processors} processors at {card.clock_hz / 1e9:.2f} GHz (the clock at which they give "
-        f"{card.flops / 1e12:.0f} TFLOP/s in bfloat16), {WARP_INSTRUCTIONS} warp instructions a clock, {card.bytes_per_second / 1e12} TB/s "
-        f"from memory, {L2_BYTES_PER_SECOND / 1e12} TB/s from the L2 cache (assumed), {REFILL_CLOCKS} clocks until a tile's first",
-        "loads arrive (assumed). One term alone, ms: the products, the instructions of the loop over D, L2, memory, the rest of "
-        "the tiles; and together. No tile has recorded pairs here. Waiting for a launch is not in it.",
+        f"From sm_90 machine code: {card.processors} processors at {card.clock_hz / 1e9:.2f} GHz (the clock "
+        f"at which they give {card.flops / 1e12:.0f} TFLOP/s in bfloat16), {WARP_INSTRUCTIONS} warp "
+        f"instructions a clock, {card.bytes_per_second / 1e12} TB/s from memory, "
+        f"{L2_BYTES_PER_SECOND / 1e12} TB/s from the L2 cache (assumed), {REFILL_CLOCKS} clocks until a "
+        "tile's first",
+        "loads arrive (assumed). One term alone, ms: the products, the instructions of the loop over D, L2, "
+        "memory, the rest of the tiles; and together. No tile has recorded pairs here. Waiting for a launch "
+        "is not in it.",
         "",
     ]
     headings = (

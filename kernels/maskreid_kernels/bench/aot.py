@@ -1,7 +1,7 @@
 """Every Triton program and precision preset compiled ahead of time for GPUs that are not here.
 
-No driver is needed. From each binary: registers, spills, shared memory, the matrix instruction, atomics on floats,
-and for sm_90 the instructions of the loop over tiles. Must run in a process without TRITON_INTERPRET.
+No driver is needed. From each binary: registers, spills, shared memory, the matrix instruction, atomics on
+floats, and for sm_90 the instructions of the loop over tiles. Must run in a process without TRITON_INTERPRET.
 `ahead_of_time.py` prints it all (`make kernels-report`). Nothing here has run on a GPU.
 """
 
@@ -43,7 +43,8 @@ INSTRUCTION = re.compile(
 
 @dataclass(frozen=True)
 class Target:
-    """A GPU to compile for; `shared_limit`: bytes of shared memory that one program may take; `chip`: see `tile_shape`."""
+    """A GPU to compile for; `shared_limit`: bytes of shared memory that one program may take; `chip`: see
+    `tile_shape`."""
 
     gpu: GPUTarget
     shared_limit: int
@@ -71,7 +72,8 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One program to compile: the `index`-th variant of a loss at `columns` columns and a preset, for a target."""
+    """One program to compile: the `index`-th variant of a loss at `columns` columns and a preset, for a
+    target."""
 
     target: str
     loss: str
@@ -82,11 +84,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the binary of a job says. `spills`: bytes of stack (NVIDIA) or spilled registers (AMD), per thread.
+    """What the binary of a job says. `spills`: bytes of stack (NVIDIA) or spilled registers (AMD), per
+    thread.
 
-    `matrix`: its matrix instruction, "" without one. `atomics`: atomic operations on floats. `per_slab`, `per_tile`:
-    instructions by opcode (sm_90 only), of one step over D and of the rest of one tile, without branches that a tile may
-    skip; `per_marks`: of the branch that records pairs (it stores to memory). `failure`: the compiler's first line where it refused.
+    `matrix`: its matrix instruction, "" without one. `atomics`: atomic operations on floats. `per_slab`,
+    `per_tile`: instructions by opcode (sm_90 only), of one step over D and of the rest of one tile, without
+    branches that a tile may skip; `per_marks`: of the branch that records pairs (it stores to memory).
+    `failure`: the compiler's first line where it refused.
     """
 
     job: Job
@@ -132,7 +136,8 @@ def jobs(
     columns: Iterable[int] = (256, 2048),
     presets: Iterable[str] = PRECISIONS,
 ) -> Iterator[Job]:
-    """Every program of every loss; presets a target lacks are left out (`Target.missing_presets` names them)."""
+    """Every program of every loss; presets a target lacks are left out (`Target.missing_presets` names
+    them)."""
     columns, presets = tuple(columns), tuple(presets)
     seen_of: dict[tuple[str, str], list[Variant]] = {}
     for name in targets:
@@ -223,8 +228,9 @@ def _read_cubin(cubin: bytes, machine_code: bool) -> tuple[int, int, str]:
 
 
 def _tile_loop(code: str, *, walks: bool) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """Instructions by opcode of the loop over D around the matrix instruction, of the rest of one tile (of the loop
-    over tiles where the program `walks` them, else of the whole program), and of skipped branches with a store in them.
+    """Instructions by opcode of the loop over D around the matrix instruction, of the rest of one tile (of
+    the loop over tiles where the program `walks` them, else of the whole program), and of skipped branches
+    with a store in them.
     """
     found = [(int(at, 16), opcode, int(to, 16) if to else -1) for at, opcode, to in INSTRUCTION.findall(code)]
     matrix = [at for at, opcode, _ in found if opcode == "HGMMA"]

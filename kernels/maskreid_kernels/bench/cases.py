@@ -53,7 +53,7 @@ def constants(case: Case, margin: float) -> dict[str, Any]:
         "n_pair": {"scale": 10.0},
         "all_pairs": {"scale": 10.0},
         "circle": {"margin": 0.25, "gamma": 128.0},
-        "supcon": {"temperature": 0.1},
+        "supervised_contrastive": {"temperature": 0.1},
     }[case.kernel]
 
 

@@ -1,7 +1,7 @@
 """The commands of `python -m maskreid_kernels.bench`, which `maskreid bench` calls too.
 
-A command is a module with `main(arguments, program) -> exit status`. It is imported when it is called, because some
-choose between the compiler and Triton's interpreter before Triton is imported.
+A command is a module with `main(arguments, program) -> exit status`. It is imported when it is called,
+because some choose between the compiler and Triton's interpreter before Triton is imported.
 """
 
 import argparse
@@ -28,7 +28,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str], program: str = "python -m maskreid_kernels.bench") -> int:
-    """Run one command and return its exit status: 0, 1 where a promise is missed, 2 for input that cannot be used."""
+    """Run one command and return its exit status: 0, 1 where a promise is missed, 2 for input that cannot be
+    used."""
     name, *rest = arguments or ("--help",)
     if name in ("-h", "--help"):
         print(f"usage: {program} COMMAND ...\n")

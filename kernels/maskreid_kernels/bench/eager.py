@@ -116,7 +116,7 @@ def circle(x_ND: Tensor, y_N: Tensor, *, margin: float = 0.25, gamma: float = 12
     return _mean(F.softplus(torch.where(valid, A + C, 0)), valid)
 
 
-def supcon(x_ND: Tensor, y_N: Tensor, *, temperature: float = 0.1) -> Tensor:
+def supervised_contrastive(x_ND: Tensor, y_N: Tensor, *, temperature: float = 0.1) -> Tensor:
     x_ND = F.normalize(x_ND, dim=1)
     f = x_ND @ x_ND.t() / temperature
     _, positive, valid = _masks(y_N)

@@ -17,7 +17,7 @@ from .cases import Case, constants, make_case
 from .command_line import OneLineParser
 from .figures import BenchError, Promise, aligned, write_rows
 from .measure import relative_error
-from .over_ranks import own_layout, run_ranks
+from .over_ranks import own_layout, result_over_ranks
 from .providers import OURS
 
 COLUMNS = ("loss", "provider", "ranks", "error, float32", "error, float64", "logged / true")
@@ -73,7 +73,7 @@ class Exactness:
 
 def measure_exactness(world_size: int, rows: int, columns: int) -> list[Exactness]:
     """Every loss and provider on `world_size` ranks, through a linear layer whose gradients data parallelism averages."""
-    found: list[Exactness] = run_ranks(world_size, _exactness, rows, columns)
+    found: list[Exactness] = result_over_ranks(world_size, _exactness, rows, columns)
     return found
 
 
@@ -138,8 +138,8 @@ def _metric_learning(kernel: str, efficient: bool) -> Callable[..., Tensor] | No
         )
         wrapped = distributed.DistributedLossWrapper(triplet, efficient=efficient)
         return lambda x, y: wrapped(x, y, miner(x, y))
-    if kernel == "supcon":
-        supcon = losses.SupConLoss(temperature=0.1, reducer=mean)
-        form: Callable[..., Tensor] = distributed.DistributedLossWrapper(supcon, efficient=efficient)
+    if kernel == "supervised_contrastive":
+        contrastive = losses.SupConLoss(temperature=0.1, reducer=mean)
+        form: Callable[..., Tensor] = distributed.DistributedLossWrapper(contrastive, efficient=efficient)
         return form
     return None

@@ -1,4 +1,5 @@
-"""What every benchmark of this project writes beside its figures: quantiles, promises, the machine, CSV files."""
+"""What every benchmark of this project writes beside its figures: quantiles, promises, the machine, CSV
+files."""
 
 import csv
 import datetime
@@ -69,15 +70,21 @@ class Machine:
         import torch
         import triton
 
-        name = torch.cuda.get_device_name() if device == "cuda" else _processor()
         return cls(
-            name,
+            torch.cuda.get_device_name() if device == "cuda" else _processor(),
             torch.get_num_threads(),
             platform.python_version(),
             torch.__version__,
             triton.__version__,
             _commit(),
             datetime.date.today().isoformat(),
+        )
+
+    def line(self) -> str:
+        """For the top of what a benchmark prints."""
+        return (
+            f"{self.device}, {self.threads} threads, torch {self.torch}, triton {self.triton}, "
+            f"commit {self.commit or '-'}"
         )
 
 
@@ -110,7 +117,8 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` at once: a run that is stopped leaves the old file or the new one. Makes missing folders."""
+    """Replace `path` by `data` at once: a run that is stopped leaves the old file or the new one. Makes
+    missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
     beside.write_bytes(data)

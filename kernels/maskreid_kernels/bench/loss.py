@@ -15,7 +15,7 @@ from .records import KERNELS, Budget, Job, Record, run_job
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LossBenchOptions:
     """The options of the command; empty tuples mean their defaults."""
 
     device: str
@@ -35,18 +35,17 @@ class Wanted:
 
 def main(arguments: Sequence[str], program: str) -> int:
     """Exit status 1 when a promise is missed. Raises BenchError for what cannot be measured."""
-    options = _parser(program).parse_args(arguments)
-    output: Path | None = options.output
-    words = vars(options) | {"kernels": tuple(options.kernels or ())}
-    words |= {name: tuple(words[name] or ()) for name in ("rows", "columns", "images")}
-    del words["output"]
-    return 0 if bench_loss(Wanted(**words), output) else 1
+    options = vars(_parser(program).parse_args(arguments))
+    output: Path | None = options.pop("output")
+    options |= {name: tuple(options[name] or ()) for name in ("kernels", "rows", "columns", "images")}
+    return 0 if bench_loss(LossBenchOptions(**options), output) else 1
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=program,
-        description="Time, peak memory and gradient error of the losses, beside eager, lean and library forms of them.",
+        description="Time, peak memory and gradient error of the losses, beside eager, lean and library "
+        "forms of them.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add, flag = parser.add_argument, argparse.BooleanOptionalAction
@@ -80,28 +79,29 @@ def _from(least: int) -> "type[int]":
     return number  # type: ignore[return-value]  # any callable of a text is a type to argparse
 
 
-def bench_loss(wanted: Wanted, output: Path | None) -> bool:
-    """Whether every promise was kept (True where none was asked about). Raises BenchError for what cannot be measured."""
-    _check(wanted)
-    if wanted.threads:
-        torch.set_num_threads(wanted.threads)
-    machine = Machine.here(wanted.device)
-    print(f"{machine.device}, {machine.threads} threads, torch {machine.torch}, commit {machine.commit}")
+def bench_loss(options: LossBenchOptions, output: Path | None) -> bool:
+    """Whether every promise was kept (True where none was asked about). Raises BenchError for what cannot be
+    measured."""
+    _check(options)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    machine = Machine.here(options.device)
+    print(machine.line())
     records: list[Record] = []
-    for job in _jobs(wanted):
-        budget = Budget.of(wanted.device, wanted.seconds)
+    for job in _jobs(options):
+        budget = Budget.of(options.device, options.seconds)
         records += run_job(
-            job, device=wanted.device, budget=budget, compiled=wanted.compiled, say=_say,
-            max_autotune=wanted.max_autotune,
+            job, device=options.device, budget=budget, compiled=options.compiled, say=_say,
+            max_autotune=options.max_autotune,
         )  # fmt: skip
         if output:  # after every case: a stopped run keeps what it measured
-            report.write_csv(output / f"{_stem(wanted, machine)}.csv", records, machine)
+            report.write_csv(output / f"{_stem(options, machine)}.csv", records, machine)
     _print(records)
-    promises = targets.cpu_promises(records) if wanted.preset == "promises" else []
+    promises = targets.cpu_promises(records) if options.preset == "promises" else []
     for promise in promises:
         print(promise.line())
     if output:
-        stem = _stem(wanted, machine)
+        stem = _stem(options, machine)
         pictures = report.write_plots(output, stem, records)
         notes = [f"- {promise.line()}" for promise in promises]
         text = report.markdown(records, machine, notes, pictures)
@@ -110,44 +110,44 @@ def bench_loss(wanted: Wanted, output: Path | None) -> bool:
     return all(promise.kept for promise in promises)
 
 
-def _check(wanted: Wanted) -> None:
-    for name in wanted.kernels:
+def _check(options: LossBenchOptions) -> None:
+    for name in options.kernels:
         if name not in KERNELS:
             raise BenchError(f"--kernel {name}: use one of {', '.join(KERNELS)}")
-    if wanted.device == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         raise BenchError("--device cuda: torch finds no GPU here; use --device cpu")
-    if wanted.device == "cuda" and wanted.ranks > 1:
+    if options.device == "cuda" and options.ranks > 1:
         raise BenchError("--ranks: the ranks are gloo processes; use --device cpu")
-    if wanted.preset == "promises" and wanted.device != "cpu":
+    if options.preset == "promises" and options.device != "cpu":
         raise BenchError("--preset promises is about the CPU; on a GPU use `make gpu`")
-    if not wanted.seconds > 0:
-        raise BenchError(f"--seconds {wanted.seconds}: use a number above 0")
+    if not options.seconds > 0:
+        raise BenchError(f"--seconds {options.seconds}: use a number above 0")
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _jobs(wanted: Wanted) -> list[Job]:
-    if wanted.preset == "promises":
+def _jobs(options: LossBenchOptions) -> list[Job]:
+    if options.preset == "promises":
         cases = [*targets.small_cases(), *targets.large_cases()]
         jobs = [Job(case, memory=False) for case in cases]
         jobs += [Job(case, timed=False, only=("maskreid auto",)) for case in targets.memory_cases()]
         return [replace(job, active_from=ACTIVE_FROM) for job in jobs]
     cases = targets.grid(
-        wanted.kernels or ("ranking", "batch_hard"),
-        wanted.rows or targets.ALL_ROWS,
-        wanted.columns or targets.ALL_COLUMNS,
-        wanted.images or (4, 16),
-        wanted.dtype,
+        options.kernels or ("ranking", "batch_hard"),
+        options.rows or targets.ALL_ROWS,
+        options.columns or targets.ALL_COLUMNS,
+        options.images or (4, 16),
+        options.dtype,
     )
-    memory = wanted.memory and wanted.ranks == 1
-    return [Job(replace(case, ranks=wanted.ranks), memory=memory) for case in cases]
+    memory = options.memory and options.ranks == 1
+    return [Job(replace(case, ranks=options.ranks), memory=memory) for case in cases]
 
 
-def _stem(wanted: Wanted, machine: Machine) -> str:
-    over = f"-{wanted.ranks}ranks" if wanted.ranks > 1 else ""
-    return f"{machine.date}-{wanted.device}-{wanted.preset}{over}"
+def _stem(options: LossBenchOptions, machine: Machine) -> str:
+    over = f"-{options.ranks}ranks" if options.ranks > 1 else ""
+    return f"{machine.date}-{options.device}-{options.preset}{over}"
 
 
 def _print(records: list[Record]) -> None:

@@ -1,4 +1,5 @@
-"""Measuring: interleaved times, peak memory in a process of its own, error of the gradient against float64."""
+"""Measuring: interleaved times, peak memory in a process of its own, error of the gradient against
+float64."""
 
 import multiprocessing
 import time
@@ -20,7 +21,8 @@ def time_interleaved(
 ) -> dict[str, dict[str, Quantiles]]:
     """ms of forward, backward and both by provider. All take turns, so that a slow moment hits them alike.
 
-    At least 3 rounds, then as many as `seconds` allow, at most `most`. On a GPU every part ends with a host sync.
+    At least 3 rounds, then as many as `seconds` allow, at most `most`. On a GPU every part ends with a host
+    sync.
     """
     rows = {provider.name: x_ND.detach().clone().requires_grad_() for provider in found}
     times: dict[str, list[tuple[float, float]]] = {provider.name: [] for provider in found}
@@ -74,8 +76,8 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 def peak_memory(case: Case, provider: str, device: str, *, timeout_s: float) -> float | str:
     """MiB beyond rows, labels and gradient in one forward and backward; text where it did not end well.
 
-    On a CPU: growth of the resident set over its level before the call, in a fresh process whose code has run once at a
-    small size. On a GPU: what torch's allocator counted.
+    On a CPU: growth of the resident set over its level before the call, in a fresh process whose code has run
+    once at a small size. On a GPU: what torch's allocator counted.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -106,7 +108,8 @@ def _measure_peak(
 
 
 def beside_gradient(meter: Callable[[], Callable[[], int]], loss: Loss, x_ND: Tensor, y_N: Tensor) -> float:
-    """MiB that one forward and backward takes at its peak, by the meter, beside the gradient that it leaves."""
+    """MiB that one forward and backward takes at its peak, by the meter, beside the gradient that it
+    leaves."""
     x_ND.grad = None  # one that is there would be kept, and the backward's own would count
     read = meter()
     loss(x_ND, y_N).backward()

@@ -1,6 +1,5 @@
 """The loss step over gloo ranks on this machine: times of a rank's share."""
 
-import gc
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,45 +15,30 @@ from ..ranks import RankLayout, gather_rows, gather_rows_with_gradient
 from . import eager
 from .cases import Case, constants, make_case
 from .figures import Quantiles
+from .gloo import run_ranks
 from .providers import OURS
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> Any:
+def result_over_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> Any:
     """What `function(*arguments)` returned on rank 0 of `world_size` gloo processes with one thread each."""
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.get_context("spawn")
-        results = context.SimpleQueue()
-        mp.spawn(  # type: ignore[attr-defined]  # torch does not declare what it exports
-            _run_rank, (world_size, folder, results, function, arguments), nprocs=world_size
-        )
+        results = mp.get_context("spawn").SimpleQueue()
+        run_ranks(_keep_first, world_size, Path(folder), results, function, arguments)
         return results.get()
 
 
-def _run_rank(
-    rank: int,
-    world_size: int,
-    folder: str,
-    results: Any,
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
+def _keep_first(
+    rank: int, world_size: int, results: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    torch.set_num_threads(1)
-    meeting = Path(folder, "meeting").as_uri()
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
-    try:
-        found = function(*arguments)
-        if rank == 0:
-            results.put(found)
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-        # A thread of gloo that is alive at exit may abort the process (pytorch#190489); an exception's cycle may hold it.
-        gc.collect()
+    found = function(*arguments)
+    if rank == 0:
+        results.put(found)
+    dist.barrier()
 
 
 def time_over_ranks(case: Case, seconds: float) -> dict[str, Quantiles]:
     """ms of forward and backward by provider; of each round the slowest rank's."""
-    times: dict[str, list[float]] = run_ranks(case.ranks, _times, case, seconds)
+    times: dict[str, list[float]] = result_over_ranks(case.ranks, _times, case, seconds)
     return {name: Quantiles.of(values) for name, values in times.items()}
 
 

@@ -1,8 +1,10 @@
-"""A model of one pass over the tiles on an H100 or H200, from machine code for sm_90: to be tested by a run, not a fact.
+"""A model of one pass over the tiles on an H100 or H200, from machine code for sm_90: to be tested by a run,
+not a fact.
 
-A tile's steps over D take the longest of their products, their instructions and their bytes from the L2 cache; then the
-first loads are waited for, and the rest of the tile is added, because with one program per processor nothing overlaps it.
-The pass takes no less than its bytes from memory. What is assumed stands in capitals.
+A tile's steps over D take the longest of their products, their instructions and their bytes from the L2
+cache; then the first loads are waited for, and the rest of the tile is added, because with one program per
+processor nothing overlaps it. The pass takes no less than its bytes from memory. What is assumed stands in
+capitals.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from .aot import Compiled
 
 @dataclass(frozen=True)
 class Card:
-    """Processors, the bf16 rate and copy bandwidth that large products and copies were seen to reach, the L2 cache."""
+    """Processors, the bf16 rate and copy bandwidth that large products and copies were seen to reach, the L2
+    cache."""
 
     processors: int
     flops: float
@@ -27,7 +30,8 @@ class Card:
         return self.flops / (self.processors * FLOP_PER_CLOCK["bf16"])
 
 
-# What a processor issues per clock: warp instructions, and lanes of each unit (Hopper tuning guide, CUDA C++ guide 16.3).
+# What a processor issues per clock: warp instructions, and lanes of each unit (Hopper tuning guide, CUDA C++
+# guide 16.3).
 FLOP_PER_CLOCK = {"bf16": 4096, "bf16x3": 4096 / 3, "tf32": 2048, "tf32x3": 2048 / 3, "ieee": 256}
 WARP_INSTRUCTIONS = 4
 INTEGER_WARPS, SPECIAL_WARPS = 2, 0.5  # 64 lanes of integers, 16 of exponentials
@@ -79,7 +83,8 @@ def predict(
     marked_tiles: float = 0.0,
     chunks: int = 1,
 ) -> Pass:
-    """A pass over rows x places. `marked_tiles`: share that records pairs. `chunks`: of columns, walked side by side."""
+    """A pass over rows x places. `marked_tiles`: share that records pairs. `chunks`: of columns, walked side
+    by side."""
     block_m, block_n, block_d = program.tile
     size = 2 if program.job.preset == "bf16" else 4
     tiles = -(-rows // block_m) * -(-places // block_n)
@@ -111,10 +116,12 @@ def predict(
 
 
 def memory_bytes(program: Compiled, rows: int, places: int, columns: int, card: Card, chunks: int) -> float:
-    """Bytes from memory by launch order: `chunks` programs side by side share a block of rows, the rest take others.
+    """Bytes from memory by launch order: `chunks` programs side by side share a block of rows, the rest take
+    others.
 
-    A wave reads its blocks of rows and its chunks of columns once, if the rows' blocks stay in the L2 cache; else the rows
-    come again with every tile. Programs whose rows stay on the chip read them once in any order.
+    A wave reads its blocks of rows and its chunks of columns once, if the rows' blocks stay in the L2 cache;
+    else the rows come again with every tile. Programs whose rows stay on the chip read them once in any
+    order.
     """
     block_m, block_n, block_d = program.tile
     row_bytes = columns * (2 if program.job.preset == "bf16" else 4)

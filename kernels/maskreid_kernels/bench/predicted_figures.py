@@ -31,7 +31,14 @@ BOTH_ROLES = 1.8  # pairs inside the margin in either role, to those in one
 OPERATOR_MS, LAUNCH_MS = 6e-3, 10e-3
 COMPILED_BYTES_PER_PAIR, COMPILED_KERNELS, COMPILED_CALL_MS = 16.0, 14, 0.06
 # Launches of a step in Triton, operators of torch among them, as counted without a GPU.
-LAUNCHES = {"batch_hard": 17, "ranking": 19, "n_pair": 54, "all_pairs": 54, "circle": 63, "supcon": 61}
+LAUNCHES = {
+    "batch_hard": 17,
+    "ranking": 19,
+    "n_pair": 54,
+    "all_pairs": 54,
+    "circle": 63,
+    "supervised_contrastive": 61,
+}
 BANDS = ("ranking.dense_weights", "logsumexp.pairs")  # programs that make bands of weights
 FLOAT32_FLOPS = 50e12  # of products in float32, as the dense backend takes them
 CONSTANTS = {
@@ -40,7 +47,7 @@ CONSTANTS = {
     "n_pair": {"scale": 10.0},
     "all_pairs": {"scale": 10.0},
     "circle": {"margin": 0.25, "gamma": 128.0},
-    "supcon": {"temperature": 0.1},
+    "supervised_contrastive": {"temperature": 0.1},
 }
 
 
@@ -171,7 +178,7 @@ def _losses(model: Model) -> dict[str, float]:
         ("batch_hard", 256, None),
         ("ranking", 256, 0.001),
         ("n_pair", 2048, None),
-        ("supcon", 2048, None),
+        ("supervised_contrastive", 2048, None),
         ("circle", 2048, None),
         ("n_pair", 256, None),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from pathlib import Path
 
 from .figures import markdown_table, write_whole
@@ -48,11 +49,16 @@ def write_predictions(folder: Path, triton: str, figures: dict[str, dict[str, fl
 
 
 def _read(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Figures by version, card and key. Files of before the losses' names were one table say "supcon"."""
     path = folder / FILE
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    if path.exists():
-        found = json.loads(path.read_text())["figures"]
-    return found
+    known = json.loads(path.read_text())["figures"] if path.exists() else {}
+    return {
+        version: {
+            card: {re.sub("^supcon\\b", "supervised_contrastive", key): ms for key, ms in figures.items()}
+            for card, figures in cards.items()
+        }
+        for version, cards in known.items()
+    }
 
 
 def _cell(figures: dict[str, float], key: str) -> str:

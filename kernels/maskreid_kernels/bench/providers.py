@@ -7,20 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import maskreid_kernels as ours
-
+from .. import LOSSES
 from . import eager
 from .cases import Case, CaseData, constants
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-OURS: dict[str, Callable[..., Tensor]] = {
-    "ranking": ours.ranking_loss,
-    "batch_hard": ours.batch_hard_loss,
-    "n_pair": ours.n_pair_loss,
-    "all_pairs": ours.all_pairs_loss,
-    "circle": ours.circle_loss,
-    "supcon": ours.supervised_contrastive_loss,
-}
+OURS = {name: loss for name, loss in LOSSES.items() if name != "softmax"}  # those over pairs of rows
 COMPILED = "eager compiled"
 FLOOR = "gemm"  # the product x x^T alone: no loss over all pairs can be faster
 
@@ -55,7 +47,8 @@ def providers(case: Case, data: CaseData, *, compiled: bool, max_autotune: bool 
     if case.kernel == "n_pair":
         found.append(Provider("chunked checkpoint", lambda x, y: eager.n_pair_checkpointed(x, y, **keywords)))
     found += _metric_learning(case.kernel)
-    if case.kernel in ("n_pair", "supcon") and data.x_ND.is_cuda and data.x_ND.dtype == torch.bfloat16:
+    halves_on_gpu = data.x_ND.is_cuda and data.x_ND.dtype == torch.bfloat16
+    if case.kernel in ("n_pair", "supervised_contrastive") and halves_on_gpu:
         found += _info_nce(1 / 0.1, partners(data.y_N))
     found.append(Provider(FLOOR, gemm, exact=False))
     return found
@@ -85,9 +78,9 @@ def _metric_learning(kernel: str) -> list[Provider]:
     if kernel == "circle":
         circle = losses.CircleLoss(m=0.25, gamma=128, reducer=reducers.MeanReducer())
         return [Provider("metric-learning", lambda x, y: circle(x, y), 15.7, exact=False)]
-    if kernel == "supcon":
-        supcon = losses.SupConLoss(temperature=0.1, reducer=reducers.MeanReducer())
-        return [Provider("metric-learning", lambda x, y: supcon(x, y), 8.0)]
+    if kernel == "supervised_contrastive":
+        contrastive = losses.SupConLoss(temperature=0.1, reducer=reducers.MeanReducer())
+        return [Provider("metric-learning", lambda x, y: contrastive(x, y), 8.0)]
     return []
 
 

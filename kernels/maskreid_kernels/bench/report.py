@@ -1,8 +1,10 @@
-"""The records as one CSV, a plot for each question (time, memory, error over N) and a dated Markdown report."""
+"""The records as one CSV, a plot for each question (time, memory, error over N) and a dated Markdown
+report."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .figures import Machine, markdown_table, write_rows, write_whole
 from .providers import FLOOR
@@ -40,29 +42,12 @@ def write_plots(folder: Path, stem: str, records: Sequence[Record]) -> list[Path
         figure = Figure(figsize=(4.2 * columns, 3.2 * rows + 0.4), layout="constrained")
         names = [name for name in dict.fromkeys(r.provider for r in shown) if name != FLOOR]
         colours = {name: f"C{place}" for place, name in enumerate(names)} | {FLOOR: "black"}
-        handles = {}
+        handles: dict[str, Any] = {}
         for number, panel in enumerate(panels):
             axes = figure.add_subplot(rows, columns, number + 1)
             of_panel = [r for r in shown if (r.kernel, r.D, r.K, r.violators) == panel]
-            for provider in dict.fromkeys(r.provider for r in of_panel):
-                line = sorted((r.N, r.y50, r.y20, r.y80) for r in of_panel if r.provider == provider)
-                n, y50, y20, y80 = (list(values) for values in zip(*line, strict=True))
-                # Below a megabyte the figure is the allocator's, and 0 has no logarithm.
-                if metric == "memory":
-                    y50, y20, y80 = ([max(y, 1.0) for y in values] for values in (y50, y20, y80))
-                ours = provider.startswith("maskreid")
-                style = "-" if ours else ":" if provider == FLOOR else "--"
-                colour, width = colours[provider], 2 if ours else 1.2
-                (handles[provider],) = axes.plot(n, y50, style, marker=".", color=colour, linewidth=width)
-                axes.fill_between(n, y20, y80, color=colour, alpha=0.15, linewidth=0)
-            kernel, d, k, share = panel
-            violators = "" if share is None else f", {100 * share:g} % violators"
-            axes.set(xscale="log", yscale="log", xlabel="N", ylabel=label)
-            sizes = sorted({r.N for r in of_panel})
-            axes.set_xticks(sizes, [str(size) for size in sizes], rotation=30, fontsize=7)
-            axes.set_xticks([], minor=True)
-            axes.set_title(f"{kernel}, D = {d}, K = {k}{violators}", fontsize=9)
-            axes.grid(True, which="major", alpha=0.3)
+            handles |= _draw_panel(axes, of_panel, metric, colours)
+            axes.set_ylabel(label)
         figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), fontsize=8)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=110)
@@ -72,8 +57,36 @@ def write_plots(folder: Path, stem: str, records: Sequence[Record]) -> list[Path
     return written
 
 
+def _draw_panel(
+    axes: Any, records: Sequence[Record], metric: str, colours: Mapping[str, str]
+) -> dict[str, Any]:
+    """The lines of one kernel, D and K, which they share; returns each provider's."""
+    lines = {}
+    for provider in dict.fromkeys(r.provider for r in records):
+        line = sorted((r.N, r.y50, r.y20, r.y80) for r in records if r.provider == provider)
+        n, y50, y20, y80 = (list(values) for values in zip(*line, strict=True))
+        # Below a megabyte the figure is the allocator's, and 0 has no logarithm.
+        if metric == "memory":
+            y50, y20, y80 = ([max(y, 1.0) for y in values] for values in (y50, y20, y80))
+        ours = provider.startswith("maskreid")
+        style = "-" if ours else ":" if provider == FLOOR else "--"
+        colour, width = colours[provider], 2 if ours else 1.2
+        (lines[provider],) = axes.plot(n, y50, style, marker=".", color=colour, linewidth=width)
+        axes.fill_between(n, y20, y80, color=colour, alpha=0.15, linewidth=0)
+    first = records[0]
+    violators = "" if first.violators is None else f", {100 * first.violators:g} % violators"
+    axes.set(xscale="log", yscale="log", xlabel="N")
+    sizes = sorted({r.N for r in records})
+    axes.set_xticks(sizes, [str(size) for size in sizes], rotation=30, fontsize=7)
+    axes.set_xticks([], minor=True)
+    axes.set_title(f"{first.kernel}, D = {first.D}, K = {first.K}{violators}", fontsize=9)
+    axes.grid(True, which="major", alpha=0.3)
+    return lines
+
+
 def table(records: Sequence[Record]) -> list[list[str]]:
-    """One row per case and provider: median times, ratio to ours, memory, error, or why there is no figure."""
+    """One row per case and provider: median times, ratio to ours, memory, error, or why there is no
+    figure."""
     lines = []
     by_case: dict[tuple[object, ...], list[Record]] = {}
     for r in records:
@@ -125,10 +138,10 @@ def markdown(
 ) -> str:
     lines = [f"# Loss step, {machine.date}", ""]
     lines += [f"- {key}: {value}" for key, value in vars(machine).items()]
-    lines += [
-        "- times are medians of interleaved rounds; memory is beyond rows and gradient; error is that of the gradient "
-    ]
-    lines[-1] += "against chunked float64, relative; active: anchors that push a negative away"
+    lines.append(
+        "- times are medians of interleaved rounds; memory is beyond rows and gradient; error is that of the "
+        "gradient against chunked float64, relative; active: anchors that push a negative away"
+    )
     lines += ["", *notes, ""]
     lines += markdown_table(COLUMNS, table(records))
     lines += ["", *(f"![{picture.stem}]({picture.name})" for picture in pictures)]

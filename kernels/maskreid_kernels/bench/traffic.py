@@ -1,4 +1,5 @@
-"""What plain torch code asks of a GPU, counted on the CPU at a small size: bytes of N x N matrices, and operators."""
+"""What plain torch code asks of a GPU, counted on the CPU at a small size: bytes of N x N matrices, and
+operators."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ ROWS, COLUMNS, IMAGES = 128, 32, 4
 
 @dataclass(frozen=True)
 class Traffic:
-    """Of a forward and backward: bytes per pair of rows that operators read and write, and how many of them compute."""
+    """Of a forward and backward: bytes per pair of rows that operators read and write, and how many of them
+    compute."""
 
     bytes_per_pair: float
     operators: int

@@ -19,7 +19,7 @@ def all_pairs_loss(
     embeddings: Tensor,
     labels: Tensor,
     *,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
     margin: float = 0.0,
     normalize: bool = True,
     group: dist.ProcessGroup | None = None,

@@ -1,14 +1,15 @@
 """The log-sum-exp losses in blocks of rows: O(N D) memory, no N x N matrix, their own backward.
 
-Forward: the blocks of the triangle of similarities S (triangle.py), each reduced at once, by rows and by columns, to A,
-the log-sum-exp of f over an anchor's negatives; over ranks the parts are added. From A and the positives' similarities
-the loss makes three numbers per anchor (`terms.anchor`), which are gathered. Backward: dL(k)/dS_kj is
-exp(f(S_kj) + log_weight_k) f'(S_kj) on a negative j and `terms.pull` on a positive. The gradient of row a takes a pair
-(a, b) twice, once per role: dX_a = sum_b (G_ab + G_ba) x_b, and G + G^T is symmetric as S is. G_ba needs only the
-gathered numbers of anchor b, so every rank finishes its own rows alone: no collective, no N x D reduction.
+Forward: the blocks of the triangle of similarities S (triangle.py), each reduced at once, by rows and by
+columns, to A, the log-sum-exp of f over an anchor's negatives; over ranks the parts are added. From A and the
+positives' similarities the loss makes three numbers per anchor (`terms.anchor`), which are gathered.
+Backward: dL(k)/dS_kj is exp(f(S_kj) + log_weight_k) f'(S_kj) on a negative j and `terms.pull` on a positive.
+The gradient of row a takes a pair (a, b) twice, once per role: dX_a = sum_b (G_ab + G_ba) x_b, and G + G^T is
+symmetric as S is. G_ba needs only the gathered numbers of anchor b, so every rank finishes its own rows
+alone: no collective, no N x D reduction.
 
-Names: B = this rank's rows, N = rows of all ranks, W = ranks, D = columns, b, c = rows and columns of a block,
-P = rows of the largest identity.
+Names: B = this rank's rows, N = rows of all ranks, W = ranks, D = columns, b, c = rows and columns of a
+block, P = rows of the largest identity.
 """
 
 from __future__ import annotations
@@ -130,14 +131,16 @@ def _negatives(
 
 
 def _bounded_weights(triangle: Triangle, block: Block, exponent: Exponent) -> Tensor:
-    """exp(f) of a block's negatives, 0 on positives: where f is bounded, one exponential serves both roles."""
+    """exp(f) of a block's negatives, 0 on positives: where f is bounded, one exponential serves both
+    roles."""
     weight_bc = triangle.similarities(block, exponent.scale).exp_()
     triangle.fill_positives_(weight_bc, block, 0.0)
     return weight_bc
 
 
 def _add_exponentials_(top_b: Tensor, sum_b: Tensor, f_bc: Tensor, spare_bc: Tensor, side: int) -> None:
-    """Add a block's exp(f) to the sums of its anchors, its rows (side 1) or columns (0), each kept relative to its top."""
+    """Add a block's exp(f) to the sums of its anchors, its rows (side 1) or columns (0), each kept relative
+    to its top."""
     top_here_b = torch.maximum(top_b, f_bc.amax(side))
     torch.sub(f_bc, top_here_b.unsqueeze(side), out=spare_bc)
     spare_bc.clamp_(min=least_exponent(f_bc.dtype)).exp_()
@@ -153,7 +156,8 @@ def _pulls(
     terms: LogSumExpTerms,
     of_N: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """(index_bP, G_ab + G_ba): the listed rows b of the anchors' identities, 0 on an anchor itself and filled-up places.
+    """(index_bP, G_ab + G_ba): the listed rows b of the anchors' identities, 0 on an anchor itself and
+    filled-up places.
 
     Not yet divided by the number of valid anchors. of_N: by how much each anchor counts; None: all alike.
     """

@@ -1,8 +1,8 @@
 """The log-sum-exp losses for small batches: whole N x N matrices, and a gradient written by hand.
 
-At a few hundred rows an operation's launch costs more than its arithmetic. The forward makes the gradient's matrix at
-once, so the backward is one product; every rank computes the whole batch. The algebra is that of chunked.py.
-Names: N = rows of all ranks, D = columns, P = rows of the largest identity.
+At a few hundred rows an operation's launch costs more than its arithmetic. The forward makes the gradient's
+matrix at once, so the backward is one product; every rank computes the whole batch. The algebra is that of
+chunked.py. Names: N = rows of all ranks, D = columns, P = rows of the largest identity.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class _LogSumExpLoss(torch.autograd.Function):
         valid_N = (count_N > 1).logical_and_(count_N < len(labels_N))
         valid_N1 = valid_N[:, None]
         largest_N1 = f_NN.amax(1, keepdim=True).clamp_(min=torch.finfo(f_NN.dtype).min)
-        # e^(f - its largest): the anchor's sum and, weighted, its gradient. Places of its identity hold next to 0.
+        # e^(f - its largest): the anchor's sum and, weighted, its gradient. Places of its identity hold next
+        # to 0.
         G_NN = f_NN.sub_(largest_N1).clamp_(min=least_exponent(f_NN.dtype)).exp_()
         A_N = G_NN.sum(1).log_().add_(largest_N1[:, 0])
         value_N, log_weight_N, level_N = terms.anchor(A_N, S_NP, is_positive_NP)

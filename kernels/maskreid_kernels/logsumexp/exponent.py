@@ -11,7 +11,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Exponent:
-    """f(S) = scale S; with a margin m, circle's f(S) = scale [S + m]_+ (S - m), its bracket a constant to autograd.
+    """f(S) = scale S; with a margin m, circle's f(S) = scale [S + m]_+ (S - m), its bracket a constant to
+    autograd.
 
     Circle's is computed as scale (max(S, -m)^2 - m^2), the same number.
     """
@@ -43,5 +44,6 @@ class Exponent:
 
 
 def least_exponent(dtype: torch.dtype) -> float:
-    """Where exp reaches the smallest normal number. Below it exp is 0 to any sum, and a hundred times slower on CPUs."""
+    """Where exp reaches the smallest normal number. Below it exp is 0 to any sum, and a hundred times slower
+    on CPUs."""
     return math.log(torch.finfo(dtype).tiny)

@@ -19,7 +19,7 @@ def n_pair_loss(
     embeddings: Tensor,
     labels: Tensor,
     *,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
     normalize: bool = True,
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",

@@ -1,8 +1,8 @@
 """The Triton programs of the log-sum-exp losses; chunked.py derives what they compute. Not yet run on a GPU.
 
-One anchor (m) is a row of this rank, in sorted order; a place (n) is a candidate. Exponents are to the base 2, the one
-that the hardware has: `scale` holds the factor. A loss's constants are arguments, so that a learned temperature compiles
-nothing; CIRCLE says which of the two exponents it has.
+One anchor (m) is a row of this rank, in sorted order; a place (n) is a candidate. Exponents are to the base
+2, the one that the hardware has: `scale` holds the factor. A loss's constants are arguments, so that a
+learned temperature compiles nothing; CIRCLE says which of the two exponents it has.
 
 The numbers of an anchor, float64, by row: [value, 1 if the anchor is valid, log weight, level], see terms.py.
 """
@@ -78,8 +78,8 @@ def negatives_program(
 
 @triton.jit(do_not_specialize=["M", "chunks"])
 def merge_program(top_ptr, sum_ptr, A_ptr, M, chunks, BLOCK_M: tl.constexpr, ACC: tl.constexpr):
-    """A [M]: the natural log-sum-exp over an anchor's negatives, -inf without one. In float64, if A is stored so: the log
-    of a sum of few is nothing beside the exponents of rows as long as thousands.
+    """A [M]: the natural log-sum-exp over an anchor's negatives, -inf without one. In float64, if A is stored
+    so: the log of a sum of few is nothing beside the exponents of rows as long as thousands.
     """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     ok = m < M
@@ -103,7 +103,8 @@ def numbers_program(
     value_ptr, log_weight_ptr, level_ptr, anchor_ptr, order_ptr, start_ptr, stop_ptr, numbers_ptr, M, N, own_start,
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Write the numbers of a band of anchors at their rows among the rank's own; 0, 0, -inf, 0 of one that is not valid."""
+    """Write the numbers of a band of anchors at their rows among the rank's own; 0, 0, -inf, 0 of one that is
+    not valid."""
     m, ok, _, a_row, start, stop, _low, _high = anchor_block(
         anchor_ptr, order_ptr, start_ptr, stop_ptr, M, tl.program_id(0), BLOCK_M
     )
@@ -123,8 +124,8 @@ def positives_program(
     x_ptr, anchor_ptr, order_ptr, start_ptr, stop_ptr, S_ptr, row_ptr, M, D, P,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """S, row [M, P]: similarities to the rows of the anchor's identity, and which they are; beyond its range 0 and the
-    anchor's own row, which is not a positive.
+    """S, row [M, P]: similarities to the rows of the anchor's identity, and which they are; beyond its range
+    0 and the anchor's own row, which is not a positive.
     """
     m, ok, _, a_row, start, stop, _low, _high = anchor_block(
         anchor_ptr, order_ptr, start_ptr, stop_ptr, M, tl.program_id(0), BLOCK_M
@@ -190,7 +191,8 @@ def pulls_program(
     x_ptr, anchor_ptr, order_ptr, start_ptr, stop_ptr, pull_ptr, out_ptr, M, N, D, P,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """out [M, D]: sum over a valid anchor's positives of pull [M, P] times the row; 0 of an anchor that is not valid."""
+    """out [M, D]: sum over a valid anchor's positives of pull [M, P] times the row; 0 of an anchor that is
+    not valid."""
     m, ok, place, _, start, stop, _low, _high = anchor_block(
         anchor_ptr, order_ptr, start_ptr, stop_ptr, M, tl.program_id(0), BLOCK_M
     )

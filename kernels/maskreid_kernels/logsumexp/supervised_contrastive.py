@@ -18,7 +18,7 @@ def supervised_contrastive_loss(
     embeddings: Tensor,
     labels: Tensor,
     *,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     normalize: bool = True,
     group: dist.ProcessGroup | None = None,
     backend: str = "auto",

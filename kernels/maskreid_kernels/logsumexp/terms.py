@@ -21,7 +21,8 @@ BOUNDED_SCALE = 40.0
 
 @dataclass(frozen=True)
 class LogSumExpTerms(ABC):
-    """A loss, by its formula (`loss`) and by the pieces that the streaming backends need (`anchor`, `pull`)."""
+    """A loss, by its formula (`loss`) and by the pieces that the streaming backends need (`anchor`,
+    `pull`)."""
 
     exponent: Exponent
     normalize: bool
@@ -44,8 +45,8 @@ class LogSumExpTerms(ABC):
     def anchor(self, A_b: Tensor, S_bP: Tensor, positive_bP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(value_b, log_weight_b, level_b) of anchors; anything finite or not for anchors that are not valid.
 
-        value: L(k). log_weight: log dL(k)/dA - A, so that dL(k)/dS_kj = exp(f(S_kj) + log_weight_k) f'(S_kj) on a
-        negative j. level: the one number of the anchor that `pull` needs.
+        value: L(k). log_weight: log dL(k)/dA - A, so that dL(k)/dS_kj = exp(f(S_kj) + log_weight_k) f'(S_kj)
+        on a negative j. level: the one number of the anchor that `pull` needs.
         """
 
     @abstractmethod

@@ -1,13 +1,16 @@
-"""The log-sum-exp losses in Triton: O(N D) memory, tiles of S = x x^T that never leave the chip. Not yet run on a GPU.
+"""The log-sum-exp losses in Triton: O(N D) memory, tiles of S = x x^T that never leave the chip. Not yet run
+on a GPU.
 
-Forward: one pass over the tiles keeps a running maximum and sum per anchor and chunk of columns, merged in fixed order.
-Backward: the tiles are computed again, G_ab + G_ba of negatives goes to a bounded workspace, and one matrix product per
-panel of candidates turns it into the gradient. The few pairs inside an identity are walked by programs of their own,
-forward and backward, on the rows as given, in full precision. Nothing is atomic: the same bits from run to run. The
-algebra, the numbers of an anchor and their exchange between the ranks are those of chunked.py.
+Forward: one pass over the tiles keeps a running maximum and sum per anchor and chunk of columns, merged in
+fixed order. Backward: the tiles are computed again, G_ab + G_ba of negatives goes to a bounded workspace, and
+one matrix product per panel of candidates turns it into the gradient. The few pairs inside an identity are
+walked by programs of their own, forward and backward, on the rows as given, in full precision. Nothing is
+atomic: the same bits from run to run. The algebra, the numbers of an anchor and their exchange between the
+ranks are those of chunked.py.
 
-Names: places are those of `SortedRows`. B = this rank's rows, M = the same as sorted anchors, N = rows of all ranks,
-D = columns, C = chunks, b = anchors of a band, c = candidates of a panel, P = rows of the largest identity.
+Names: places are those of `SortedRows`. B = this rank's rows, M = the same as sorted anchors, N = rows of all
+ranks, D = columns, C = chunks, b = anchors of a band, c = candidates of a panel, P = rows of the largest
+identity.
 """
 
 from __future__ import annotations
@@ -88,7 +91,8 @@ class _LogSumExpLoss(torch.autograd.Function):
         rows = sort_by_identity(gather_rows(labels_B, layout), layout)
         widest = int((rows.stop_N - rows.start_N).max()) if len(x_ND) else 0  # host sync
         x_dot_ND = dot_rows(x_ND, precision)
-        # Exponents of rows that are not normalised may be long: what is done with them per anchor is in float64.
+        # Exponents of rows that are not normalised may be long: what is done with them per anchor is in
+        # float64.
         exact = not terms.normalize
         A_M = _negatives(x_dot_ND, rows, terms.exponent, precision, torch.float64 if exact else x_ND.dtype)
         own_B4 = x_ND.new_empty((rows_BD.shape[0], NUMBERS.value), dtype=torch.float64)
@@ -176,7 +180,8 @@ def negative_partials(
 
 
 def _positives(x_ND: Tensor, rows: SortedRows, band: slice, widest: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(S_bP, row_bP int64, positive_bP bool): an anchor's identity by row, itself and filled-up columns not positive."""
+    """(S_bP, row_bP int64, positive_bP bool): an anchor's identity by row, itself and filled-up columns not
+    positive."""
     anchor_b, D = rows.anchor_M[band], x_ND.shape[1]
     S_bP = x_ND.new_empty((len(anchor_b), widest))
     row_bP = rows.order_N.new_empty((len(anchor_b), widest))
@@ -208,7 +213,8 @@ def _add_negatives_(
     terms: LogSumExpTerms,
     precision: Precision,
 ) -> None:
-    """Add sum_b (G_ab + G_ba) x_b over the negatives b of the band's anchors a, panel by panel of candidates."""
+    """Add sum_b (G_ab + G_ba) x_b over the negatives b of the band's anchors a, panel by panel of
+    candidates."""
     anchor_b, (N, D), exponent = rows.anchor_M[band], x_ND.shape, terms.exponent
     exact, acc = not terms.normalize, accumulator(x_ND.dtype)[1]
     tile = pairs_tile(D, x_ND.dtype, chip_of(x_ND.device), exact=exact)
@@ -225,7 +231,8 @@ def _add_negatives_(
 
 
 def pairs_tile(columns: int, rows: torch.dtype, chip: Chip, *, exact: bool) -> TileShape:
-    """The tile of the pairs: half as wide where log weights come in two parts, whose columns take registers too."""
+    """The tile of the pairs: half as wide where log weights come in two parts, whose columns take registers
+    too."""
     tile = tile_shape(columns, rows, chip=chip)
     return replace(tile, block_n=tile.block_n // 2) if exact else tile
 

@@ -1,8 +1,9 @@
 """The negatives inside a margin as a list of pairs: exact, and sparse late in training.
 
-A negative outside the margin has the weight 0 by the hinge. So where few are inside, a block's sums come from a short
-list of its pairs, and the backward gathers their rows instead of computing every similarity again. On a CPU only, where
-counting costs no host sync; the backward's list in one process only, whose forward sees every pair.
+A negative outside the margin has the weight 0 by the hinge. So where few are inside, a block's sums come from
+a short list of its pairs, and the backward gathers their rows instead of computing every similarity again. On
+a CPU only, where counting costs no host sync; the backward's list in one process only, whose forward sees
+every pair.
 
 Names: N = rows, D = columns, b, c = rows and columns of a block, m = pairs.
 """
@@ -19,12 +20,13 @@ from ..blocks import row_blocks
 from ..triangle import Block
 from .terms import RankingTerms
 
-# Gathering the rows of a pair costs as much as the dense backward of some thirteen pairs: at 1/32 it is a clear win.
+# Gathering the rows of a pair costs as much as the dense backward of some thirteen pairs: at 1/32 it is a
+# clear win.
 SPARSE_UP_TO = 1 / 32
 # Of the list and its sorted copies, 40 bytes a pair in float32.
-MOST_PAIRS = (96 << 20) // 40
+MAX_PAIRS = (96 << 20) // 40
 WORD = 8  # truth values that are looked at together, as one integer
-MOST_WORDS = 1 / 3  # of a block's, that hold a pair
+MAX_WORDS = 1 / 3  # of a block's, that hold a pair
 
 
 class ActivePairs:
@@ -45,7 +47,7 @@ class ActivePairs:
         if not self.complete:
             return
         self._pairs += len(S_m)
-        if len(S_m) > SPARSE_UP_TO * block.area or self._pairs > MOST_PAIRS:
+        if len(S_m) > SPARSE_UP_TO * block.area or self._pairs > MAX_PAIRS:
             self.give_up()
             return
         self._row.append(row_m.to(torch.int32))
@@ -62,13 +64,15 @@ class ActivePairs:
 
 
 def recorder(x_ND: Tensor, terms: RankingTerms) -> ActivePairs | None:
-    """A list to look for pairs with, where that is possible. A NaN, which is inside no margin, must not be lost: then None."""
+    """A list to look for pairs with, where that is possible. A NaN, which is inside no margin, must not be
+    lost: then None."""
     possible = x_ND.device.type == "cpu" and terms.bounded and len(x_ND) > 0
     return ActivePairs() if possible and math.isfinite(float(x_ND.sum())) else None
 
 
 class Finder:
-    """Where a block's similarities exceed limits, in ascending order; for many blocks, with one buffer for all."""
+    """Where a block's similarities exceed limits, in ascending order; for many blocks, with one buffer for
+    all."""
 
     def __init__(self, largest: int) -> None:
         self._inside = torch.zeros(-(-largest // WORD) * WORD, dtype=torch.bool)
@@ -82,7 +86,7 @@ class Finder:
         word_w = self._inside[: words * WORD].view(torch.int64)
         # A word of eight is passed over at the price of one truth value.
         some_m = word_w.nonzero().squeeze(1)
-        if len(some_m) > MOST_WORDS * words:
+        if len(some_m) > MAX_WORDS * words:
             return None
         place_m = word_w[some_m].view(torch.bool).nonzero().squeeze(1)
         return some_m[place_m // WORD].mul_(WORD).add_(place_m % WORD)
@@ -91,7 +95,8 @@ class Finder:
 def add_weighted_rows_(
     gradient_ND: Tensor, x_ND: Tensor, row_m: Tensor, column_m: Tensor, weight_m: Tensor
 ) -> None:
-    """Add weight x[column] to row and weight x[row] to column for every pair, in one order: the same bits every time."""
+    """Add weight x[column] to row and weight x[row] to column for every pair, in one order: the same bits
+    every time."""
     for to_m, from_m in ((row_m, column_m), (column_m, row_m)):
         to_m, order_m = torch.sort(to_m, stable=True)
         _add_runs_(gradient_ND, x_ND, to_m, from_m[order_m], weight_m[order_m])

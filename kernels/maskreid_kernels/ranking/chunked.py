@@ -4,8 +4,9 @@ Forward: from the similarities S within identities (identities.py), for every an
 
     threshold t_k = margin - min_i S_ki,   least positive p_k,   the pull's value,
 
-which are gathered over the ranks; then the blocks of the triangle of similarities (triangle.py), reduced at once, by
-rows and by columns, to the sum over the negatives inside the margin and their count. Over ranks the parts are added:
+which are gathered over the ranks; then the blocks of the triangle of similarities (triangle.py), reduced at
+once, by rows and by columns, to the sum over the negatives inside the margin and their count. Over ranks the
+parts are added:
 
     log Z_k (Z is the log's argument),
     pushed mass q_k = sum_j w_k(j)   with   w_k(j) = 1[S_kj + t_k > 0] exp(S_kj + t_k) / Z_k on negatives j.
@@ -14,12 +15,13 @@ Backward: dL(k)/dS_kj is
 
     w_k(j) on negatives,   -q_k on p_k,   (pull / |B+|) (S_ki - 1) on every positive.
 
-The gradient of row a takes a pair (a, b) twice, once per role: dX_a = sum_b (G_ab + G_ba) x_b, and G + G^T is symmetric
-as S is. G_ba needs only the numbers of anchor b, so every rank finishes its own rows alone: no collective, no N x D
-reduction. Where few negatives are inside the margin they are listed instead: see active.py.
+The gradient of row a takes a pair (a, b) twice, once per role: dX_a = sum_b (G_ab + G_ba) x_b, and G + G^T is
+symmetric as S is. G_ba needs only the numbers of anchor b, so every rank finishes its own rows alone: no
+collective, no N x D reduction. Where few negatives are inside the margin they are listed instead: see
+active.py.
 
-Names: B = this rank's rows, N = rows of all ranks, W = ranks, D = columns, b, c = rows and columns of a block,
-P = rows of the largest identity, m = pairs of a list.
+Names: B = this rank's rows, N = rows of all ranks, W = ranks, D = columns, b, c = rows and columns of a
+block, P = rows of the largest identity, m = pairs of a list.
 """
 
 from __future__ import annotations
@@ -119,7 +121,8 @@ class _RankingLoss(torch.autograd.Function):
 def _of_positives(
     x_ND: Tensor, positives: Positives, terms: RankingTerms, layout: RankLayout
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """threshold_N, least_N int64, the pull's value [N] float64: of every anchor of all ranks (a collective)."""
+    """threshold_N, least_N int64, the pull's value [N] float64: of every anchor of all ranks (a
+    collective)."""
     # float64 holds row numbers exactly
     own_B3 = x_ND.new_empty((layout.rows_per_rank[layout.rank], 3), dtype=torch.float64)
     for rows in blocks_of_identities(x_ND, positives, layout.own):
@@ -146,9 +149,11 @@ def _of_negatives(
     layout: RankLayout,
     active: ActivePairs | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """shift, pushed, active [N] float64: the sum of exp(gap - shift) over the negatives inside the margin, and their count.
+    """shift, pushed, active [N] float64: the sum of exp(gap - shift) over the negatives inside the margin,
+    and their count.
 
-    Of every anchor of all ranks (a collective). Pairs are looked for, and added to `active`, where there is one.
+    Of every anchor of all ranks (a collective). Pairs are looked for, and added to `active`, where there is
+    one.
     """
     triangle = Triangle(x_ND, positives, layout)
     finder = Finder(triangle.largest) if active is not None else None
@@ -156,7 +161,7 @@ def _of_negatives(
     for block in triangle.share():
         S_bc = triangle.similarities(block)
         triangle.fill_positives_(S_bc, block, _never_similar(terms))
-        place_m = finder and finder.places(S_bc, _limits(triangle, block, threshold_N))
+        place_m = None if finder is None else finder.places(S_bc, _limits(triangle, block, threshold_N))
         if active is not None and place_m is not None:
             _add_pairs_(sums_3N, threshold_N, S_bc, place_m, block, active)
             continue
@@ -186,7 +191,8 @@ def _limits(triangle: Triangle, block: Block, threshold_N: Tensor) -> Tensor:
 def _add_pairs_(
     sums_3N: Tensor, threshold_N: Tensor, S_bc: Tensor, place_m: Tensor, block: Block, active: ActivePairs
 ) -> None:
-    """Add a block's listed pairs to the sums of both their rows; a pair of a block on the diagonal is found twice there."""
+    """Add a block's listed pairs to the sums of both their rows; a pair of a block on the diagonal is found
+    twice there."""
     row_m = place_m.div(block.shape[1], rounding_mode="floor")
     column_m = place_m - row_m * block.shape[1] + block.columns.start
     row_m += block.rows.start
@@ -203,7 +209,8 @@ def _add_pairs_(
 
 
 def _add_violations_(sums_3b: Tensor, gap_bc: Tensor, inside_bc: Tensor, side: int, *, bounded: bool) -> None:
-    """Add a block's negatives inside the margin to the sums of its anchors, its rows (side 1) or its columns (0)."""
+    """Add a block's negatives inside the margin to the sums of its anchors, its rows (side 1) or its columns
+    (0)."""
     shift_b, pushed_b, active_b = sums_3b
     active_b += torch.gt(gap_bc, 0, out=inside_bc).sum(side)
     if bounded:
@@ -223,7 +230,8 @@ def _pulls(
     terms: RankingTerms,
     of_N: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """(index_bP, G_ab + G_ba): the listed rows b of the anchors' identities, 0 on an anchor itself and filled-up places.
+    """(index_bP, G_ab + G_ba): the listed rows b of the anchors' identities, 0 on an anchor itself and
+    filled-up places.
 
     Not yet divided by the number of valid anchors. of_N: by how much each anchor counts; None: all alike.
     """

@@ -1,8 +1,8 @@
 """The ranking loss for small batches: whole N x N matrices, and a gradient written by hand.
 
-At a few hundred rows an operation's launch costs more than its arithmetic. The forward makes the gradient's matrix G at
-once, so the backward is one product; nothing is cut into blocks, and every rank computes the whole batch. The
-algebra is that of chunked.py. Names: N = rows of all ranks, D = columns.
+At a few hundred rows an operation's launch costs more than its arithmetic. The forward makes the gradient's
+matrix G at once, so the backward is one product; nothing is cut into blocks, and every rank computes the
+whole batch. The algebra is that of chunked.py. Names: N = rows of all ranks, D = columns.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The ranking loss's Triton programs of the backward; names, marks and numbers are those of programs.py.
 
-A gradient row belongs to one program, which keeps it in registers, adds to it in a fixed order and writes it once: no
-row is read back from memory, and each candidate's row is read once, for its similarity and for its share.
+A gradient row belongs to one program, which keeps it in registers, adds to it in a fixed order and writes it
+once: no row is read back from memory, and each candidate's row is read once, for its similarity and for its
+share.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def sum_over_positives(
     a, x_ptr, inverse_ptr, order_ptr, numbers_ptr, place, a_row, start, stop, pull, N, D,
     BLOCK_D: tl.constexpr, SPAN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_D] sum over positives b of (G_ab + G_ba) x_b. One identity has one |B+|, so both roles pull alike."""
+    """[BLOCK_D] sum over positives b of (G_ab + G_ba) x_b. One identity has one |B+|, so both roles pull
+    alike."""
     total = tl.zeros((BLOCK_D,), ACC)
     count = stop - start
     pull_a = tl.where((count > 1) & (count < N), pull / tl.maximum(count - 1, 1).to(ACC), 0.0)
@@ -99,8 +101,8 @@ def gradient_program(
 ):  # fmt: skip
     """One anchor's whole row of the gradient, at its row among the rank's own.
 
-    listed: which anchors (None: all, in order). pushed: what the negatives add, one row a program, where dense weights
-    made it (None: from the marks).
+    listed: which anchors (None: all, in order). pushed: what the negatives add, one row a program, where
+    dense weights made it (None: from the marks).
     """
     m = tl.program_id(0).to(tl.int64)
     if listed_ptr is not None:
@@ -159,8 +161,8 @@ def dense_weights_program(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
     ONE_SLAB: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """G[M anchors, places] = w_a(b) + w_b(a) of negatives, 0 of positives, times the inverse norm of b: a band of
-    weights that a matrix product with the rows then takes.
+    """G[M anchors, places] = w_a(b) + w_b(a) of negatives, 0 of positives, times the inverse norm of b: a
+    band of weights that a matrix product with the rows then takes.
     """
     tiles = tl.cdiv(places, BLOCK_N)
     m, ok, _, a_row, start, stop, _low, _high = anchor_block(

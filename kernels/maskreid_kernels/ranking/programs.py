@@ -1,15 +1,18 @@
-"""The ranking loss's Triton programs of the forward. chunked.py derives what they compute; here S is never stored.
+"""The ranking loss's Triton programs of the forward. chunked.py derives what they compute; here S is never
+stored.
 
-One anchor (m) is a row of this rank, in sorted order; a place (b) is a candidate. Rows come as they were given, and
-a product is multiplied by both rows' inverse norms (by row; None: it is not). `t` is margin - min S_ki by row, -inf
-for anchors that are not valid; `shift` the running maximum that keeps exp finite (0 where |S| <= 1 bounds it).
+One anchor (m) is a row of this rank, in sorted order; a place (b) is a candidate. Rows come as they were
+given, and a product is multiplied by both rows' inverse norms (by row; None: it is not). `t` is margin - min
+S_ki by row, -inf for anchors that are not valid; `shift` the running maximum that keeps exp finite (0 where
+|S| <= 1 bounds it).
 
-Pairs of an anchor and a negative inside the margin are recorded as marks, one int64 per 16 consecutive places: the
-places' number / 16 in the upper half, then 16 bits for the candidate as anchor and 16 bits for the anchor itself.
+Pairs of an anchor and a negative inside the margin are recorded as marks, one int64 per 16 consecutive
+places: the places' number / 16 in the upper half, then 16 bits for the candidate as anchor and 16 bits for
+the anchor itself.
 
-The numbers of an anchor, float64, by row: [log of the loss's argument, share of it that is pushed, row of the least
-similar positive, value, floor, active negatives, valid, valid, negatives]; of an anchor that is not valid the last six
-are 0. So the sums of columns 3 to 5 over those of 6 to 8 are the loss and its statistics.
+The numbers of an anchor, float64, by row: [log of the loss's argument, share of it that is pushed, row of the
+least similar positive, value, floor, active negatives, valid, valid, negatives]; of an anchor that is not
+valid the last six are 0. So the sums of columns 3 to 5 over those of 6 to 8 are the loss and its statistics.
 """
 
 from __future__ import annotations
@@ -53,8 +56,8 @@ def positives_program(
     x_ptr, inverse_ptr, order_ptr, anchor_ptr, start_ptr, stop_ptr, least_row_ptr, squares_ptr, t_ptr,
     N, D, own_start, margin_high, margin_low, BLOCK_D: tl.constexpr, SPAN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Per anchor: the row of its least similar positive (lowest of equals, -1 without one), sum (S_ki - 1)^2, and at its
-    row among the rank's own, t.
+    """Per anchor: the row of its least similar positive (lowest of equals, -1 without one), sum (S_ki - 1)^2,
+    and at its row among the rank's own, t.
     """
     m = tl.program_id(0)
     place = tl.load(anchor_ptr + m)
@@ -92,8 +95,9 @@ def forward_program(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
     ONE_SLAB: tl.constexpr, BOUNDED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Per anchor and chunk: sum of exp(S + t - shift) over violating negatives, their number, and marks of the pairs
-    inside the margin in either role, in the anchor's own slots [anchor, chunk, mark_cap], counted beyond the cap.
+    """Per anchor and chunk: sum of exp(S + t - shift) over violating negatives, their number, and marks of
+    the pairs inside the margin in either role, in the anchor's own slots [anchor, chunk, mark_cap], counted
+    beyond the cap.
     """
     block, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     m, ok, _, a_row, start, stop, low, high = anchor_block(
@@ -119,7 +123,8 @@ def forward_program(
         )
         if inverse_ptr is not None:
             S = S * tl.load(inverse_ptr + b_row, mask=b_ok, other=0.0)[None, :] * a_inverse[:, None]
-        # A threshold of -inf keeps anchors that are not valid, and what lies beyond M and N, outside the margin.
+        # A threshold of -inf keeps anchors that are not valid, and what lies beyond M and N, outside the
+        # margin.
         if (tile * BLOCK_N < high) & ((tile + 1) * BLOCK_N > low) | ((tile + 1) * BLOCK_N > N):
             negative = ((b[None, :] < start[:, None]) | (b[None, :] >= stop[:, None])) & b_ok[None, :]
             S = tl.where(negative, S, float("-inf"))
@@ -157,8 +162,9 @@ def anchors_program(
     mark_count_ptr, numbers_ptr, many_ptr, M, N, chunks, mark_cap, most_marks, own_start, pull_high, pull_low,
     BLOCK_M: tl.constexpr, ALL: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Merge the chunks in fixed order; write each anchor's numbers at its row among the rank's own, and by m whether its
-    marks are many (or did not all fit): the backward then takes dense weights. ALL: negatives outside the margin count.
+    """Merge the chunks in fixed order; write each anchor's numbers at its row among the rank's own, and by m
+    whether its marks are many (or did not all fit): the backward then takes dense weights. ALL: negatives
+    outside the margin count.
     """
     m, ok, _, a_row, start, stop, _low, _high = anchor_block(
         anchor_ptr, order_ptr, start_ptr, stop_ptr, M, tl.program_id(0), BLOCK_M

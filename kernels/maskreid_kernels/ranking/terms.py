@@ -63,7 +63,8 @@ class RankingStatistics:
 def ranking_statistics(
     valid_N: Tensor, negatives_N: Tensor, active_N: Tensor, terms: RankingTerms, dtype: torch.dtype
 ) -> RankingStatistics:
-    """From per-anchor counts: valid_N bool, negatives_N and active_N (those inside the margin) any number dtype."""
+    """From per-anchor counts: valid_N bool, negatives_N and active_N (those inside the margin) any number
+    dtype."""
     valid_anchors = valid_N.sum()
     weight_N = valid_N.double()
     negatives_N = negatives_N.double()
@@ -77,7 +78,8 @@ def ranking_statistics(
 def violations_(gap: Tensor, log_shift: Tensor | None, bounded: bool, inside: Tensor | None = None) -> Tensor:
     """In place: exp(gap - log_shift) where gap > 0, exactly 0 elsewhere. NaN stays NaN.
 
-    inside: gap > 0, where the caller has it. Asked of the gap itself: the exponential of a gap above 0 may round to 1.
+    inside: gap > 0, where the caller has it. Asked of the gap itself: the exponential of a gap above 0 may
+    round to 1.
     """
     if bounded:
         if inside is None:

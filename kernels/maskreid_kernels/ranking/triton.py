@@ -1,11 +1,13 @@
-"""The ranking loss in Triton: no N x N matrix, one pass over S forward, and a backward that is exact and sparse.
+"""The ranking loss in Triton: no N x N matrix, one pass over S forward, and a backward that is exact and
+sparse.
 
-Forward: the least similar positives (O(N K D)), their thresholds gathered over the ranks, then one pass over tiles of
-S that sums the violating negatives and marks the pairs inside the margin in either role. The weight of any other pair
-of negatives is exactly 0, so the backward visits marked pairs only; for anchors whose marks are many, or did not fit
-their slots, it computes bands of weights again and multiplies them (dense). Rows are read as they were given: S takes
-both rows' inverse norms as factors, and no normalised copy is made. Sums run in a fixed order and nothing is atomic:
-the same bits from run to run. Collectives in the forward only; see chunked.py for the algebra.
+Forward: the least similar positives (O(N K D)), their thresholds gathered over the ranks, then one pass over
+tiles of S that sums the violating negatives and marks the pairs inside the margin in either role. The weight
+of any other pair of negatives is exactly 0, so the backward visits marked pairs only; for anchors whose marks
+are many, or did not fit their slots, it computes bands of weights again and multiplies them (dense). Rows are
+read as they were given: S takes both rows' inverse norms as factors, and no normalised copy is made. Sums run
+in a fixed order and nothing is atomic: the same bits from run to run. Collectives in the forward only; see
+chunked.py for the algebra.
 
 Not yet run on a GPU. Names: B = this rank's rows, M = the same rows as sorted anchors, N = rows of all ranks,
 D = columns.

@@ -1,5 +1,5 @@
-"""Launches of the ranking loss's backward programs: sparse by marks where an anchor's marks are complete and few, else
-dense by bands of weights and matrix products. No collective.
+"""Launches of the ranking loss's backward programs: sparse by marks where an anchor's marks are complete and
+few, else dense by bands of weights and matrix products. No collective.
 
 Names: b = anchors of a band, D = columns; listed = which of this rank's anchors.
 """
@@ -26,7 +26,8 @@ BAND_ROWS = 8192
 
 @dataclass(frozen=True)
 class Saved:
-    """What the forward leaves to the backward beside the rows; tensors by row of all ranks unless named otherwise."""
+    """What the forward leaves to the backward beside the rows; tensors by row of all ranks unless named
+    otherwise."""
 
     sorted_rows: SortedRows
     inverse_N: Tensor | None  # inverse norms, None where rows are not normalised
@@ -71,7 +72,8 @@ def _finish_(
     listed_b: Tensor | None,
     pushed_bD: Tensor | None,
 ) -> None:
-    """Write the listed anchors' rows (None: all): positives, then marks or what was pushed, norm and scale."""
+    """Write the listed anchors' rows (None: all): positives, then marks or what was pushed, norm and
+    scale."""
     rows, (places, columns), marks = saved.sorted_rows, x_ND.shape, saved.marks
     anchors, chunks, cap = marks.entry.shape
     count = anchors if listed_b is None else len(listed_b)
@@ -84,7 +86,8 @@ def _finish_(
 
 
 def _push_(pushed_bD: Tensor, x_ND: Tensor, saved: Saved, anchor_b: Tensor, precision: Precision) -> None:
-    """Add what negatives push the anchors' unit rows: bands of weights, in the rows' dtype, and a product each."""
+    """Add what negatives push the anchors' unit rows: bands of weights, in the rows' dtype, and a product
+    each."""
     rows, (places, columns) = saved.sorted_rows, x_ND.shape
     tile, acc = ranking_tile(columns, x_ND.dtype, chip=chip_of(x_ND.device)), accumulator(x_ND.dtype)[1]
     fits = min(BAND_BYTES // len(anchor_b), GRADIENT_BYTES // columns) // x_ND.element_size()

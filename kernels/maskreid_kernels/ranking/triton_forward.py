@@ -29,20 +29,21 @@ from .programs import GROUP, NUMBERS, anchors_program, forward_program, positive
 from .terms import RankingTerms
 
 MARK_BYTES = 160 << 20  # bound of the recorded pairs, 8 bytes per mark
-# From this share of the places on, gathering rows pair by pair is slower than two matrix products (an estimate).
+# From this share of the places on, gathering rows pair by pair is slower than two matrix products (an
+# estimate).
 SPARSE_UP_TO = 1 / 64
 FEW_MARKS = 16  # per anchor: always few
 PARTIAL_BYTES_PER_ANCHOR = 16  # sum, shift, active, count
-ROWS_BYTES = (
-    64 << 10
-)  # of whole rows, in a program's registers at a time; half of it in float64, which takes two each
+# Of whole rows, in a program's registers at a time; half of it in float64, which takes two each.
+ROWS_BYTES = 64 << 10
 MOST_ROWS = 16
 ANCHORS = 128  # per program of the one that merges the chunks
 
 
 @dataclass(frozen=True)
 class Marks:
-    """The pairs inside the margin, see programs.py: entry [M, C, cap] int64, count [C, M] int32 (may exceed the cap).
+    """The pairs inside the margin, see programs.py: entry [M, C, cap] int64, count [C, M] int32 (may exceed
+    the cap).
 
     many_M: int32, 1 where an anchor's marks are many, or did not fit.
     """
@@ -84,7 +85,8 @@ def row_options(columns: int, rows: torch.dtype) -> dict[str, Any]:
 def least_positives(
     x_ND: Tensor, inverse_N: Tensor | None, rows: SortedRows, terms: RankingTerms
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per anchor the row of its least similar positive [M] (-1 without one), the sum of (S - 1)^2 [M]; by own row t [B]."""
+    """Per anchor the row of its least similar positive [M] (-1 without one), the sum of (S - 1)^2 [M]; by own
+    row t [B]."""
     (places, columns), anchors = x_ND.shape, len(rows.anchor_M)
     t_B, squares_M = (x_ND.new_empty(anchors, dtype=accumulator(x_ND.dtype)[0]) for _ in range(2))
     least_row_M = rows.order_N.new_empty(anchors)
@@ -104,7 +106,8 @@ def push_away(
     terms: RankingTerms,
     precision: Precision,
 ) -> Partials:
-    """Per anchor and chunk: the sum over violating negatives and its shift, their number; the marks of both roles."""
+    """Per anchor and chunk: the sum over violating negatives and its shift, their number; the marks of both
+    roles."""
     (places, columns), anchors = x_ND.shape, len(rows.anchor_M)
     tile = ranking_tile(columns, x_ND.dtype, chip=chip_of(x_ND.device))
     dtype, acc = accumulator(x_ND.dtype)
@@ -141,7 +144,8 @@ def anchor_numbers(
 
 
 def mark_cap(anchors: int, chunks: int, chunk_places: int) -> int:
-    """Slots per anchor and chunk: MARK_BYTES in all, and no more than the sparse backward would be chosen for."""
+    """Slots per anchor and chunk: MARK_BYTES in all, and no more than the sparse backward would be chosen
+    for."""
     fits = MARK_BYTES // (max(anchors, 1) * chunks * 8)
     # Chunks differ in how many pairs they hold: four times the average share.
     useful = max(int(4 * SPARSE_UP_TO * chunk_places), FEW_MARKS)

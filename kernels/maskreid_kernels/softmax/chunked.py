@@ -1,7 +1,7 @@
 """Cross-entropy in blocks of rows: nothing but the logits is kept of the forward.
 
-dL/dz_c = (softmax(z)_c - (1 - e) 1[c = y] - e / C) / N, e the label smoothing. Names: B = this rank's rows, N = rows of
-all ranks, C = classes, b = block.
+dL/dz_c = (softmax(z)_c - (1 - e) 1[c = y] - e / C) / N, e the label smoothing. Names: B = this rank's rows, N
+= rows of all ranks, C = classes, b = block.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from ..samples import Layout
 
 @dataclass(frozen=True)
 class ConversionSpeed:
-    """Medians over `runs`. `core_pairs_s` is pairs per second of CPU time of all processes, their start included."""
+    """Medians over `runs`. `core_pairs_s` is pairs per second of CPU time of all processes, their start
+    included."""
 
     workers: int
     runs: int
@@ -48,7 +49,8 @@ def loose_files(source: Path | None, shards: Path) -> Iterator[Path]:
 def measure_conversion(source: Path, workers: int, runs: int) -> ConversionSpeed:
     """Convert `source` (Market-1501's layout) `runs` times after one run that fills the page cache.
 
-    A bad mask is replaced by a full one. Scanning is part of the time. Raises ShardError where there is no image.
+    A bad mask is replaced by a full one. Scanning is part of the time. Raises ShardError where there is no
+    image.
     """
     layout = _convert(source, workers)
     pairs = sum(map(len, layout.splits.values()))

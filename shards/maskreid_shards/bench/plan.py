@@ -1,4 +1,5 @@
-"""Time and memory of the plan of the batches: what a rank pays at the first step of an epoch, and at the others."""
+"""Time and memory of the plan of the batches: what a rank pays at the first step of an epoch, and at the
+others."""
 
 import time
 import tracemalloc
@@ -14,7 +15,8 @@ from ..plan import Plan
 class PlanCost:
     """`first_step_ms` orders the epoch's identities, `next_step_ms` is the median of the later ones.
 
-    `peak_mb` (1e6 bytes) is what one plan and an epoch's first step allocate beside the identity table, by tracemalloc.
+    `peak_mb` (1e6 bytes) is what one plan and an epoch's first step allocate beside the identity table, by
+    tracemalloc.
     """
 
     identities: int

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..errors import ShardError
 from ..samples import Layout
 from .drawn import draw_identities, drawn_layout
-from .images import Found, list_images, need_folders, published_if
+from .images import ImageEntry, list_images, need_folders, published_if
 
 FOLDER = "campus"
 NAME = re.compile(r"^(\d{4})(\d{3})\.png$", re.ASCII)
@@ -32,9 +32,10 @@ def scan_cuhk01(src: Path, *, train_identities: int = TRAIN_IDENTITIES, split_se
         match = NAME.match(name)
         if match is None or int(match[1]) < 1 or not 1 <= int(match[2]) <= IMAGES:
             raise ShardError(
-                f"{src / FOLDER / name}: the name is not of the form 0001001.png (<pid><image>.png, images 1 to 4)"
+                f"{src / FOLDER / name}: the name is not of the form 0001001.png (<pid><image>.png, images 1 "
+                "to 4)"
             )
-        found.append(Found(FOLDER, name, int(match[1]), 1 if int(match[2]) <= IMAGES // 2 else 2))
+        found.append(ImageEntry(FOLDER, name, int(match[1]), 1 if int(match[2]) <= IMAGES // 2 else 2))
     train = draw_identities(src, {image.pid for image in found}, train_identities, split_seed)
     published = published_if(src, "cuhk01", PUBLISHED) or published_if(src, "campus", PUBLISHED)
     return drawn_layout("cuhk01", src, found, train, published=published, strays=strays, seed=split_seed)

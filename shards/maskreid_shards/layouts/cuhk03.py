@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ShardError
 from ..samples import Layout
-from .images import Found, sources
+from .images import ImageEntry, sources
 from .matlab import open_hdf5
 
 Boxes = Literal["labeled", "detected", "merged"]
@@ -46,10 +46,10 @@ class ReleaseImage:
 def scan_cuhk03(src: Path, *, boxes: Boxes = "labeled", test_set: int = 1) -> Layout:
     """The classic protocol: 100 test identities (`test_set` 1 to 20), the others train; views are cameras.
 
-    `src` is `cuhk-03.mat` or a folder that holds it. `query` has the test identities' images of view 1, `gallery`
-    those of view 2; the protocol draws one gallery image per identity at evaluation. "merged" takes labelled
-    and detected boxes. Images are stored as PNG, as there are no files to keep. An identity's pid counts through
-    the pairs of cameras, so it is the same in every test set.
+    `src` is `cuhk-03.mat` or a folder that holds it. `query` has the test identities' images of view 1,
+    `gallery` those of view 2; the protocol draws one gallery image per identity at evaluation. "merged" takes
+    labelled and detected boxes. Images are stored as PNG, as there are no files to keep. An identity's pid
+    counts through the pairs of cameras, so it is the same in every test set.
 
     Raises ShardError: no h5py, not the release file, a test set that is not there.
     """
@@ -69,7 +69,7 @@ def scan_cuhk03(src: Path, *, boxes: Boxes = "labeled", test_set: int = 1) -> La
             for image in _images(file, kind)
         ]
     offsets = np.cumsum([0, *pair_sizes]).tolist()
-    found: dict[str, list[Found]] = {"train": [], "query": [], "gallery": []}
+    found: dict[str, list[ImageEntry]] = {"train": [], "query": [], "gallery": []}
     for image in images:
         is_test = (image.pair, image.identity) in test
         split = ("query" if image.view == 1 else "gallery") if is_test else "train"
@@ -113,12 +113,13 @@ def parse_name(name: str, boxes: str) -> ReleaseImage | None:
     return ReleaseImage(boxes, *map(int, match.groups())) if match else None
 
 
-def as_found(file: str, image: ReleaseImage, pid: int) -> Found:
-    return Found(file, f"{image.boxes}/{image.name}", pid, image.view, image.array)
+def as_found(file: str, image: ReleaseImage, pid: int) -> ImageEntry:
+    return ImageEntry(file, f"{image.boxes}/{image.name}", pid, image.view, image.array)
 
 
 def read_array(file: Any, array: str) -> Any:
-    """The pixels (height, width, 3), uint8, of a `ReleaseImage.array`. MATLAB's order of the axes is reversed."""
+    """The pixels (height, width, 3), uint8, of a `ReleaseImage.array`. MATLAB's order of the axes is
+    reversed."""
     boxes, pair, identity, column = array.split("/")
     cells = file[file[boxes][0][int(pair) - 1]]
     pixels = file[cells[int(column) - 1][int(identity) - 1]][:].T

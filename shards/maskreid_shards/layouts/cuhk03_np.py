@@ -1,4 +1,5 @@
-"""CUHK03, the new protocol (767 / 700 identities): ready folders, or the release and the protocol's config."""
+"""CUHK03, the new protocol (767 / 700 identities): ready folders, or the release and the protocol's
+config."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from typing import Literal
 from ..errors import ShardError
 from ..samples import Layout
 from .cuhk03 import as_found, parse_name, release_file
-from .images import Found, sources
+from .images import ImageEntry, sources
 from .matlab import load_mat
 from .named import FOLDERS, scan_named
 
@@ -44,7 +45,7 @@ def scan_cuhk03_np(src: Path, *, boxes: Boxes = "labeled") -> Layout:
     return Layout("cuhk03-np", splits, strays, published, notes=(f"new protocol, {boxes} boxes",))
 
 
-def _from_config(config: Path, release: str, boxes: str) -> dict[str, list[Found]]:
+def _from_config(config: Path, release: str, boxes: str) -> dict[str, list[ImageEntry]]:
     labels, cameras, files, *indices = load_mat(config, "labels", "camId", "filelist", *INDICES.values())
     names = [str(cell.item() if hasattr(cell, "item") else cell) for cell in files.ravel()]
     labels, cameras = labels.ravel(), cameras.ravel()
@@ -52,7 +53,7 @@ def _from_config(config: Path, release: str, boxes: str) -> dict[str, list[Found
         raise ShardError(
             f"{config}: {len(names)} files, {len(labels)} labels, {len(cameras)} camIds; fetch it again"
         )
-    found: dict[str, list[Found]] = {}
+    found: dict[str, list[ImageEntry]] = {}
     for split, index in zip(INDICES, indices, strict=True):
         found[split] = []
         for number in sorted(index.ravel().astype(int).tolist()):
@@ -63,8 +64,8 @@ def _from_config(config: Path, release: str, boxes: str) -> dict[str, list[Found
             image = parse_name(names[number - 1], boxes)
             if image is None or image.view != int(cameras[number - 1]):
                 raise ShardError(
-                    f"{config}: file {number}: {names[number - 1]!r} of camera {cameras[number - 1]} is not an image "
-                    "of the release; fetch it again"
+                    f"{config}: file {number}: {names[number - 1]!r} of camera {cameras[number - 1]} is not "
+                    "an image of the release; fetch it again"
                 )
             found[split].append(as_found(release, image, int(labels[number - 1])))
         if not found[split]:

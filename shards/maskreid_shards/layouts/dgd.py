@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import ShardError
 from ..samples import Layout
-from .images import Found, need_file, published_if, sources
+from .images import ImageEntry, need_file, published_if, sources
 
 SPLITS = {"train": ("trainval", "train", "val"), "query": ("test_probe",), "gallery": ("test_gallery",)}
 PUBLISHED = {
@@ -20,8 +20,8 @@ PUBLISHED = {
 def scan_dgd(src: Path) -> Layout:
     """`identities[pid][view]` lists files; `split.json` names pids from 0. Here pid + 1 and view + 1.
 
-    An identity of test_probe and test_gallery has its first view in the query split and the others in the gallery. A
-    data set without test identities has a train split only.
+    An identity of test_probe and test_gallery has its first view in the query split and the others in the
+    gallery. A data set without test identities has a train split only.
 
     Raises ShardError: a missing or odd file, a pid that is not there, identities in train and in test.
     """
@@ -65,13 +65,13 @@ def _belongs(split: str, view: int, *, probe: bool, gallery: bool) -> bool:
     return (view == 0) == (split == "query")
 
 
-def _found(src: Path, file: str, pid: int, view: int) -> Found:
+def _found(src: Path, file: str, pid: int, view: int) -> ImageEntry:
     path = Path(file)
     folder = str(path.parent) if len(path.parts) > 1 else f"cam_{view}"
     if path.is_absolute() or ".." in path.parts:
         raise ShardError(f"{src / 'meta.json'}: {file!r} lies outside the data set's folder")
     need_file(src / folder / path.name)
-    return Found(folder, path.name, pid + 1, view + 1)
+    return ImageEntry(folder, path.name, pid + 1, view + 1)
 
 
 def _read_json(path: Path) -> Any:

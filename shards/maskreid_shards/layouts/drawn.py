@@ -1,4 +1,5 @@
-"""Data sets without a fixed split: train identities drawn by seed, the others split by camera into query and gallery."""
+"""Data sets without a fixed split: train identities drawn by seed, the others split by camera into query and
+gallery."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 from ..errors import ShardError
 from ..keyed import keyed_bits
 from ..samples import Layout
-from .images import Found, sources
+from .images import ImageEntry, sources
 
 
 def draw_identities(src: Path, identities: Iterable[int], count: int, seed: int) -> set[int]:
@@ -22,17 +23,18 @@ def draw_identities(src: Path, identities: Iterable[int], count: int, seed: int)
 def drawn_layout(
     name: str,
     src: Path,
-    found: Iterable[Found],
+    found: Iterable[ImageEntry],
     train: set[int],
     *,
     published: Mapping[str, int],
     strays: Iterable[str],
     seed: int,
 ) -> Layout:
-    """Of the identities not in `train`, camera 1 has the queries (where camera 2 shows them too), camera 2 the gallery."""
+    """Of the identities not in `train`, camera 1 has the queries (where camera 2 shows them too), camera 2
+    the gallery."""
     images = list(found)
     in_gallery = {image.pid for image in images if image.camid == 2}
-    splits: dict[str, list[Found]] = {"train": [], "query": [], "gallery": []}
+    splits: dict[str, list[ImageEntry]] = {"train": [], "query": [], "gallery": []}
     for image in images:
         if image.pid in train:
             splits["train"].append(image)
@@ -49,6 +51,7 @@ def drawn_layout(
         tuple(strays),
         dict(published),
         notes=(
-            f"{len(train)} train identities drawn with split seed {seed}; queries are camera 1, the gallery camera 2",
+            f"{len(train)} train identities drawn with split seed {seed}; queries are camera 1, the gallery "
+            "camera 2",
         ),
     )

@@ -20,7 +20,8 @@ PUBLISHED = {
 
 
 def scan_dukemtmc(src: Path) -> Layout:
-    """Find every image of a DukeMTMC-reID folder. Its 408 distractor identities are ordinary ones of the gallery.
+    """Find every image of a DukeMTMC-reID folder. Its 408 distractor identities are ordinary ones of the
+    gallery.
 
     Raises ShardError as `scan_market1501` does.
     """

@@ -5,17 +5,18 @@ from pathlib import Path
 
 from ..errors import ShardError
 from ..samples import Layout
-from .images import Found, list_folders, list_images, sources
+from .images import ImageEntry, list_folders, list_images, sources
 
 SPLITS = ("train", "query", "gallery")
 
 
 def scan_folder(src: Path, *, camera: str | None = None) -> Layout:
-    """`SRC/<identity>/<image>` is a train split; `SRC/train/<identity>/<image>`, `SRC/query/...` are those splits.
+    """`SRC/<identity>/<image>` is a train split; `SRC/train/<identity>/<image>`, `SRC/query/...` are those
+    splits.
 
-    Identities are numbered from 1 by the names of their folders, train before the others; query and gallery share them.
-    `camera` is a regular expression with one group, the camera's number, searched in the images' names; without it
-    all cameras are 1.
+    Identities are numbered from 1 by the names of their folders, train before the others; query and gallery
+    share them. `camera` is a regular expression with one group, the camera's number, searched in the images'
+    names; without it all cameras are 1.
 
     Raises ShardError: no image, a name in which no camera is found, a name in train and in test.
     """
@@ -43,7 +44,7 @@ def scan_folder(src: Path, *, camera: str | None = None) -> Layout:
             images, others = list_images(src, f"{folder}/{identity}".removeprefix("./"))
             strays += others
             found += [
-                Found(
+                ImageEntry(
                     folder,
                     f"{identity}/{name}",
                     pid_of[identity],
@@ -54,7 +55,7 @@ def scan_folder(src: Path, *, camera: str | None = None) -> Layout:
         if not found:
             raise ShardError(f"{src / folder}: no image in a folder per identity below it")
         root, inside = (src.parent, src.name) if folder == "." else (src, folder)
-        splits[split] = sources(root, split, [Found(inside, f.rest, f.pid, f.camid) for f in found])
+        splits[split] = sources(root, split, [ImageEntry(inside, f.rest, f.pid, f.camid) for f in found])
     return Layout("folder", splits, tuple(strays))
 
 

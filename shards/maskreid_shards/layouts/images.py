@@ -9,13 +9,15 @@ from ..errors import ShardError
 from ..samples import Source, numbered
 
 MASK_SUFFIX = "_seg"
-# A file that looks like an image but does not match a layout's pattern stops the scan; anything else is a stray.
+# A file that looks like an image but does not match a layout's pattern stops the scan; anything else is a
+# stray.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True)
-class Found:
-    """An image: `rest` is its path below `folder`, itself relative to the data set's. Masks mirror `<folder>_seg`."""
+class ImageEntry:
+    """An image: `rest` is its path below `folder`, itself relative to the data set's. Masks mirror
+    `<folder>_seg`."""
 
     folder: str
     rest: str
@@ -24,15 +26,14 @@ class Found:
     array: str | None = None
 
 
-def sources(
-    src: Path, split: str, found: Iterable[Found], mask_suffix: str = MASK_SUFFIX
-) -> tuple[Source, ...]:
-    """Sources with keys, in the order given. With `array`, `folder` is the file and `rest` the image's name."""
+def sources(src: Path, split: str, found: Iterable[ImageEntry]) -> tuple[Source, ...]:
+    """Sources with keys, in the order given. With `array`, `folder` is the file and `rest` the image's
+    name."""
     images = list(found)
     keys = numbered(image.pid for image in images)
     # Once a folder, not once an image: making paths took a twelfth of a conversion.
     places = {
-        image.folder: (src / image.folder, src / f"{_mask_folder(image)}{mask_suffix}")
+        image.folder: (src / image.folder, src / f"{_mask_folder(image)}{MASK_SUFFIX}")
         for image in {image.folder: image for image in images}.values()
     }
     return tuple(
@@ -50,7 +51,7 @@ def sources(
     )
 
 
-def _mask_folder(image: Found) -> str:
+def _mask_folder(image: ImageEntry) -> str:
     return str(PurePosixPath(image.folder).with_suffix("")) if image.array else image.folder
 
 

@@ -1,11 +1,12 @@
-"""Market-1501: three folders named by split, each with a sibling `_seg` of masks; gt_bbox for multiple queries."""
+"""Market-1501: three folders named by split, each with a sibling `_seg` of masks; gt_bbox for multiple
+queries."""
 
 import re
 from pathlib import Path
 
 from ..errors import ShardError
 from ..samples import Layout
-from .images import MASK_SUFFIX, Found, list_images, need_folders, published_if, sources
+from .images import ImageEntry, list_images, need_folders, published_if, sources
 from .named import FOLDERS, scan_named
 
 NAME = re.compile(r"^(-1|\d{4})_c(\d)s\d_\d{6}_\d{2}\.jpg$", re.ASCII)
@@ -23,7 +24,7 @@ PUBLISHED = {
 }
 
 
-def scan_market1501(src: Path, *, mask_suffix: str = MASK_SUFFIX, multi_query: bool = False) -> Layout:
+def scan_market1501(src: Path, *, multi_query: bool = False) -> Layout:
     """Find every image of a Market-1501 folder, sorted by name, with the path its mask should have.
 
     Nothing is opened. Junk (pid -1) and distractors (pid 0) are accepted in the gallery only. `multi_query`
@@ -43,11 +44,11 @@ def scan_market1501(src: Path, *, mask_suffix: str = MASK_SUFFIX, multi_query: b
             raise ShardError(f"{src / MULTI_QUERY}: no image of a query's identity and camera in it")
         more_counts["gt_bbox images"] = len(images)
         published |= published_if(src, "market", {"gt_bbox images": 25259})
-    splits = {split: sources(src, split, images, mask_suffix) for split, images in found.items()}
+    splits = {split: sources(src, split, images) for split, images in found.items()}
     return Layout("market1501", splits, strays, published, more_counts)
 
 
-def _scan_multi_query(src: Path) -> list[Found]:
+def _scan_multi_query(src: Path) -> list[ImageEntry]:
     """gt_bbox holds hand-drawn boxes of all identities, train and test."""
     need_folders(src, [MULTI_QUERY])
     images = []
@@ -55,5 +56,5 @@ def _scan_multi_query(src: Path) -> list[Found]:
         match = NAME.match(name)
         if match is None:
             raise ShardError(f"{src / MULTI_QUERY / name}: the name is not of the form {FORM}; rename it")
-        images.append(Found(MULTI_QUERY, name, int(match[1]), int(match[2])))
+        images.append(ImageEntry(MULTI_QUERY, name, int(match[1]), int(match[2])))
     return images

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import ShardError
 from ..samples import DISTRACTOR_PID, JUNK_PID, Layout
-from .images import Found, lines_of, need_folders, sources
+from .images import ImageEntry, lines_of, need_folders, sources
 from .matlab import load_mat
 
 NAME = re.compile(r"^(\d{4}|00-1)C([1-6])T(\d{4})F(\d+)\.jpg$", re.ASCII)
@@ -18,7 +18,7 @@ PUBLISHED = {
     "test junk tracklets": 870,
     "test distractor tracklets": 3248,
 }
-Tracklet = list[Found]
+Tracklet = list[ImageEntry]
 
 
 def scan_mars(src: Path) -> Layout:
@@ -63,7 +63,8 @@ def scan_mars(src: Path) -> Layout:
 
 
 def _tracklets(src: Path, part: str) -> list[Tracklet]:
-    """Rows (first frame, last frame, pid, camera) of the table over the list of names; frames count from 1."""
+    """Rows (first frame, last frame, pid, camera) of the table over the list of names; frames count from
+    1."""
     names = [line for _, line in lines_of(src / "info" / f"{part}_name.txt")]
     path = src / "info" / f"tracks_{part}_info.mat"
     (table,) = load_mat(path, f"track_{part}_info")
@@ -77,7 +78,7 @@ def _tracklets(src: Path, part: str) -> list[Tracklet]:
     return tracks
 
 
-def _frame(path: Path, row: int, name: str, part: str, pid: int, camid: int) -> Found:
+def _frame(path: Path, row: int, name: str, part: str, pid: int, camid: int) -> ImageEntry:
     match = NAME.match(name)
     if match is None or int(match[1].removeprefix("00") if match[1] == "00-1" else match[1]) != pid:
         raise ShardError(
@@ -85,4 +86,4 @@ def _frame(path: Path, row: int, name: str, part: str, pid: int, camid: int) -> 
         )
     if int(match[2]) != camid:
         raise ShardError(f"{path}: row {row}: {name!r} is not of camera {camid}")
-    return Found(f"bbox_{part}", f"{match[1]}/{name}", pid, camid)
+    return ImageEntry(f"bbox_{part}", f"{match[1]}/{name}", pid, camid)

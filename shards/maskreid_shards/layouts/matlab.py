@@ -1,4 +1,5 @@
-"""MATLAB files: those of version 7.3 are HDF5 (h5py), older ones are read by scipy. Both packages are optional."""
+"""MATLAB files: those of version 7.3 are HDF5 (h5py), older ones are read by scipy. Both packages are
+optional."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ INSTALL = "install it with `pip install 'maskreid-shards[mat]'`"
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
-    """A v7.3 file, as an h5py.File. Raises ShardError: missing, no h5py, not HDF5, or an odd structure inside."""
+    """A v7.3 file, as an h5py.File. Raises ShardError: missing, no h5py, not HDF5, or an odd structure
+    inside."""
     need_file(path)
     try:
         import h5py

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import ShardError
 from ..samples import Layout
-from .images import Found, lines_of, need_folders, sources
+from .images import ImageEntry, lines_of, need_folders, sources
 
 FOLDERS = {"V1": ("train", "test"), "V2": ("mask_train_v2", "mask_test_v2")}
 # <pid>/<pid>_<sequence>_<camera>_<time>_<frame>_<box>.jpg <pid>
@@ -44,7 +44,7 @@ def scan_msmt17(src: Path) -> Layout:
     last = max(image.pid for image in train)
     found = {"train": train}
     for split in ("query", "gallery"):
-        found[split] = [Found(i.folder, i.rest, i.pid + last, i.camid) for i in lists[split]]
+        found[split] = [ImageEntry(i.folder, i.rest, i.pid + last, i.camid) for i in lists[split]]
     return Layout(
         "msmt17",
         {split: sources(src, split, images) for split, images in found.items()},
@@ -54,7 +54,7 @@ def scan_msmt17(src: Path) -> Layout:
     )
 
 
-def _read_list(src: Path, name: str, folder: str) -> list[Found]:
+def _read_list(src: Path, name: str, folder: str) -> list[ImageEntry]:
     path = src / f"list_{name}.txt"
     found = []
     for number, line in lines_of(path):
@@ -62,9 +62,10 @@ def _read_list(src: Path, name: str, folder: str) -> list[Found]:
         if match is None or not 1 <= int(match[3]) <= CAMERAS or int(match[2]) != int(match[4]):
             raise ShardError(
                 f"{path}: line {number}: {line[:80]!r} is not of the form "
-                "0000/0000_000_01_0303morning_0008_0.jpg 0 (<pid>/<pid>_<sequence>_<camera>_...); fetch the list again"
+                "0000/0000_000_01_0303morning_0008_0.jpg 0 (<pid>/<pid>_<sequence>_<camera>_...); fetch the "
+                "list again"
             )
-        found.append(Found(folder, match[1], int(match[4]) + 1, int(match[3])))
+        found.append(ImageEntry(folder, match[1], int(match[4]) + 1, int(match[3])))
     if not found:
         raise ShardError(f"{path}: is empty; fetch the list again")
     return sorted(found, key=lambda image: image.rest)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from ..errors import ShardError
 from ..samples import DISTRACTOR_PID
-from .images import Found, list_images, need_folders
+from .images import ImageEntry, list_images, need_folders
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
 
 def scan_named(
     src: Path, folders: Mapping[str, str], pattern: re.Pattern[str], form: str
-) -> tuple[dict[str, list[Found]], tuple[str, ...]]:
+) -> tuple[dict[str, list[ImageEntry]], tuple[str, ...]]:
     """The images of each split and the strays. `pattern` has the groups pid and camera; `form` describes it.
 
     Raises ShardError: a missing folder, a name that does not match, a folder without images, junk or
@@ -30,7 +30,7 @@ def scan_named(
     return splits, tuple(strays)
 
 
-def _found(src: Path, folder: str, split: str, name: str, pattern: re.Pattern[str], form: str) -> Found:
+def _found(src: Path, folder: str, split: str, name: str, pattern: re.Pattern[str], form: str) -> ImageEntry:
     match = pattern.match(name)
     if match is None:
         raise ShardError(
@@ -39,4 +39,4 @@ def _found(src: Path, folder: str, split: str, name: str, pattern: re.Pattern[st
     pid, camid = int(match[1]), int(match[2])
     if split != "gallery" and pid <= DISTRACTOR_PID:
         raise ShardError(f"{src / folder / name}: junk (-1) and distractors (0000) belong in the gallery")
-    return Found(folder, name, pid, camid)
+    return ImageEntry(folder, name, pid, camid)

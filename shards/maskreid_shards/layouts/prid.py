@@ -6,7 +6,7 @@ from pathlib import Path
 from ..errors import ShardError
 from ..samples import Layout
 from .drawn import draw_identities, drawn_layout
-from .images import Found, list_images, need_folders, published_if
+from .images import ImageEntry, list_images, need_folders, published_if
 
 CAMERAS = {"cam_a": 1, "cam_b": 2}
 NAME = re.compile(r"^person_(\d+)\.png$", re.ASCII)
@@ -18,8 +18,8 @@ PUBLISHED = {"train identities": 100, "query images": 100, "gallery images": 649
 def scan_prid(src: Path, *, train_identities: int = TRAIN_IDENTITIES, split_seed: int = 0) -> Layout:
     """Train: identities drawn by seed from the 200 seen by both cameras. The gallery is the rest of camera b.
 
-    `src` holds `single_shot/` or is that folder. A number above 200 is another person in each camera; such ones
-    of camera a are used nowhere.
+    `src` holds `single_shot/` or is that folder. A number above 200 is another person in each camera; such
+    ones of camera a are used nowhere.
 
     Raises ShardError: a missing folder, a name that does not match, too few identities.
     """
@@ -34,7 +34,7 @@ def scan_prid(src: Path, *, train_identities: int = TRAIN_IDENTITIES, split_seed
             if match is None:
                 raise ShardError(f"{root / folder / name}: the name is not of the form person_0001.png")
             if camid == 2 or int(match[1]) <= IN_BOTH:
-                found.append(Found(folder, name, int(match[1]), camid))
+                found.append(ImageEntry(folder, name, int(match[1]), camid))
             else:
                 strays.append(f"{folder}/{name}")
     both = {image.pid for image in found if image.pid <= IN_BOTH}

@@ -17,7 +17,8 @@ def scan_csv(src: Path) -> Layout:
 
     pid > 0 is an identity, 0 a distractor, -1 junk (both outside train and query only); camid counts from 1.
 
-    Raises ShardError naming the line: a column or a value that is missing or odd, an identity in train and elsewhere.
+    Raises ShardError naming the line: a column or a value that is missing or odd, an identity in train and
+    elsewhere.
     """
     try:
         with open(need_file(src), encoding="utf-8-sig", newline="") as file:
@@ -35,7 +36,8 @@ def scan_csv(src: Path) -> Layout:
     for number, row in enumerate(rows, 2):
         if row.split != "train" and row.pid in train:
             raise ShardError(
-                f"{src}: image {number - 1} ({row.name}): identity {row.pid} is in train too; test identities need their own pids"
+                f"{src}: image {number - 1} ({row.name}): identity {row.pid} is in train too; test "
+                "identities need their own pids"
             )
     splits = {}
     for split in dict.fromkeys(row.split for row in rows):
@@ -65,7 +67,8 @@ def _parse(src: Path, line: int, row: dict[str, str | None]) -> Source:
     lowest = DISTRACTOR_PID + 1 if values["split"] in ("train", "query") else JUNK_PID
     if pid < lowest or camid < 1:
         raise ShardError(
-            f"{where}: pid {pid}, camid {camid}; in {values['split']} pids count from {lowest}, cameras from 1"
+            f"{where}: pid {pid}, camid {camid}; in {values['split']} pids count from {lowest}, "
+            "cameras from 1"
         )
     path = src.parent / values["path"]
     mask = src.parent / values["mask"] if values["mask"] else None

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..errors import ShardError
 from ..samples import Layout
 from .drawn import draw_identities, drawn_layout
-from .images import Found, list_images, need_folders, published_if
+from .images import ImageEntry, list_images, need_folders, published_if
 
 CAMERAS = {"cam_a": 1, "cam_b": 2}
 NAME = re.compile(r"^(\d+)_\d+\.bmp$", re.ASCII)
@@ -15,7 +15,8 @@ PUBLISHED = {"train identities": 316, "query images": 316, "gallery images": 316
 
 
 def scan_viper(src: Path, *, train_identities: int = TRAIN_IDENTITIES, split_seed: int = 0) -> Layout:
-    """Half of the identities, drawn by seed, train; BMP is stored as PNG, as shards hold no BMP. pid = name + 1.
+    """Half of the identities, drawn by seed, train; BMP is stored as PNG, as shards hold no BMP. pid = name +
+    1.
 
     Raises ShardError: a missing folder, a name that does not match, too few identities.
     """
@@ -30,7 +31,7 @@ def scan_viper(src: Path, *, train_identities: int = TRAIN_IDENTITIES, split_see
                 raise ShardError(
                     f"{src / folder / name}: the name is not of the form 000_45.bmp (<pid>_<angle>.bmp)"
                 )
-            found.append(Found(folder, name, int(match[1]) + 1, camid))
+            found.append(ImageEntry(folder, name, int(match[1]) + 1, camid))
     train = draw_identities(src, {image.pid for image in found}, train_identities, split_seed)
     published = published_if(src, "viper", PUBLISHED)
     return drawn_layout("viper", src, found, train, published=published, strays=strays, seed=split_seed)

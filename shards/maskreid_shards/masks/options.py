@@ -52,7 +52,8 @@ class MaskOptions:
             _check_pattern(self.location)
 
     def describe(self) -> str:
-        """What the pixels mean, for the manifest; empty for the default. Without `location`: a path of this machine."""
+        """What the pixels mean, for the manifest; empty for the default. Without `location`: a path of this
+        machine."""
         parts = [] if self.kind == "soft" else [" ".join([self.kind, *map(str, self.person_labels)])]
         return ", ".join(parts + ["inverted"] * self.invert)
 
@@ -90,7 +91,8 @@ def place_masks(layout: Layout, options: MaskOptions) -> Layout:
         return _with_masks(layout, lambda source: _fill(location, source))
     if not Path(location).is_dir():
         raise ShardError(
-            f"{location}: no such folder of masks; give one that mirrors the data set, or a pattern with {{stem}}"
+            f"{location}: no such folder of masks; give one that mirrors the data set, or a pattern with "
+            f"{{stem}}"
         )
     names: dict[str, str] = {}
     for sources in layout.splits.values():
@@ -147,7 +149,8 @@ def person_mask(picture: Image.Image, data: bytes, options: MaskOptions) -> Imag
 
 
 def _as_grey(picture: Image.Image) -> Image.Image | None:
-    """A black-and-white, RGB or palette picture without colour, as mode L; None where there is colour or alpha."""
+    """A black-and-white, RGB or palette picture without colour, as mode L; None where there is colour or
+    alpha."""
     if picture.mode not in ("1", "RGB", "P"):
         return None
     red, green, blue = picture.convert("RGB").split()

@@ -48,8 +48,8 @@ class MaskProblem:
 class MaskReport:
     """Counts of bad and changed masks by kind, and a few examples as text, in reading order.
 
-    Every bad kind has an entry in `counts`. `form` is what the pixels meant (`MaskOptions.describe`), empty for
-    8-bit grey with 255 = person.
+    Every bad kind has an entry in `counts`. `form` is what the pixels meant (`MaskOptions.describe`), empty
+    for 8-bit grey with 255 = person.
     """
 
     policy: OnBadMask
@@ -94,10 +94,10 @@ def read_mask(
 ) -> tuple[bytes | None, tuple[MaskProblem, ...]]:
     """The PNG bytes of a valid mask for an image of `size` (width, height), and what was wrong or changed.
 
-    The bytes are None for a bad mask. They are the file's own when it is an 8-bit grey mask of the image's size
-    already; otherwise they are encoded anew, alike each time: resized bilinearly ("soft") or to the nearest
-    pixel (labels). A mask with few foreground pixels is valid; one without any at PERSON_LEVEL or above is
-    empty: so is a 0/1 label map read as "soft", which would otherwise train as "no person anywhere".
+    The bytes are None for a bad mask. They are the file's own when it is an 8-bit grey mask of the image's
+    size already; otherwise they are encoded anew, alike each time: resized bilinearly ("soft") or to the
+    nearest pixel (labels). A mask with few foreground pixels is valid; one without any at PERSON_LEVEL or
+    above is empty: so is a 0/1 label map read as "soft", which would otherwise train as "no person anywhere".
     """
     try:
         data = path.read_bytes() if path is not None else None

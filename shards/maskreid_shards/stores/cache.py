@@ -22,8 +22,8 @@ class CachedStore:
     """A remote store whose shards are downloaded whole, on first use, into `folder`.
 
     A file's name hashes the shard's whole URL and its sha256, so shards of equal base names, or of two
-    generations at one URL, never meet. It appears by a rename after its size and sha256 were checked; a lock file
-    beside it lets one process download while the others wait. max_bytes: the least recently opened files
+    generations at one URL, never meet. It appears by a rename after its size and sha256 were checked; a lock
+    file beside it lets one process download while the others wait. max_bytes: the least recently opened files
     beyond it are removed after a download.
     """
 
@@ -48,7 +48,8 @@ class CachedStore:
         return self._open.get(shard.name, lambda: self._opened(shard)).pread(start, length)
 
     def distrust(self, shard: ShardEntry) -> bool:
-        """Remove the shard's file if its sha256 is wrong; it is right when another process mended it already."""
+        """Remove the shard's file if its sha256 is wrong; it is right when another process mended it
+        already."""
         self._open.forget(shard.name)
         path = self.path_of(shard)
         with self._locked(path), contextlib.suppress(FileNotFoundError):
@@ -78,7 +79,8 @@ class CachedStore:
 
     @contextlib.contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
-        """Alone with a file of the cache; the lock ends with the process. Raises ShardError for a full disk and the like."""
+        """Alone with a file of the cache; the lock ends with the process. Raises ShardError for a full disk
+        and the like."""
         try:
             with open(path.with_suffix(".lock"), "ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)

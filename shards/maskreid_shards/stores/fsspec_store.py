@@ -1,4 +1,5 @@
-"""Object stores and whatever else fsspec knows (`s3://`, `gs://`, `az://`, `memory://`), by its range reads."""
+"""Object stores and whatever else fsspec knows (`s3://`, `gs://`, `az://`, `memory://`), by its range
+reads."""
 
 import os
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ class FsspecStore(RemoteStore):
                 import fsspec
             except ImportError:
                 raise ShardError(
-                    f"{where}: needs fsspec; install maskreid-shards[remote], or fsspec and the store's package"
+                    f"{where}: needs fsspec; install maskreid-shards[remote], or fsspec and the store's "
+                    "package"
                 ) from None
             try:
                 self._files, self._root = fsspec.core.url_to_fs(self.url(""))

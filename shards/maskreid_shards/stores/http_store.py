@@ -102,7 +102,8 @@ class HttpStore(RemoteStore):
     def _ask(
         self, url: SplitResult, place: Place, headers: dict[str, str]
     ) -> tuple[Connection, http.client.HTTPResponse]:
-        """Send over a kept connection, or a new one: the server may have closed a kept one in the meantime."""
+        """Send over a kept connection, or a new one: the server may have closed a kept one in the
+        meantime."""
         target = (url.path or "/") + ("?" + url.query if url.query else "")
         proxy = None if urllib.request.proxy_bypass(place[1]) else urllib.request.getproxies().get(url.scheme)
         if proxy and url.scheme == "http":

@@ -1,4 +1,5 @@
-"""Where the files of a shard folder are. `LocalStore` reads a folder; `remote` and `cache` have the others."""
+"""Where the files of a shard folder are. `LocalStore` reads a folder; `remote` and `cache` have the
+others."""
 
 import os
 from collections import OrderedDict
@@ -44,7 +45,8 @@ class OpenShard(FileIO):
         self.close()
 
     def pread(self, start: int, length: int) -> bytes:
-        """Up to `length` bytes. Needs no position: threads, and processes after a fork, may share the file."""
+        """Up to `length` bytes. Needs no position: threads, and processes after a fork, may share the
+        file."""
         parts = []
         while length > 0:  # pread may return less than asked for
             try:

@@ -71,7 +71,8 @@ class RemoteStore(ABC):
 
     @abstractmethod
     def _request(self, name: str, start: int, stop: int | None, size: int | None) -> Iterator[bytes]:
-        """One attempt. Raises Interrupted where another may succeed, else RemoteError with the bare reason."""
+        """One attempt. Raises Interrupted where another may succeed, else RemoteError with the bare
+        reason."""
 
 
 def without_secrets(url: str) -> str:

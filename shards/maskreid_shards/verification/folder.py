@@ -1,4 +1,5 @@
-"""Check a shard folder completely, and go on after every problem: manifest, indexes, shards, foreign files."""
+"""Check a shard folder completely, and go on after every problem: manifest, indexes, shards, foreign
+files."""
 
 import os
 import re
@@ -82,7 +83,8 @@ def _index_problems(
     files: dict[str, int],
     tasks: list[_Task],
 ) -> list[Problem]:
-    """What is wrong with a split's index and with the list of its shards; the shards to check go to `tasks`."""
+    """What is wrong with a split's index and with the list of its shards; the shards to check go to
+    `tasks`."""
     problems: list[Problem] = []
     name = index_name(split)
     rows, possible = None, np.zeros(0, bool)

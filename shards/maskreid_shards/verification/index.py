@@ -18,8 +18,8 @@ _RECORD = INDEX_DTYPE.itemsize
 def read_index(
     folder: Path, name: str, entry: SplitEntry | None
 ) -> tuple[NDArray[np.void] | None, list[Problem]]:
-    """The records of the index `folder/name`, memory-mapped, None where they cannot be read, and what is wrong
-    with its bytes."""
+    """The records of the index `folder/name`, memory-mapped, None where they cannot be read, and what is
+    wrong with its bytes."""
     path = folder / name
     problems = []
     if entry is not None:
@@ -113,7 +113,8 @@ def _counts(name: str, rows: NDArray[np.void], entry: SplitEntry) -> Iterator[Pr
         mine = rows["pid"][rows["shard"] == number]
         here = len(mine), len(np.unique(mine[mine > DISTRACTOR_PID]))
         if here != (shard.samples, shard.identities):
-            detail = f"{here[0]} samples of {here[1]} identities, the manifest has {shard.samples} of {shard.identities}"
+            said = f"{shard.samples} of {shard.identities}"
+            detail = f"{here[0]} samples of {here[1]} identities, the manifest has {said}"
             yield Problem(shard.name, None, None, "counts", detail)
 
 

@@ -32,7 +32,8 @@ _PART_OF_SUFFIX = {".mask.png": "mask", ".json": "json"}
 class Sample:
     """What is known of a sample: from the index, or from the tar file where there is none.
 
-    `spans` are offset and length in bytes by part, `crc32` is empty without an index, and so are pid and camid.
+    `spans` are offset and length in bytes by part, `crc32` is empty without an index, and so are pid and
+    camid.
     """
 
     key: str
@@ -48,8 +49,9 @@ def verify_shard(
 ) -> list[Problem]:
     """All that is wrong with the shard `folder/name`.
 
-    entry: what the manifest says of it. rows: its index records, all of them inside the shard by the manifest;
-    None without an index. Any bytes may stand in the file; memory stays that of one sample and the list.
+    entry: what the manifest says of it. rows: its index records, all of them inside the shard by the
+    manifest; None without an index. Any bytes may stand in the file; memory stays that of one sample and the
+    list.
     """
     try:
         file = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -126,9 +128,8 @@ class _Check:
         last: tuple[str, str] | None = ("", "json")
         for item in tar_members(self.file, size, sorted(listed)):
             if not isinstance(item, Member):
-                at_end = (
-                    item.kind == "tar-end"
-                )  # the file ends here: what is listed from here on is not there
+                # The file ends here: what is listed from here on is not there.
+                at_end = item.kind == "tar-end"
                 sample, _ = listed.get(item.offset, (None, "")) if not at_end else (None, "")
                 damaged |= set() if at_end else {item.offset}
                 yield self.problem(item.kind, item.detail, sample.key if sample else None, item.offset)

@@ -22,7 +22,8 @@ REPEATS = 300
 
 
 def tests(setting: Setting) -> Iterator[Figure]:
-    """The kernels' tests that a GPU decides; where dry, that they are found. The whole output goes to tests.log."""
+    """The kernels' tests that a GPU decides; where dry, that they are found. The whole output goes to
+    tests.log."""
     files = [ROOT / "tests" / f"test_kernels_{name}.py" for name in TESTS]
     missing = [path.name for path in files if not path.exists()]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
@@ -43,7 +44,8 @@ def tests(setting: Setting) -> Iterator[Figure]:
 
 
 def repeats(setting: Setting) -> Iterator[Figure]:
-    """The ranking loss of one identity of many rows, again and again: a race between warps would show as other bits."""
+    """The ranking loss of one identity of many rows, again and again: a race between warps would show as
+    other bits."""
     rows, columns = setting.rows(1000), setting.columns(64)
     many = rows // 5
     generator = torch.Generator(setting.device).manual_seed(0)

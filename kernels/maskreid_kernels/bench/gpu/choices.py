@@ -26,7 +26,8 @@ TILES = ((128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 256, 64, 8, 3), (64, 
 
 
 def crossover(setting: Setting) -> Iterator[Figure]:
-    """dense, triton, auto, eager and compiled from small batches on, D = 256; `auto` beside the best of the last two."""
+    """dense, triton, auto, eager and compiled from small batches on, D = 256; `auto` beside the best of the
+    last two."""
     for kernel in OURS:
         compiled = setting.compiled(getattr(eager, kernel), dynamic=True) if kernel in COMPILED else None
         worst, active = float("inf"), 1.0

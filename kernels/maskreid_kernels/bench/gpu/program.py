@@ -1,9 +1,9 @@
 """`bench gpu`: correctness and figures on a machine with a GPU, step by step, within a budget of seconds.
 
-Needs torch, Triton, NumPy and pytest, a checkout, and neither pip nor git nor a network. Every result is appended to
-OUTPUT/results.jsonl as it comes, beside what was predicted; OUTPUT/table.md is the table. A step that raises or takes
-longer than its share of the budget is recorded, and the next goes on. --dry-run walks every step at toy sizes on the
-CPU, in Triton's interpreter. Not yet run on a GPU.
+Needs torch, Triton, NumPy and pytest, a checkout, and neither pip nor git nor a network. Every result is
+appended to OUTPUT/results.jsonl as it comes, beside what was predicted; OUTPUT/table.md is the table. A step
+that raises or takes longer than its share of the budget is recorded, and the next goes on. --dry-run walks
+every step at toy sizes on the CPU, in Triton's interpreter. Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Step:
 
 
 def main(arguments: Sequence[str], program: str) -> int:
-    """Exit status 1 when a step fails or a promise is missed (not in a dry run). Raises BenchError without a GPU."""
+    """Exit status 1 when a step fails or a promise is missed (not in a dry run). Raises BenchError without a
+    GPU."""
     parser = OneLineParser(
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,11 +105,12 @@ def steps(names: Sequence[str]) -> list[Step]:
 
 
 def run(steps: Sequence[Step], setting: Setting, budget: float) -> bool:
-    """Whether every step came to its end and every promise was kept; in a dry run the promises do not count."""
+    """Whether every step came to its end and every promise was kept; in a dry run the promises do not
+    count."""
     machine = Machine.here("cpu" if setting.dry else "cuda")
     predictions = read_predictions(machine.triton, machine.device)
     journal = Journal(setting.output, machine, predictions, setting.dry)
-    print(f"{machine.device}, torch {machine.torch}, triton {machine.triton}, commit {machine.commit or '-'}")
+    print(machine.line())
     end = time.monotonic() + budget
     for place, step in enumerate(steps):
         left = sum(later.seconds for later in steps[place:])

@@ -8,7 +8,8 @@ import triton.language as tl
 
 @triton.jit
 def read_program(x_ptr, out_ptr, blocks, times, BLOCK: tl.constexpr):
-    """Sum of `times` blocks of int32, each from another place of a buffer of `blocks` blocks, past the L1 cache."""
+    """Sum of `times` blocks of int32, each from another place of a buffer of `blocks` blocks, past the L1
+    cache."""
     place = tl.program_id(0)
     total = tl.zeros((BLOCK,), tl.int32)
     for step in range(times):

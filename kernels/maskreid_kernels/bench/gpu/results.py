@@ -15,7 +15,8 @@ COLUMNS = ("step", "figure", "measured", "20 to 80 %", "unit", "predicted", "act
 
 @dataclass(frozen=True)
 class Figure:
-    """One measurement. `key` names it in the predictions; `active`: share of the batch's anchors that are active.
+    """One measurement. `key` names it in the predictions; `active`: share of the batch's anchors that are
+    active.
 
     `bar`: what is promised, at least or at most. `value` None: there is no figure, and `note` says why.
     """
@@ -75,7 +76,8 @@ class Line:
 
 
 class Journal:
-    """Every line of a run, printed and appended to OUTPUT/results.jsonl as it comes; `table.md` after each step."""
+    """Every line of a run, printed and appended to OUTPUT/results.jsonl as it comes; `table.md` after each
+    step."""
 
     def __init__(self, output: Path, machine: Machine, predictions: dict[str, float], dry: bool) -> None:
         output.mkdir(parents=True, exist_ok=True)

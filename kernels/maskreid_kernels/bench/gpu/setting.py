@@ -1,4 +1,5 @@
-"""Where the steps run and how large: a GPU and its sizes, or toy sizes in Triton's interpreter; and how they time."""
+"""Where the steps run and how large: a GPU and its sizes, or toy sizes in Triton's interpreter; and how they
+time."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ TOY_ROWS, TOY_COLUMNS = 8, 16
 
 @dataclass(frozen=True)
 class Setting:
-    """`dry`: toy sizes on the CPU, in float32, because the interpreter computes bfloat16 wrongly. `output`: for logs."""
+    """`dry`: toy sizes on the CPU, in float32, because the interpreter computes bfloat16 wrongly. `output`:
+    for logs."""
 
     dry: bool
     output: Path
@@ -62,7 +64,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that want a gradient, their labels, a loss's constants, and the share of its anchors that are active."""
+    """Rows that want a gradient, their labels, a loss's constants, and the share of its anchors that are
+    active."""
 
     kernel: str
     x_ND: Tensor
@@ -112,8 +115,8 @@ def timed(
 ) -> Quantiles:
     """ms of one call: between events on the GPU's queue, which the host fills as in training.
 
-    After one call that warms up (unless it is `warm`) and one that says how many there is time for; that one alone counts
-    where it takes longer than `seconds`.
+    After one call that warms up (unless it is `warm`) and one that says how many there is time for; that one
+    alone counts where it takes longer than `seconds`.
     """
     if setting.dry:
         begin = time.perf_counter()

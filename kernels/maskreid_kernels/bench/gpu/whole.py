@@ -37,7 +37,7 @@ def losses(setting: Setting) -> Iterator[Figure]:
 
 def family(setting: Setting) -> Iterator[Figure]:
     """The log-sum-exp losses beside the product."""
-    for kernel, bar in (("n_pair", 3.3), ("supcon", 3.3), ("circle", None)):
+    for kernel, bar in (("n_pair", 3.3), ("supervised_contrastive", 3.3), ("circle", None)):
         yield from beside_product(setting, kernel, 2048, bar)
     yield from beside_product(setting, "n_pair", 256)
 
