@@ -33,4 +33,7 @@ def test_the_tool_prints_them() -> None:
     code = f"import sys; sys.path[:0] = {sys.path!r}; sys.argv = ['calls']; import python_calls; python_calls.main()"
     run = subprocess.run([sys.executable, "-c", code], cwd=tool.parent, capture_output=True, text=True)
     lines = [line.split() for line in run.stdout.splitlines()]
-    assert {name: int(calls) for name, calls in lines} == MOST, run.stderr
+    assert [name for name, _ in lines] == list(MOST), run.stderr
+    assert all(
+        0 < int(calls) <= MOST[name] for name, calls in lines
+    )  # fewer where Python inlines comprehensions
