@@ -6,7 +6,7 @@ TRITON_TESTS := $(addprefix tests/test_kernels_,triton_batch_hard.py triton_rank
 INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters
 
-.PHONY: help install demo test faults lint types golden kernels-report kernels-predictions kernels-gpu-path launch-counts \
+.PHONY: help install demo test faults lint types golden speed kernels-report kernels-predictions kernels-gpu-path launch-counts \
   gpu-cache gpu test-adapters kernels-alone wheels clean
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
 	@echo "make golden  compare the bits of this tree with those of a commit: training, losses, conversion (BASE=COMMIT)"
+	@echo "make speed   time the losses of this tree beside those of a commit, on the CPU (BASE=COMMIT, OPTIONS=...)"
 	@echo "make kernels-report  compile every Triton program ahead of time: limits, predicted times (OUTPUT=FILE.md)"
 	@echo "make kernels-predictions  what a GPU is predicted to measure, for the Triton of PYTHON"
 	@echo "make kernels-gpu-path  the Triton tests on a GPU's path without one: every launch compiles, none runs"
@@ -70,6 +71,10 @@ types: $(INSTALLED)
 golden: $(INSTALLED)
 	@test -n "$(BASE)" || { echo "error: name the commit to compare with: make golden BASE=HEAD~1" >&2; exit 2; }
 	PYTHONPATH=tests $(BIN)/python -m golden $(BASE)
+
+speed: $(INSTALLED)
+	@test -n "$(BASE)" || { echo "error: name the commit to compare with: make speed BASE=HEAD~1" >&2; exit 2; }
+	PYTHONPATH=tests $(BIN)/python -m golden.speed $(BASE) $(OPTIONS)
 
 kernels-report: $(INSTALLED)
 	env -u TRITON_INTERPRET $(BIN)/python -m maskreid_kernels.bench ahead-of-time $(if $(OUTPUT),--output $(OUTPUT))
