@@ -11,6 +11,13 @@ import numpy as np
 
 from .atomic import partial_folder, sync_folder, write_synced
 from .errors import ShardError
+from .image_policy import (
+    OnOrientation,
+    OrientationError,
+    change_lines,
+    check_orientation_policy,
+    orientation_message,
+)
 from .keyed import keyed_bits
 from .layouts.market1501 import scan_market1501
 from .manifest import Manifest, SplitEntry, index_bytes, index_name, shard_name, write_manifest
@@ -79,6 +86,7 @@ def convert_market1501(
     dataset: str | None = None,
     on_bad_mask: OnBadMask = "fail",
     mask_options: MaskOptions = DEFAULT_MASKS,
+    on_orientation: OnOrientation = "fail",
     shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
     workers: int = 1,
@@ -98,6 +106,7 @@ def convert_market1501(
         dataset=name,
         on_bad_mask=on_bad_mask,
         mask_options=mask_options,
+        on_orientation=on_orientation,
         shard_bytes=shard_bytes,
         seed=seed,
         workers=workers,
@@ -112,6 +121,7 @@ def convert(
     dataset: str,
     on_bad_mask: OnBadMask = "fail",
     mask_options: MaskOptions = DEFAULT_MASKS,
+    on_orientation: OnOrientation = "fail",
     shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
     workers: int = 1,
@@ -127,9 +137,10 @@ def convert(
     called with counts of samples.
 
     Raises ShardError: `out` is not new or empty, an unreadable image, a bad mask under the policy "fail", a
-    split left without samples, no space to write.
+    split left without samples, no space to write; an image with an EXIF orientation under "fail".
     """
     check_policy(on_bad_mask)
+    check_orientation_policy(on_orientation)
     if workers < 1:
         raise ShardError(f"{workers} workers: give at least 1")
     layout = place_masks(layout, mask_options)
@@ -139,12 +150,15 @@ def convert(
     total = sum(map(len, layout.splits.values()))
     with partial_folder(out) as folder:
         tasks = [
-            ShardTask(folder, name, number, sources, dataset, on_bad_mask, mask_options)
+            ShardTask(folder, name, number, sources, dataset, on_bad_mask, mask_options, on_orientation)
             for name, number, sources in _dealt(layout, dataset, shard_bytes, seed)
         ]
         resumed, started_afresh = _prepare(folder, layout, tasks)
         kept = sum(len(task.sources) for task in tasks if task.name in resumed)
-        written = _write(folder, tasks, resumed, workers, _Ticker(progress, kept, total))
+        try:
+            written = _write(folder, tasks, resumed, workers, _Ticker(progress, kept, total))
+        except OrientationError as error:
+            raise ShardError(orientation_message(error, layout.sources())) from None
         splits = {split: _finish_split(folder, split, written) for split in layout.splits}
         problems = [problem for shard in written for problem in shard.problems]
         masks = MaskReport.of(problems, policy=on_bad_mask, checked=total, form=mask_options.describe())
@@ -154,7 +168,7 @@ def convert(
         write_manifest(folder, manifest)
         shutil.rmtree(folder / RECORDS)
         sync_folder(folder)
-    notes = list(layout.notes)
+    notes = [*layout.notes, *change_lines(change for shard in written for change in shard.changes)]
     if resumed:
         notes.append(f"{len(resumed)} of {len(tasks)} shards were kept from an interrupted conversion")
     if started_afresh:

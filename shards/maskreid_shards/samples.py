@@ -46,6 +46,10 @@ class Layout:
     more_counts: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def sources(self) -> list[Source]:
+        """Those of all splits."""
+        return [source for part in self.splits.values() for source in part]
+
     def counts(self) -> dict[str, int]:
         """Found: `<split> images, identities, junk, distractors`, and `more_counts`. Junk counts as
         images."""
