@@ -117,8 +117,9 @@ def convert_layout(
     except KeyboardInterrupt:
         print("maskreid: interrupted; finished shards are kept, the same command continues", file=sys.stderr)
         raise typer.Exit(130) from None
-    print("\n".join(report.lines()))
-    print(f"masks: `maskreid masks {out}` judges them")
+    lines = report.lines()
+    end = len(lines) - len(report.warnings)  # which stay last
+    print("\n".join([*lines[:end], f"masks: `maskreid masks {out}` judges them", *lines[end:]]))
 
 
 def _policy_of(recipe: Path) -> Literal["fail", "full", "skip"]:

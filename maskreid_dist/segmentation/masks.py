@@ -24,6 +24,7 @@ from maskreid_dist.segmentation.networks import (
 )
 from maskreid_shards import Layout, Source
 from maskreid_shards.atomic import write_atomically
+from maskreid_shards.checks import check_layout, check_mask_is_no_image
 from maskreid_shards.decode import IMAGE_FORMATS, as_rgb, decode
 from maskreid_shards.image_policy import OnOrientation, OrientationError, orientation_message
 from maskreid_shards.masks.options import mirrored
@@ -85,6 +86,7 @@ def segment(
     settings = SegmentationSettings(model, sha256, input_height)
     sources = [source for part in layout.splits.values() for source in part]
     # All that can be refused is, before the folder is there.
+    check_layout(layout)
     new = is_new_folder(folder, settings)
     mask_files(sources, folder)
     segmenter = load_segmenter(model, file, where, input_height=input_height)
@@ -135,10 +137,12 @@ def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:
 
 
 def mask_files(sources: Sequence[Source], folder: Path) -> dict[Path, Source]:
-    """Where each image's mask lies. Raises UserError: two images whose mask would be the same file."""
+    """Where each image's mask lies. Raises UserError: two images whose mask would be the same file.
+    ShardError: a name that leads out of the folder, a mask that is its image."""
     files: dict[Path, Source] = {}
     for source in sources:
         path = folder / mirrored(source.name)
+        check_mask_is_no_image(path, source)
         if files.setdefault(path, source).name != source.name:
             raise UserError(f"{files[path].name} and {source.name}: both have the mask {path}; rename one")
     return files

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .atomic import partial_folder, sync_folder, write_synced
+from .checks import check_layout, evaluation_notes
 from .errors import ShardError
 from .image_policy import (
     OnOrientation,
@@ -37,7 +38,8 @@ Progress = Callable[[int, int], None]
 class ConversionReport:
     """What a conversion did: the manifest it wrote, where, and what was found beside it.
 
-    `differences` are the counts that are not the published ones, `checked` how many were compared.
+    `differences` are the counts that are not the published ones, `checked` how many were compared. `warnings`
+    are what makes the shards useless for most: they end the report.
     """
 
     out: Path
@@ -46,6 +48,7 @@ class ConversionReport:
     notes: tuple[str, ...]
     differences: tuple[str, ...]
     checked: int
+    warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The report for people, one fact a line."""
@@ -76,7 +79,7 @@ class ConversionReport:
         if self.strays:
             lines.append(f"{len(self.strays)} other files ignored: {', '.join(self.strays[:3])}")
         lines.append(f"fingerprint {self.manifest.fingerprint}")
-        return lines
+        return lines + list(self.warnings)
 
 
 def convert_market1501(
@@ -147,6 +150,7 @@ def convert(
     if shard_bytes < 1:
         raise ShardError(f"shard size of {shard_bytes} bytes: give at least 1")
     check_fresh(out)
+    odd = check_layout(layout)
     total = sum(map(len, layout.splits.values()))
     with partial_folder(out) as folder:
         tasks = [
@@ -168,13 +172,14 @@ def convert(
         write_manifest(folder, manifest)
         shutil.rmtree(folder / RECORDS)
         sync_folder(folder)
-    notes = [*layout.notes, *change_lines(change for shard in written for change in shard.changes)]
+    notes = [*layout.notes, *odd, *change_lines(change for shard in written for change in shard.changes)]
     if resumed:
         notes.append(f"{len(resumed)} of {len(tasks)} shards were kept from an interrupted conversion")
     if started_afresh:
         notes.append("an interrupted conversion of other inputs or options was removed")
+    warnings = (*evaluation_notes(layout), *masks.warnings())
     return ConversionReport(
-        out, manifest, layout.strays, tuple(notes), layout.differences(), len(layout.published)
+        out, manifest, layout.strays, tuple(notes), layout.differences(), len(layout.published), warnings
     )
 
 

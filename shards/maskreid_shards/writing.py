@@ -156,7 +156,7 @@ def _read_pairs(
         part = sources[first : first + TOGETHER]
         images = [read_image(source, on_orientation) for source in part]
         masks = [
-            read_mask(source.mask_path, image.size, where=source.name, options=mask_options)
+            read_mask(source.mask_path, image.size, where=source.name, options=mask_options, image=image.data)
             for source, image in zip(part, images, strict=True)
         ]
         yield from zip(part, images, masks, strict=True)
