@@ -21,6 +21,7 @@ from .image_policy import (
 )
 from .keyed import keyed_bits
 from .layouts.market1501 import scan_market1501
+from .leftovers import find_leftovers
 from .manifest import Manifest, SplitEntry, index_bytes, index_name, shard_name, write_manifest
 from .masks.options import MaskOptions, place_masks
 from .masks.policy import DEFAULT_MASKS, MaskReport, OnBadMask, check_policy
@@ -151,6 +152,7 @@ def convert(
         raise ShardError(f"shard size of {shard_bytes} bytes: give at least 1")
     check_fresh(out)
     odd = check_layout(layout)
+    leftovers = find_leftovers(layout)
     total = sum(map(len, layout.splits.values()))
     with partial_folder(out) as folder:
         tasks = [
@@ -172,12 +174,17 @@ def convert(
         write_manifest(folder, manifest)
         shutil.rmtree(folder / RECORDS)
         sync_folder(folder)
-    notes = [*layout.notes, *odd, *change_lines(change for shard in written for change in shard.changes)]
+    notes = [
+        *layout.notes,
+        *odd,
+        *leftovers.lines(),
+        *change_lines(change for shard in written for change in shard.changes),
+    ]
     if resumed:
         notes.append(f"{len(resumed)} of {len(tasks)} shards were kept from an interrupted conversion")
     if started_afresh:
         notes.append("an interrupted conversion of other inputs or options was removed")
-    warnings = (*evaluation_notes(layout), *masks.warnings())
+    warnings = (*evaluation_notes(layout), *leftovers.warnings(total), *masks.warnings())
     return ConversionReport(
         out, manifest, layout.strays, tuple(notes), layout.differences(), len(layout.published), warnings
     )

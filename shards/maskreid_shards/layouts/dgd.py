@@ -56,7 +56,7 @@ def scan_dgd(src: Path) -> Layout:
     published: dict[str, int] = {}
     for word, counts in PUBLISHED.items():
         published |= published_if(src, word, counts)
-    return Layout("dgd", splits, published=published)
+    return Layout("dgd", splits, published=published, searched=(src,))
 
 
 def _belongs(split: str, view: int, *, probe: bool, gallery: bool) -> bool:

@@ -28,4 +28,6 @@ def scan_dukemtmc(src: Path) -> Layout:
     found, strays = scan_named(src, FOLDERS, NAME, FORM)
     splits = {split: sources(src, split, images) for split, images in found.items()}
     note = "DukeMTMC was withdrawn by its authors in 2019; check that you may use it"
-    return Layout("dukemtmc", splits, strays, published_if(src, "duke", PUBLISHED), notes=(note,))
+    return Layout(
+        "dukemtmc", splits, strays, published_if(src, "duke", PUBLISHED), notes=(note,), searched=(src,)
+    )

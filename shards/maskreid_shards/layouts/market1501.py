@@ -45,7 +45,7 @@ def scan_market1501(src: Path, *, multi_query: bool = False) -> Layout:
         more_counts["gt_bbox images"] = len(images)
         published |= published_if(src, "market", {"gt_bbox images": 25259})
     splits = {split: sources(src, split, images) for split, images in found.items()}
-    return Layout("market1501", splits, strays, published, more_counts)
+    return Layout("market1501", splits, strays, published, more_counts, searched=(src,))
 
 
 def _scan_multi_query(src: Path) -> list[ImageEntry]:
