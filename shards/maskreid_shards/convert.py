@@ -25,6 +25,7 @@ from .leftovers import find_leftovers
 from .manifest import Manifest, SplitEntry, index_bytes, index_name, shard_name, write_manifest
 from .masks.options import MaskOptions, place_masks
 from .masks.policy import DEFAULT_MASKS, MaskReport, OnBadMask, check_policy
+from .numbers import fit_index
 from .parallel import await_workers, write_shards
 from .resume import RECORDS, ShardTask
 from .samples import DISTRACTOR_PID, JUNK_PID, Layout, Source
@@ -152,6 +153,7 @@ def convert(
         raise ShardError(f"shard size of {shard_bytes} bytes: give at least 1")
     check_fresh(out)
     odd = check_layout(layout)
+    layout = fit_index(layout)
     leftovers = find_leftovers(layout)
     total = sum(map(len, layout.splits.values()))
     with partial_folder(out) as folder:

@@ -1,7 +1,7 @@
 """What the scanners share: listing image folders, and turning what was found into sources."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -113,12 +113,6 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield number, line.strip()
-
-
-def published_if(src: Path, word: str, published: Mapping[str, int]) -> dict[str, int]:
-    """The published counts, where the folder's own name (or its parent's) holds `word`."""
-    parts = src.resolve().parts[-2:]
-    return dict(published) if any(word in part.lower().replace("-", "") for part in parts) else {}
 
 
 def _hint(src: Path, folder: str, folders: list[str]) -> str:

@@ -9,7 +9,12 @@ from pathlib import Path
 
 from ..errors import ShardError
 from ..samples import DISTRACTOR_PID, Layout
+from .dukemtmc import NAMES as DUKE_NAMES
+from .dukemtmc import PUBLISHED as DUKE_PUBLISHED
 from .images import ImageEntry, list_folders, list_images, need_folders, sources
+from .market1501 import NAMES as MARKET_NAMES
+from .market1501 import PUBLISHED as MARKET_PUBLISHED
+from .published import with_published
 
 IDENTITY = re.compile(r"^(-1|\d+)$", re.ASCII)
 CAMERA = re.compile(r"_c(\d+)", re.ASCII)
@@ -50,7 +55,9 @@ def scan_layumi(src: Path, *, multi_query: bool = False) -> Layout:
         ]
     splits = {split: sources(root, split, images) for split, images in found.items()}
     notes = [] if train == ["train"] else [f"train is {' and '.join(train)}"]
-    return Layout("layumi", splits, tuple(strays), notes=tuple(notes), searched=(root,))
+    layout = Layout("layumi", splits, tuple(strays), notes=tuple(notes), searched=(root,))
+    layout = with_published(layout, root, MARKET_NAMES, MARKET_PUBLISHED)
+    return with_published(layout, root, DUKE_NAMES, DUKE_PUBLISHED)
 
 
 def _images(root: Path, folder: str, *, everyone: bool) -> tuple[list[ImageEntry], list[str]]:
