@@ -32,8 +32,8 @@ def scan_folder(src: Path, *, camera: str | None = None) -> Layout:
     pattern = _pattern(camera)
     parts = _parts(src)
     names = {split: list_folders(src, folder) for split, folder in parts.items()}
-    for split, found in names.items():
-        _check_meanings(src / parts[split], split, found, set(names.get("query", ())))
+    for split, identities in names.items():
+        _check_meanings(src / parts[split], split, identities, set(names.get("query", ())))
     pid_of = _numbered(src, names)
     strays: list[str] = []
     empty: list[str] = []

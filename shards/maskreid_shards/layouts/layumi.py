@@ -38,7 +38,8 @@ def scan_layumi(src: Path, *, multi_query: bool = False) -> Layout:
     if multi_query:
         folders["multi_query"] = [MULTI_QUERY]
     need_folders(root, [folder for part in folders.values() for folder in part])
-    found, strays = {}, []
+    found: dict[str, list[ImageEntry]] = {}
+    strays: list[str] = []
     for split, part in folders.items():
         found[split] = []
         for folder in part:
