@@ -71,6 +71,24 @@ def test_grey_of_16_bits_is_scaled(tmp_path: Path) -> None:
     assert any(line.startswith("images: 1 16-bit grey, stored as 8-bit PNG") for line in report.lines())
 
 
+def test_grey_of_a_sensor_of_12_bits_is_named(tmp_path: Path) -> None:
+    src = write(tmp_path / "src", Image.fromarray((GREY // 16).astype(np.uint16)).save)
+    lines = convert(scan_folder(src), tmp_path / "out", dataset="x").lines()
+    assert np.array_equal(pixels(stored(tmp_path / "out"))[..., 0], np.round(GREY // 16 / 257))
+    assert any("1 16-bit grey of few bits, stored DARK" in line and "up to 40" in line for line in lines)
+
+
+def test_grey_of_16_bits_that_lies(tmp_path: Path) -> None:
+    """Two changes of one image."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.fromarray(np.rot90(GREY.astype(np.uint16)).copy())
+    src = write(tmp_path / "src", lambda path: turned.save(path, exif=exif))
+    lines = convert(scan_folder(src), tmp_path / "out", dataset="x", on_orientation="transpose").lines()
+    assert np.array_equal(pixels(stored(tmp_path / "out"))[..., 0], np.round(GREY / 257))
+    assert sum(line.startswith("images: 1 ") for line in lines) == 2
+
+
 @pytest.mark.parametrize("mode", IMAGE_MODES)
 def test_every_mode_of_the_table_is_shown_alike(tmp_path: Path, mode: str) -> None:
     suffix = ".jpg" if mode == "CMYK" else ".png"

@@ -1,7 +1,7 @@
 """Images that a shard would show wrongly as they are: what is changed in them, and the count of it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,14 +13,16 @@ from .errors import ShardError
 from .samples import Source
 
 OnOrientation = Literal["fail", "transpose", "ignore"]
-ChangeKind = Literal["transposed", "lying", "grey16"]
+ChangeKind = Literal["transposed", "lying", "grey16", "dark16"]
 CHANGES: dict[ChangeKind, str] = {
     "transposed": "with an EXIF orientation, stored upright as PNG",
     "lying": "with an EXIF orientation that was ignored, stored as they lie",
     "grey16": "16-bit grey, stored as 8-bit PNG (value / 257)",
+    "dark16": "16-bit grey of few bits, stored DARK as 8-bit PNG (value / 257); scale them to 65535 first",
 }
 # 65535 becomes 255: the same for every image, so that equal grey stays equal.
 GREY_16_TO_8 = 257
+DARK = 2**14  # an image all of whose values lie below comes from a sensor of 14 bits or fewer
 HEADER_BYTES = 256 * 1024
 
 
@@ -60,18 +62,28 @@ def needed_changes(
     return tuple(changes)
 
 
-def changed_picture(picture: Image.Image, changes: Iterable[ImageChange]) -> Image.Image:
-    """The decoded picture after the changes, in a mode that PNG has."""
+def changed_picture(
+    picture: Image.Image, changes: tuple[ImageChange, ...]
+) -> tuple[Image.Image, tuple[ImageChange, ...]]:
+    """The decoded picture after the changes, in a mode that PNG has, and the changes with what was found."""
     kinds = {change.kind for change in changes}
     if "grey16" in kinds:
-        exif = picture.info
-        picture = Image.fromarray(eight_bits(np.asarray(picture)))
-        picture.info.update(exif)
+        values, info = np.asarray(picture), picture.info
+        highest = int(values.max())
+        kind: ChangeKind = "grey16" if highest >= DARK else "dark16"
+        changes = tuple(
+            replace(change, kind=kind, detail=f"values up to {highest}")
+            if change.kind == "grey16"
+            else change
+            for change in changes
+        )
+        picture = Image.fromarray(eight_bits(values))
+        picture.info.update(info)
     if "transposed" in kinds:
         picture = ImageOps.exif_transpose(picture)
     picture = picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
     picture.info.clear()  # Pillow would write its profile, gamma and the like into the file
-    return picture
+    return picture, changes
 
 
 def eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -221,7 +221,7 @@ def read_image(source: Source, on_orientation: OnOrientation = "fail") -> ReadIm
     changes = needed_changes(found, source, on_orientation)
     if all(change.kind == "lying" for change in changes):
         return ReadImage(data, found.size, suffix, changes)
-    picture = changed_picture(decode(data, formats=(expected,), where=where), changes)
+    picture, changes = changed_picture(decode(data, formats=(expected,), where=where), changes)
     return ReadImage(png_bytes(picture), picture.size, ".png", changes)
 
 
