@@ -40,6 +40,7 @@ class SegmentationSettings:
     model: SegmentationModel
     weights_sha256: str
     input_height: int = INPUT_HEIGHT
+    on_orientation: OnOrientation = "fail"
     version: int = 1
 
 
@@ -83,14 +84,14 @@ def segment(
     file = find_weights(model, weights, progress=sys.stderr.isatty())
     with file.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    settings = SegmentationSettings(model, sha256, input_height)
+    settings = SegmentationSettings(model, sha256, input_height, on_orientation)
     sources = [source for part in layout.splits.values() for source in part]
     # All that can be refused is, before the folder is there.
     check_layout(layout)
     new = is_new_folder(folder, settings)
     mask_files(sources, folder)
     segmenter = load_segmenter(model, file, where, input_height=input_height)
-    if new:
+    if new or on_orientation != "fail":
         write_atomically(folder / SETTINGS, (json.dumps(asdict(settings), indent=1) + "\n").encode())
     try:
         return write_masks(
@@ -122,6 +123,9 @@ def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:
             raise UserError(
                 f"{note}: not the settings of a segmentation; choose another folder for the masks"
             )
+        # Under "fail" no image had an orientation: its masks fit the other policies too.
+        turned = {found.get("on_orientation", "fail"), settings.on_orientation} == {"transpose", "ignore"}
+        found["on_orientation"] = "" if turned else settings.on_orientation
         other = [name for name in wanted if found.get(name) != wanted[name]]
         if other:
             raise UserError(
