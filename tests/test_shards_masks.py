@@ -356,6 +356,7 @@ def _edged() -> Image.Image:
         (_map(255), None),
         (_map(128, 255), None),  # a trimap: 128 is person
         (_map(60, 200, 255), None),
+        (_map(50, 200), "labels"),
         (_edged(), None),
         (_map(15), "empty"),
     ],

@@ -21,7 +21,7 @@ ChangeKind = Literal["resized", "aspect", "grey"]
 
 PERSON_LEVEL = 128
 MAX_LABELS = 16
-_LOW, _HIGH = bytes(range(1, PERSON_LEVEL)), bytes(range(PERSON_LEVEL, 255))
+_LOW, _INVERTED = bytes(range(PERSON_LEVEL)), bytes(range(255, -1, -1))
 KINDS: dict[str, str] = {
     "missing": "no mask file",
     "unreadable": "not a readable PNG",
@@ -186,19 +186,28 @@ def same_aspect(first: tuple[int, int], second: tuple[int, int]) -> bool:
 
 
 def label_levels(mask: Image.Image, *, inverted: bool = False) -> tuple[int, ...]:
-    """The levels of what looks like a label map: few of them, none between PERSON_LEVEL and 254, and one below
-    that fills a square of 3 x 3 pixels, as the soft edge of a mask does not. Empty for other masks, and without
-    a pixel at 255 (then it is empty as a soft mask). `inverted`: the mask has been."""
+    """The levels of what looks like a label map read as a soft mask, empty for any other mask.
+
+    It has few levels, a single one of them at PERSON_LEVEL or above (255, most often), and one below that fills
+    a square of 3 x 3 pixels, as the soft edge of a mask does not. `inverted`: the levels of the file were
+    subtracted from 255.
+    """
     pixels = mask.tobytes()
-    between = pixels.translate(None, b"\x00\xff")  # much faster than a histogram, and most masks end here
-    if not between or between.translate(None, _LOW if inverted else _HIGH) != between:
+    if inverted:
+        pixels = pixels.translate(_INVERTED)
+    # Deleting bytes is much faster than a histogram, and most masks end here.
+    between = pixels.translate(None, b"\x00\xff")
+    if not between:
         return ()
-    levels = sorted({255 - level for level in pixels} if inverted else set(pixels))
-    if levels[-1] != 255 or len(levels) > MAX_LABELS:
+    high = between.translate(None, _LOW)
+    one_high = high.count(high[0]) == len(high) and 255 not in pixels if high else 255 in pixels
+    if not one_high or len(high) == len(between):
         return ()
+    levels = sorted(set(pixels))
+    if len(levels) > MAX_LABELS:
+        return ()
+    values = np.frombuffer(pixels, np.uint8).reshape(mask.size[::-1])
     low = [level for level in levels if 0 < level < PERSON_LEVEL]
-    values = np.asarray(mask)
-    values = 255 - values if inverted else values
     return tuple(levels) if any(_fills_a_square(values == level) for level in low) else ()
 
 
