@@ -42,8 +42,8 @@ def convert_layout(
     on_bad_mask: Annotated[
         Literal["fail", "full", "skip"] | None,
         typer.Option(
-            help="A mask that is missing, unreadable, empty or coloured: stop, use the full image, or skip "
-            "the pair. Default: fail."
+            help="A mask that is missing, unreadable, empty, coloured, turned or a label map: stop, use the "
+            "full image, or skip the pair. Default: fail."
         ),
     ] = None,
     on_orientation: flags.OnOrientation = "fail",

@@ -36,8 +36,8 @@ InvertMasks = Annotated[bool, typer.Option("--invert-masks", help="What the mask
 OnOrientation = Annotated[
     Literal["fail", "transpose", "ignore"],
     typer.Option(
-        help="An image with an EXIF orientation: stop, store it upright (as PNG), or as it lies. Masks are made and "
-        "expected for what is stored."
+        help="An image with an EXIF orientation: stop, store it upright (as PNG), or as it lies. Masks are "
+        "made and expected for what is stored."
     ),
 ]
 Segment = Annotated[

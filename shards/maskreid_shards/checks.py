@@ -91,7 +91,8 @@ def check_splits(layout: Layout) -> list[str]:
 
 
 def evaluation_notes(layout: Layout) -> list[str]:
-    """Whether queries have something to find: an image of their identity, of another camera, in the gallery."""
+    """Whether queries have something to find: an image of their identity, of another camera, in the
+    gallery."""
     query, gallery = (layout.splits.get(name, ()) for name in ("query", "gallery"))
     if not query and not gallery:
         return []

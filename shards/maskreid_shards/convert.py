@@ -19,13 +19,13 @@ from .image_policy import (
     check_orientation_policy,
     orientation_message,
 )
+from .index_limits import fit_index
 from .keyed import keyed_bits
 from .layouts.market1501 import scan_market1501
 from .leftovers import find_leftovers
 from .manifest import Manifest, SplitEntry, index_bytes, index_name, shard_name, write_manifest
 from .masks.options import MaskOptions, place_masks
 from .masks.policy import DEFAULT_MASKS, MaskReport, OnBadMask, check_policy
-from .numbers import fit_index
 from .parallel import await_workers, write_shards
 from .resume import RECORDS, ShardTask
 from .samples import DISTRACTOR_PID, JUNK_PID, Layout, Source

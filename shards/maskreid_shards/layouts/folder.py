@@ -68,13 +68,13 @@ def _parts(src: Path) -> dict[str, str]:
 
 
 def _check_meanings(folder: Path, split: str, names: list[str], queries: set[str]) -> None:
-    """Raise ShardError for a folder named like junk or distractors that may be an identity: only in a gallery,
-    where no query has the name, is it what it says."""
+    """Raise ShardError for a folder named like junk or distractors that may be an identity: only in a
+    gallery, where no query has the name, is it what it says."""
     for name in names:
         if name in MEANINGS and (split != "gallery" or name in queries):
             raise ShardError(
-                f"{folder / name}: {name} means {MEANING_OF[MEANINGS[name]]} and belongs in the gallery alone; if "
-                "it is a person, rename it"
+                f"{folder / name}: {name} means {MEANING_OF[MEANINGS[name]]} and belongs in the gallery alone; "
+                "if it is a person, rename it"
             )
 
 

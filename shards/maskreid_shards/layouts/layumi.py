@@ -1,7 +1,7 @@
 """The tree that layumi's Person_reID_baseline_pytorch makes of Market-1501 and others: a folder per identity.
 
-It has `train_all` (or `train` and `val`, which divide it), `query`, `gallery` and `multi-query`; of the gallery,
-the folder `-1` is junk and `0000` are distractors.
+It has `train_all` (or `train` and `val`, which divide it), `query`, `gallery` and `multi-query`; of the
+gallery, the folder `-1` is junk and `0000` are distractors.
 """
 
 import re

@@ -70,8 +70,8 @@ def _check_identities(src: Path, lines: list[tuple[int, Source]]) -> None:
     for line, row in lines:
         if row.split != "train" and row.pid in train:
             raise ShardError(
-                f"{src}: line {line} ({row.name}): identity {row.pid} is in train too; leave the line out, or "
-                "give test identities their own pids"
+                f"{src}: line {line} ({row.name}): identity {row.pid} is in train too; leave the line out, "
+                "or give test identities their own pids"
             )
 
 

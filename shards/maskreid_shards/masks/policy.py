@@ -188,9 +188,9 @@ def same_aspect(first: tuple[int, int], second: tuple[int, int]) -> bool:
 def label_levels(mask: Image.Image, *, inverted: bool = False) -> tuple[int, ...]:
     """The levels of what looks like a label map read as a soft mask, empty for any other mask.
 
-    It has few levels, a single one of them at PERSON_LEVEL or above (255, most often), and one below that fills
-    a square of 3 x 3 pixels, as the soft edge of a mask does not. `inverted`: the levels of the file were
-    subtracted from 255.
+    It has few levels, a single one of them at PERSON_LEVEL or above (255, most often), and one below that
+    fills a square of 3 x 3 pixels, as the soft edge of a mask does not. `inverted`: the levels of the file
+    were subtracted from 255.
     """
     pixels = mask.tobytes()
     if inverted:

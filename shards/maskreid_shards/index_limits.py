@@ -21,7 +21,8 @@ def fit_index(layout: Layout) -> Layout:
     for source in layout.sources():
         if source.pid > MAX_PID:
             raise ShardError(
-                f"{source.path}: identity {source.pid}: pids have at most 18 digits; number the identities from 1"
+                f"{source.path}: identity {source.pid}: pids have at most 18 digits; number the identities "
+                "from 1"
             )
     camids = sorted({source.camid for source in layout.sources()})
     if not camids or camids[-1] <= MAX_CAMID:

@@ -9,8 +9,8 @@ import pytest
 
 from market import write_market
 from maskreid_shards import Layout, Source, open_shards, scan_dukemtmc, scan_folder, scan_market1501
+from maskreid_shards.index_limits import MAX_CAMID, MAX_PID
 from maskreid_shards.layouts.published import with_published
-from maskreid_shards.numbers import MAX_CAMID, MAX_PID
 from program import run
 from test_shards_layouts import write
 
