@@ -13,7 +13,7 @@ from PIL import Image
 
 SHARD = "train/000000.tar"
 INDEX = "index/train.npy"
-PARTS = {"jpg": "image", "mask.png": "mask", "json": "json"}
+PARTS = {"jpg": "image", "png": "image", "mask.png": "mask", "json": "json"}
 Samples = dict[str, tuple[bytes, bytes]]
 
 

@@ -217,6 +217,17 @@ def undecodable(base: Base, folder: Path, rng: np.random.Generator) -> Expected:
     return Expected(f"{member.part}-undecodable", SHARD, member.key, offset)
 
 
+def wide_grey(base: Base, folder: Path, rng: np.random.Generator) -> Expected:
+    """16-bit grey, which would be shown white."""
+    number = 3 * int(rng.integers(len(base.members) // 3))
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 65536, (16, 8)).astype(np.uint16)).save(buffer, "PNG")
+    members = list(base.members)
+    key = members[number].key
+    members[number] = dataclasses.replace(members[number], name=f"{key}.png", data=buffer.getvalue())
+    return Expected("image-mode", SHARD, key, forge(folder, members)[number] + 512)
+
+
 def wrong_mask(base: Base, folder: Path, rng: np.random.Generator) -> Expected:
     number = 3 * int(rng.integers(len(base.members) // 3)) + 1
     if rng.integers(2):
@@ -343,6 +354,7 @@ FORGERIES = (
     interleaved,
     bomb,
     undecodable,
+    wide_grey,
     wrong_mask,
     lying_json,
     forged_record,
@@ -353,5 +365,5 @@ FORGERIES = (
     forged_counts,
 )
 # Forgeries that change what is stored: equal bytes are no measure then, but the decoder must refuse these.
-REFUSED_BY_DECODER = {bomb, undecodable}
+REFUSED_BY_DECODER = {bomb, undecodable, wide_grey}
 CHANGES_WHAT_IS_STORED = {wrong_mask, forged_key}

@@ -15,7 +15,7 @@ from market import jpeg, write_market
 from maskreid_dist.cli.app import app
 from maskreid_dist.cli.convert import parse_bytes
 from maskreid_shards import ShardError, open_shards
-from maskreid_shards.decode import checked_size, decode
+from maskreid_shards.decode import checked_picture, decode
 from test_shards_layouts import write_viper
 
 
@@ -124,7 +124,7 @@ def test_the_quick_check_finds_what_decoding_finds() -> None:
         else:
             data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         found: list[tuple[int, int] | str] = []
-        for check in (checked_size, decode):
+        for check in (checked_picture, decode):
             try:
                 result = check(bytes(data), formats=("JPEG",), where="x")
                 found.append(result if isinstance(result, tuple) else result.size)
@@ -133,4 +133,4 @@ def test_the_quick_check_finds_what_decoding_finds() -> None:
         assert found[0] == found[1]
         bad += isinstance(found[0], str)
     assert bad > 100
-    assert checked_size(jpeg(1, (64, 128)), formats=("JPEG",), where="x") == (64, 128)
+    assert checked_picture(jpeg(1, (64, 128)), formats=("JPEG",), where="x").size == (64, 128)

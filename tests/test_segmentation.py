@@ -6,8 +6,10 @@ time.
 """
 
 import io
+import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,13 @@ from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50
 
 from market import write_market
 from maskreid_dist.errors import UserError
-from maskreid_dist.segmentation.masks import segment, write_masks
+from maskreid_dist.segmentation.masks import (
+    SegmentationSettings,
+    is_new_folder,
+    mask_files,
+    segment,
+    write_masks,
+)
 from maskreid_dist.segmentation.networks import (
     InstanceSegmenter,
     SegmentationModel,
@@ -33,10 +41,14 @@ from maskreid_dist.segmentation.networks import (
 from maskreid_shards import (
     Layout,
     MaskOptions,
+    ShardError,
     Source,
+    convert,
     convert_market1501,
+    decode_pair,
     open_shards,
     place_masks,
+    scan_folder,
     scan_market1501,
 )
 from program import run
@@ -340,3 +352,54 @@ def test_a_bmp_gets_the_mask_of_its_pixels(tmp_path: Path) -> None:
     mask = place_masks(Layout("viper", {"train": (source,)}), MaskOptions(str(tmp_path / "masks")))
     path = mask.splits["train"][0].mask_path
     assert path is not None and np.asarray(Image.open(path)).tolist() == [[51] * 5] * 7
+
+
+def _left_half(images: list[torch.Tensor]) -> list[torch.Tensor]:
+    """A segmenter: the left half of the image is the person."""
+    masks = [torch.zeros(image.shape[1:]) for image in images]
+    for mask in masks:
+        mask[:, : mask.shape[1] // 2] = 1
+    return masks
+
+
+def test_masks_are_of_the_image_as_a_shard_shows_it(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "src/0001").mkdir(parents=True)
+    Image.new("RGB", (32, 16), (9, 9, 9)).save(tmp_path / "src/0001/a.jpg", exif=exif)
+    layout = scan_folder(tmp_path / "src")
+    sources = layout.sources()
+    with pytest.raises(ShardError):
+        write_masks(sources, tmp_path / "none", _left_half)  # type: ignore[arg-type]
+    for policy, size in (("transpose", (16, 32)), ("ignore", (32, 16))):
+        write_masks(sources, tmp_path / policy, _left_half, on_orientation=policy)  # type: ignore[arg-type]
+        options = MaskOptions(str(tmp_path / policy))
+        out = tmp_path / f"{policy}-shards"
+        convert(layout, out, dataset="x", mask_options=options, on_orientation=policy)  # type: ignore[arg-type]
+        image, mask = decode_pair(open_shards(out).split("train").read(0))
+        assert image.size == mask.size == size
+        assert np.asarray(mask)[:, 0].min() == 255 and np.asarray(mask)[:, -1].max() == 0
+
+
+def test_masks_made_for_another_orientation_are_not_kept(tmp_path: Path) -> None:
+    def begin(policy: str) -> None:
+        settings = SegmentationSettings("fcn_resnet50", "0", on_orientation=policy)  # type: ignore[arg-type]
+        if is_new_folder(tmp_path, settings):
+            (tmp_path / "segmentation.json").write_text(json.dumps(asdict(settings)))
+
+    begin("fail")
+    begin("transpose")  # no image had one
+    (tmp_path / "segmentation.json").unlink()
+    begin("transpose")
+    begin("transpose")
+    with pytest.raises(UserError, match="another on_orientation"):
+        begin("ignore")
+
+
+@pytest.mark.parametrize("name", ["/data/a.png", "../a.png"])
+def test_no_mask_is_written_beside_the_originals(tmp_path: Path, name: str) -> None:
+    source = Source(tmp_path / "a.png", None, 1, 1, "train", "k", name)
+    with pytest.raises(ShardError, match="relative to the data set"):
+        mask_files([source], tmp_path / "masks")
+    with pytest.raises(ShardError, match="its own mask"):
+        mask_files([replace(source, name="a.png")], tmp_path)

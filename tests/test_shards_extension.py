@@ -1,5 +1,6 @@
 """The worked example of CONTRIBUTING.md for converters: one file, one line, and the commands are there."""
 
+import shutil
 from pathlib import Path
 
 from market import write_pair
@@ -26,7 +27,8 @@ def test_a_converter_is_one_file_and_one_line_of_the_table(tmp_path: Path) -> No
 
     status, output = maskreid("convert", "flat", "src", "out", "--first-pid", 5, "--workers", 1)
     assert status == 0 and "train: 6 images, 3 identities" in output, output
-    status, output = maskreid("convert", "merge", "merged", "a=flat:src", "b=flat:src", "--workers", 1)
+    shutil.copytree(tmp_path / "src", tmp_path / "src2")
+    status, output = maskreid("convert", "merge", "merged", "a=flat:src", "b=flat:src2", "--workers", 1)
     assert status == 0 and "train: 12 images, 6 identities" in output, output
     status, output = maskreid("convert", "flat", "src", "other", "--images", "none")
     assert (status, output) == (2, "maskreid: error: src: folder none is missing\n")

@@ -229,10 +229,11 @@ def test_dgd(tmp_path: Path) -> None:
 def test_csv(tmp_path: Path) -> None:
     write(tmp_path / "a" / "1.jpg")
     write(tmp_path / "a" / "2.png")
+    write(tmp_path / "a" / "3.png")
     (tmp_path / "m.png").write_bytes(png(1))
     table = tmp_path / "list.csv"
     table.write_text(
-        "path,pid,camid,split,mask\na/1.jpg,5,1,train,m.png\na/2.png,6,2,query,\na/2.png,0,2,gallery,\n"
+        "path,pid,camid,split,mask\na/1.jpg,5,1,train,m.png\na/2.png,6,2,query,\na/3.png,0,2,gallery,\n"
     )
     layout = scan_csv(table)
     assert layout.splits["train"][0].mask_path == tmp_path / "m.png"

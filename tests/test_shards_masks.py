@@ -157,7 +157,7 @@ def test_original_bytes_unless_something_changes(tmp_path: Path) -> None:
 def test_labels_are_resized_to_the_nearest_pixel(tmp_path: Path) -> None:
     options = MaskOptions(kind="label", person_labels=(15,))
     path = saved(tmp_path / "m.png", Image.fromarray(LABELS))
-    width, height = 10, 7
+    width, height = 10, 15
     expected = np.zeros((height, width), np.uint8)
     for row in range(height):
         for column in range(width):
@@ -331,3 +331,76 @@ def test_the_options_of_convert(src: Path, tmp_path: Path) -> None:
         status, output = run("convert", "market1501", src, tmp_path / "no", *wrong)
         assert status == 2 and message in output and output.count("\n") == 1
     assert not (tmp_path / "no").exists()
+
+
+def _map(*levels: int) -> Image.Image:
+    """Levels in broad stripes over 0, as label maps have them."""
+    values = np.zeros((24, 16), np.uint8)
+    for number, level in enumerate(levels):
+        values[:, 4 * number : 4 * number + 4] = level
+    return Image.fromarray(values)
+
+
+def _edged() -> Image.Image:
+    """A soft mask of few levels: an edge of one pixel below 128 round the person."""
+    values = np.zeros((24, 16), np.uint8)
+    values[3:21, 3:13], values[4:20, 4:12] = 100, 255
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize(
+    ("picture", "kind"),
+    [
+        (_map(15, 255), "labels"),
+        (_map(1, 2, 255), "labels"),
+        (_map(255), None),
+        (_map(128, 255), None),  # a trimap: 128 is person
+        (_map(60, 200, 255), None),
+        (_map(50, 200), "labels"),
+        (_edged(), None),
+        (_map(15), "empty"),
+    ],
+)
+@pytest.mark.parametrize("inverted", [False, True])
+def test_a_label_map_is_no_soft_mask(
+    tmp_path: Path, picture: Image.Image, kind: str | None, inverted: bool
+) -> None:
+    path = saved(tmp_path / "m.png", picture)
+    data, found = read_mask(path, picture.size, where="x", options=MaskOptions(invert=inverted))
+    if inverted and kind == "empty":
+        kind = None  # 240 in the person's place
+    assert (data is None) == (kind is not None) and [problem.kind for problem in found] == [kind] * bool(kind)
+    if kind:
+        assert "--mask-kind label --person-label" in found[0].detail
+
+
+@pytest.mark.parametrize(
+    ("mask", "image", "kind"),
+    [
+        ((8, 16), (16, 32), "resized"),
+        ((13, 31), (50, 123), "resized"),  # a quarter, rounded up or down
+        ((16, 16), (16, 32), "aspect"),
+        ((32, 16), (16, 32), "swapped"),
+        ((48, 24), (16, 32), "swapped"),
+        ((16, 32), (32, 16), "swapped"),
+    ],
+)
+def test_a_mask_of_another_aspect(
+    tmp_path: Path, mask: tuple[int, int], image: tuple[int, int], kind: str
+) -> None:
+    path = saved(tmp_path / "m.png", Image.new("L", mask, 255))
+    data, found = read_mask(path, image, where="x")
+    assert [problem.kind for problem in found] == [kind] and (data is None) == (kind == "swapped")
+
+
+def test_most_masks_replaced_is_the_last_word(tmp_path: Path) -> None:
+    src = write_market(tmp_path / "m")
+    for mask in sorted((src / "bounding_box_train_seg").iterdir()):
+        _map(15, 255).resize((16, 32), Image.Resampling.NEAREST).save(mask)
+    status, output = run("convert", "market1501", src, tmp_path / "out", "--workers", 1)
+    assert status == 2 and "--mask-kind label" in output and not (tmp_path / "out").exists()
+    options = ("--workers", 1, "--on-bad-mask")
+    status, output = run("convert", "market1501", src, tmp_path / "out", *options, "full")
+    last = output.splitlines()[-1]
+    assert status == 0 and last.startswith("MOST MASKS WERE BAD, 25 of 39, mostly a label map"), output
+    assert "FULL ONES TOOK THEIR PLACE" in last

@@ -42,10 +42,11 @@ def convert_layout(
     on_bad_mask: Annotated[
         Literal["fail", "full", "skip"] | None,
         typer.Option(
-            help="A mask that is missing, unreadable, empty or coloured: stop, use the full image, or skip "
-            "the pair. Default: fail."
+            help="A mask that is missing, unreadable, empty, coloured, turned or a label map: stop, use the "
+            "full image, or skip the pair. Default: fail."
         ),
     ] = None,
+    on_orientation: flags.OnOrientation = "fail",
     recipe: Annotated[Path | None, typer.Option(help="Take data.on_bad_mask from this recipe.")] = None,
     masks: flags.Masks = None,
     mask_kind: flags.MaskKind = None,
@@ -98,7 +99,7 @@ def convert_layout(
             _check_published(layout)
         check_fresh(out)  # before masks are made: that may take hours
         check_writable(out, folder=True)
-        for line in mask_flags.make(layout, mask_options):
+        for line in mask_flags.make(layout, mask_options, on_orientation):
             print(line)
         with progress_bar("converting") as progress:
             report = convert(
@@ -107,6 +108,7 @@ def convert_layout(
                 dataset=dataset or name,
                 on_bad_mask=on_bad_mask,
                 mask_options=mask_options,
+                on_orientation=on_orientation,
                 shard_bytes=shard_size,
                 seed=seed,
                 workers=workers or len(os.sched_getaffinity(0)),
@@ -115,8 +117,9 @@ def convert_layout(
     except KeyboardInterrupt:
         print("maskreid: interrupted; finished shards are kept, the same command continues", file=sys.stderr)
         raise typer.Exit(130) from None
-    print("\n".join(report.lines()))
-    print(f"masks: `maskreid masks {out}` judges them")
+    lines = report.lines()
+    end = len(lines) - len(report.warnings)  # which stay last
+    print("\n".join([*lines[:end], f"masks: `maskreid masks {out}` judges them", *lines[end:]]))
 
 
 def _policy_of(recipe: Path) -> Literal["fail", "full", "skip"]:

@@ -1,6 +1,7 @@
 """How every command ends on bad input: one line on standard error, exit status 2."""
 
 import functools
+import io
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -24,6 +25,7 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        escape_what_cannot_be_printed()
         try:
             return command(*args, **kwargs)
         except (UserError, ShardError) as error:
@@ -37,3 +39,11 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(NEVER_AGAIN) from None
 
     return wrapped
+
+
+def escape_what_cannot_be_printed() -> None:
+    """A file's name need not be text (bytes of another encoding), nor fit the terminal: print such letters as
+    escapes, instead of ending a finished command with a UnicodeEncodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

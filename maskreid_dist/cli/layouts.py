@@ -31,6 +31,7 @@ HELP = {
     "cuhk03.src": "cuhk-03.mat, or its folder.",
     "csv.src": "A CSV file: path,pid,camid,split[,mask].",
     "multi_query": "Add the split multi_query from gt_bbox.",
+    "layumi.multi_query": "Add the split multi_query from multi-query.",
     "boxes": "Drawn boxes, detected ones, or both.",
     "cuhk03-np.boxes": "Drawn boxes or detected ones.",
     "test_set": "Which of the 20 test sets.",

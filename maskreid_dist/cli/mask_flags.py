@@ -33,6 +33,13 @@ PersonLabels = Annotated[
     typer.Option("--person-label", help="Pixel value that is person in a label map; repeatable."),
 ]
 InvertMasks = Annotated[bool, typer.Option("--invert-masks", help="What the mask leaves out is the person.")]
+OnOrientation = Annotated[
+    Literal["fail", "transpose", "ignore"],
+    typer.Option(
+        help="An image with an EXIF orientation: stop, store it upright (as PNG), or as it lies. Masks are "
+        "made and expected for what is stored."
+    ),
+]
 Segment = Annotated[
     Model | None, typer.Option(help="Make the masks with this network of torchvision; resumable.")
 ]
@@ -88,7 +95,12 @@ class MaskFlags:
             )
         return MaskOptions(self.masks or str(out.with_name(f"{out.name}-masks")))
 
-    def make(self, layout: Layout, options: MaskOptions) -> list[str]:
+    def make(
+        self,
+        layout: Layout,
+        options: MaskOptions,
+        on_orientation: Literal["fail", "transpose", "ignore"] = "fail",
+    ) -> list[str]:
         """Segment what has no mask yet, if that was asked for; returns the report's lines."""
         if self.segment is None or options.location is None:
             return []
@@ -103,6 +115,7 @@ class MaskFlags:
                 device=self.segment_device,
                 batch_size=self.segment_batch,
                 input_height=self.segment_height,
+                on_orientation=on_orientation,
                 progress=progress,
             )
         return report.lines()

@@ -27,6 +27,7 @@ def segment_layout(
             "--weights", help="State dict. Default: torchvision's, from torch.hub's cache or the network."
         ),
     ] = None,
+    on_orientation: flags.OnOrientation = "fail",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
     height: Annotated[int, typer.Option(min=64, help="Height in pixels that crops are enlarged to.")] = 512,
@@ -45,6 +46,7 @@ def segment_layout(
                 device=device,
                 batch_size=batch,
                 input_height=height,
+                on_orientation=on_orientation,
                 progress=progress,
             )
     except KeyboardInterrupt:

@@ -24,7 +24,9 @@ from maskreid_dist.segmentation.networks import (
 )
 from maskreid_shards import Layout, Source
 from maskreid_shards.atomic import write_atomically
-from maskreid_shards.decode import IMAGE_FORMATS, decode
+from maskreid_shards.checks import check_layout, check_mask_is_no_image
+from maskreid_shards.decode import IMAGE_FORMATS, as_rgb, decode
+from maskreid_shards.image_policy import OnOrientation, OrientationError, orientation_message
 from maskreid_shards.masks.options import mirrored
 from maskreid_shards.writing import read_image
 
@@ -38,6 +40,7 @@ class SegmentationSettings:
     model: SegmentationModel
     weights_sha256: str
     input_height: int = INPUT_HEIGHT
+    on_orientation: OnOrientation = "fail"
     version: int = 1
 
 
@@ -67,6 +70,7 @@ def segment(
     device: str = "auto",
     batch_size: int = 16,
     input_height: int = INPUT_HEIGHT,
+    on_orientation: OnOrientation = "fail",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SegmentationReport:
     """Write a mask for every image of the layout that has none in `folder` yet.
@@ -80,15 +84,26 @@ def segment(
     file = find_weights(model, weights, progress=sys.stderr.isatty())
     with file.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    settings = SegmentationSettings(model, sha256, input_height)
+    settings = SegmentationSettings(model, sha256, input_height, on_orientation)
     sources = [source for part in layout.splits.values() for source in part]
     # All that can be refused is, before the folder is there.
+    check_layout(layout)
     new = is_new_folder(folder, settings)
     mask_files(sources, folder)
     segmenter = load_segmenter(model, file, where, input_height=input_height)
-    if new:
+    if new or on_orientation != "fail":
         write_atomically(folder / SETTINGS, (json.dumps(asdict(settings), indent=1) + "\n").encode())
-    return write_masks(sources, folder, segmenter, batch_size=batch_size, progress=progress)
+    try:
+        return write_masks(
+            sources,
+            folder,
+            segmenter,
+            batch_size=batch_size,
+            on_orientation=on_orientation,
+            progress=progress,
+        )
+    except OrientationError as error:
+        raise UserError(orientation_message(error, sources)) from None
 
 
 def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:
@@ -108,6 +123,9 @@ def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:
             raise UserError(
                 f"{note}: not the settings of a segmentation; choose another folder for the masks"
             )
+        # Under "fail" no image had an orientation: its masks fit the other policies too.
+        turned = {found.get("on_orientation", "fail"), settings.on_orientation} == {"transpose", "ignore"}
+        found["on_orientation"] = "" if turned else settings.on_orientation
         other = [name for name in wanted if found.get(name) != wanted[name]]
         if other:
             raise UserError(
@@ -123,10 +141,12 @@ def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:
 
 
 def mask_files(sources: Sequence[Source], folder: Path) -> dict[Path, Source]:
-    """Where each image's mask lies. Raises UserError: two images whose mask would be the same file."""
+    """Where each image's mask lies. Raises UserError: two images whose mask would be the same file.
+    ShardError: a name that leads out of the folder, a mask that is its image."""
     files: dict[Path, Source] = {}
     for source in sources:
         path = folder / mirrored(source.name)
+        check_mask_is_no_image(path, source)
         if files.setdefault(path, source).name != source.name:
             raise UserError(f"{files[path].name} and {source.name}: both have the mask {path}; rename one")
     return files
@@ -138,6 +158,7 @@ def write_masks(
     segmenter: Segmenter,
     *,
     batch_size: int = 16,
+    on_orientation: OnOrientation = "fail",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SegmentationReport:
     """Segment the images that have no mask in `folder`, batch by batch.
@@ -155,7 +176,9 @@ def write_masks(
     kept, empty = len(files) - len(waiting), 0
     for start in range(0, len(waiting), batch_size):
         batch = waiting[start : start + batch_size]
-        for (path, _), person in zip(batch, segmenter([_pixels(source) for _, source in batch]), strict=True):
+        for (path, _), person in zip(
+            batch, segmenter([_pixels(source, on_orientation) for _, source in batch]), strict=True
+        ):
             levels = (person * 255).round().to(torch.uint8).numpy()
             empty += int(levels.max()) < 128
             _write(path, levels)
@@ -170,10 +193,13 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _pixels(source: Source) -> torch.Tensor:
-    """uint8 (3, H, W)."""
-    picture = decode(read_image(source)[0], formats=IMAGE_FORMATS, where=str(source.path))
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+def _pixels(source: Source, on_orientation: OnOrientation) -> torch.Tensor:
+    """uint8 (3, H, W), as a shard shows the image."""
+    where = str(source.path)
+    picture = as_rgb(
+        decode(read_image(source, on_orientation).data, formats=IMAGE_FORMATS, where=where), where
+    )
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def _write(path: Path, levels: np.ndarray) -> None:

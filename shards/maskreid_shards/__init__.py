@@ -16,6 +16,7 @@ from .layouts.cuhk03_np import scan_cuhk03_np
 from .layouts.dgd import scan_dgd
 from .layouts.dukemtmc import scan_dukemtmc
 from .layouts.folder import scan_folder
+from .layouts.layumi import scan_layumi
 from .layouts.market1501 import scan_market1501
 from .layouts.mars import scan_mars
 from .layouts.merge import merge_train
@@ -46,6 +47,7 @@ LAYOUTS: dict[str, Callable[..., Layout]] = {
     "dgd": scan_dgd,
     "csv": scan_csv,
     "folder": scan_folder,
+    "layumi": scan_layumi,
 }
 
 __all__ = [
@@ -90,6 +92,7 @@ __all__ = [
     "scan_dgd",
     "scan_dukemtmc",
     "scan_folder",
+    "scan_layumi",
     "scan_market1501",
     "scan_mars",
     "scan_msmt17",

@@ -10,9 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from .atomic import partial_folder, sync_folder, write_synced
+from .checks import check_layout, evaluation_notes
 from .errors import ShardError
+from .image_policy import (
+    OnOrientation,
+    OrientationError,
+    change_lines,
+    check_orientation_policy,
+    orientation_message,
+)
+from .index_limits import fit_index
 from .keyed import keyed_bits
 from .layouts.market1501 import scan_market1501
+from .leftovers import find_leftovers
 from .manifest import Manifest, SplitEntry, index_bytes, index_name, shard_name, write_manifest
 from .masks.options import MaskOptions, place_masks
 from .masks.policy import DEFAULT_MASKS, MaskReport, OnBadMask, check_policy
@@ -30,7 +40,8 @@ Progress = Callable[[int, int], None]
 class ConversionReport:
     """What a conversion did: the manifest it wrote, where, and what was found beside it.
 
-    `differences` are the counts that are not the published ones, `checked` how many were compared.
+    `differences` are the counts that are not the published ones, `checked` how many were compared. `warnings`
+    are what makes the shards useless for most: they end the report.
     """
 
     out: Path
@@ -39,6 +50,7 @@ class ConversionReport:
     notes: tuple[str, ...]
     differences: tuple[str, ...]
     checked: int
+    warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The report for people, one fact a line."""
@@ -69,7 +81,7 @@ class ConversionReport:
         if self.strays:
             lines.append(f"{len(self.strays)} other files ignored: {', '.join(self.strays[:3])}")
         lines.append(f"fingerprint {self.manifest.fingerprint}")
-        return lines
+        return lines + list(self.warnings)
 
 
 def convert_market1501(
@@ -79,6 +91,7 @@ def convert_market1501(
     dataset: str | None = None,
     on_bad_mask: OnBadMask = "fail",
     mask_options: MaskOptions = DEFAULT_MASKS,
+    on_orientation: OnOrientation = "fail",
     shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
     workers: int = 1,
@@ -98,6 +111,7 @@ def convert_market1501(
         dataset=name,
         on_bad_mask=on_bad_mask,
         mask_options=mask_options,
+        on_orientation=on_orientation,
         shard_bytes=shard_bytes,
         seed=seed,
         workers=workers,
@@ -112,6 +126,7 @@ def convert(
     dataset: str,
     on_bad_mask: OnBadMask = "fail",
     mask_options: MaskOptions = DEFAULT_MASKS,
+    on_orientation: OnOrientation = "fail",
     shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
     workers: int = 1,
@@ -127,24 +142,31 @@ def convert(
     called with counts of samples.
 
     Raises ShardError: `out` is not new or empty, an unreadable image, a bad mask under the policy "fail", a
-    split left without samples, no space to write.
+    split left without samples, no space to write; an image with an EXIF orientation under "fail".
     """
     check_policy(on_bad_mask)
+    check_orientation_policy(on_orientation)
     if workers < 1:
         raise ShardError(f"{workers} workers: give at least 1")
     layout = place_masks(layout, mask_options)
     if shard_bytes < 1:
         raise ShardError(f"shard size of {shard_bytes} bytes: give at least 1")
     check_fresh(out)
+    odd = check_layout(layout)
+    layout = fit_index(layout)
+    leftovers = find_leftovers(layout)
     total = sum(map(len, layout.splits.values()))
     with partial_folder(out) as folder:
         tasks = [
-            ShardTask(folder, name, number, sources, dataset, on_bad_mask, mask_options)
+            ShardTask(folder, name, number, sources, dataset, on_bad_mask, mask_options, on_orientation)
             for name, number, sources in _dealt(layout, dataset, shard_bytes, seed)
         ]
         resumed, started_afresh = _prepare(folder, layout, tasks)
         kept = sum(len(task.sources) for task in tasks if task.name in resumed)
-        written = _write(folder, tasks, resumed, workers, _Ticker(progress, kept, total))
+        try:
+            written = _write(folder, tasks, resumed, workers, _Ticker(progress, kept, total))
+        except OrientationError as error:
+            raise ShardError(orientation_message(error, layout.sources())) from None
         splits = {split: _finish_split(folder, split, written) for split in layout.splits}
         problems = [problem for shard in written for problem in shard.problems]
         masks = MaskReport.of(problems, policy=on_bad_mask, checked=total, form=mask_options.describe())
@@ -154,13 +176,19 @@ def convert(
         write_manifest(folder, manifest)
         shutil.rmtree(folder / RECORDS)
         sync_folder(folder)
-    notes = list(layout.notes)
+    notes = [
+        *layout.notes,
+        *odd,
+        *leftovers.lines(),
+        *change_lines(change for shard in written for change in shard.changes),
+    ]
     if resumed:
         notes.append(f"{len(resumed)} of {len(tasks)} shards were kept from an interrupted conversion")
     if started_afresh:
         notes.append("an interrupted conversion of other inputs or options was removed")
+    warnings = (*evaluation_notes(layout), *leftovers.warnings(total), *masks.warnings())
     return ConversionReport(
-        out, manifest, layout.strays, tuple(notes), layout.differences(), len(layout.published)
+        out, manifest, layout.strays, tuple(notes), layout.differences(), len(layout.published), warnings
     )
 
 

@@ -1,6 +1,8 @@
-"""Bytes to pictures, trusting nothing: few formats, the header's size checked before any decoding."""
+"""Bytes to pictures, trusting nothing: few formats and modes, the header's size checked before any
+decoding."""
 
 import io
+from dataclasses import dataclass
 from typing import Protocol
 
 from PIL import Image
@@ -11,6 +13,21 @@ from .errors import ShardError
 MAX_PIXELS = 16_000_000
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 MASK_FORMATS = ("PNG",)
+# The modes (Pillow's names) that an image in a shard may have, and what becomes of each as RGB. Other modes
+# are refused: `convert("RGB")` would cut 16-bit grey off at 255 and so make it white.
+IMAGE_MODES = {
+    "RGB": "as it is",
+    "L": "grey in three channels",
+    "1": "black and white in three channels",
+    "P": "the palette's colours, transparency left out",
+    "RGBA": "alpha left out",
+    "LA": "grey in three channels, alpha left out",
+    "CMYK": "Pillow's conversion, without a colour profile",
+}
+# 16-bit grey, whose image is scaled to 8 bits while it is converted (older versions of Pillow say "I").
+GREY_16_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = 1
 
 
 class TooManyPixels(ShardError):
@@ -30,16 +47,45 @@ class Pair(Protocol):
     def mask(self) -> bytes: ...
 
 
-def checked_size(data: bytes, *, formats: tuple[str, ...], where: str) -> tuple[int, int]:
-    """(width, height) of a sound picture. Raises ShardError as `decode` does.
+@dataclass(frozen=True)
+class CheckedPicture:
+    """A sound picture: `size` is (width, height) as stored, `mode` Pillow's; `orientation` is EXIF's, 1 to 8,
+    where 1 is upright."""
+
+    size: tuple[int, int]
+    mode: str
+    orientation: int
+
+
+def checked_picture(data: bytes, *, formats: tuple[str, ...], where: str) -> CheckedPicture:
+    """What a sound picture is. Raises ShardError as `decode` does.
 
     All of a JPEG's coded data is read, but only an eighth of its rows and columns is computed.
     """
     picture = _open(data, formats, where, MAX_PIXELS)
-    size = picture.size
+    size, mode = picture.size, picture.mode
     picture.draft("L", (1, 1))
     _load(picture, where)
-    return size
+    return CheckedPicture(size, mode, exif_orientation(picture))
+
+
+def exif_orientation(picture: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 (upright) without one, or where it is none of these."""
+    if not {"exif", "xmp", "Raw profile type exif"} & picture.info.keys():
+        return UPRIGHT
+    try:
+        value = picture.getexif().get(EXIF_ORIENTATION, UPRIGHT)
+    except Exception:  # arbitrary bytes again: whoever shows the picture cannot read them either
+        return UPRIGHT
+    return value if isinstance(value, int) and UPRIGHT <= value <= 8 else UPRIGHT
+
+
+def header_orientation(data: bytes) -> int:
+    """EXIF's orientation by the header alone; 1 for what is no picture."""
+    try:
+        return exif_orientation(_open(data, IMAGE_FORMATS, "", MAX_PIXELS))
+    except ShardError:
+        return UPRIGHT
 
 
 def decode(data: bytes, *, formats: tuple[str, ...], where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -86,8 +132,15 @@ def decode_pair(raw: Pair, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image
     Raises ShardError naming the shard and the key.
     """
     where = f"{raw.shard}: {raw.key}: image"
-    image = decode(raw.image, formats=IMAGE_FORMATS, where=where, max_pixels=max_pixels).convert("RGB")
+    image = as_rgb(decode(raw.image, formats=IMAGE_FORMATS, where=where, max_pixels=max_pixels), where)
     return image, decode_mask(raw, image.size, max_pixels=max_pixels)
+
+
+def as_rgb(image: Image.Image, where: str) -> Image.Image:
+    """The image as IMAGE_MODES says. Raises ShardError for a mode that is not there."""
+    if image.mode not in IMAGE_MODES:
+        raise ShardError(f"{where}: mode {image.mode} is none of {', '.join(IMAGE_MODES)}; convert it again")
+    return image.convert("RGB")
 
 
 def decode_mask(raw: Pair, size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> Image.Image:

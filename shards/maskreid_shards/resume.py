@@ -11,6 +11,7 @@ import numpy as np
 import PIL
 
 from .atomic import write_atomically
+from .image_policy import ImageChange, OnOrientation
 from .manifest import INDEX_DTYPE, VERSION, ShardEntry
 from .masks.options import MaskOptions
 from .masks.policy import MaskProblem, OnBadMask
@@ -31,6 +32,7 @@ class ShardTask:
     dataset: str
     on_bad_mask: OnBadMask
     mask_options: MaskOptions
+    on_orientation: OnOrientation = "fail"
 
     def run(self, tick: Callable[[], None]) -> WrittenShard:
         """Write the shard, then the record of it. Raises ShardError as `write_shard` does."""
@@ -43,6 +45,7 @@ class ShardTask:
             dataset=self.dataset,
             on_bad_mask=self.on_bad_mask,
             mask_options=self.mask_options,
+            on_orientation=self.on_orientation,
             tick=tick,
         )
         record = {
@@ -50,6 +53,7 @@ class ShardTask:
             "entry": asdict(written.entry),
             "rows": base64.b64encode(written.rows.tobytes()).decode(),
             "problems": [asdict(problem) for problem in written.problems],
+            "changes": [asdict(change) for change in written.changes],
         }
         write_atomically(self.record, json.dumps(record).encode())
         return written
@@ -64,7 +68,9 @@ class ShardTask:
             if not whole or record["digest"] != self.digest():
                 return None
             rows = np.frombuffer(base64.b64decode(record["rows"]), INDEX_DTYPE)
-            return WrittenShard(entry, rows, tuple(MaskProblem(**problem) for problem in record["problems"]))
+            problems = tuple(MaskProblem(**problem) for problem in record["problems"])
+            changes = tuple(ImageChange(**change) for change in record["changes"])
+            return WrittenShard(entry, rows, problems, changes)
         except (OSError, ValueError, KeyError, TypeError):
             return None  # a file of a killed machine, or of another version: written again
 
@@ -76,7 +82,15 @@ class ShardTask:
         """sha256 over the sources (names, sizes and times of their files), the options and Pillow's
         version."""
         about = hashlib.sha256()
-        options = (self.name, self.dataset, self.on_bad_mask, self.mask_options, VERSION, PIL.__version__)
+        options = (
+            self.name,
+            self.dataset,
+            self.on_bad_mask,
+            self.mask_options,
+            self.on_orientation,
+            VERSION,
+            PIL.__version__,
+        )
         about.update(repr(options).encode())
         for source in self.sources:
             about.update(repr((source, _state(source.path), _state(source.mask_path))).encode())

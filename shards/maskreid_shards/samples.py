@@ -36,7 +36,9 @@ class Layout:
 
     `published` are the counts this data set is known to have, for the names of `counts()`; empty where the
     folder does not say which data set it is. `more_counts` are those that splits do not show (tracklets);
-    `notes` what the user should know, such as how a split was drawn.
+    `notes` what the user should know, such as how a split was drawn. `root` is the folder that the names of a
+    list's images are relative to, where the list did not say; `searched` are the folders below which every
+    image is converted, a mask, or counted in the report.
     """
 
     name: str
@@ -45,6 +47,12 @@ class Layout:
     published: dict[str, int] = field(default_factory=dict)
     more_counts: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    root: Path | None = None
+    searched: tuple[Path, ...] = ()
+
+    def sources(self) -> list[Source]:
+        """Those of all splits."""
+        return [source for part in self.splits.values() for source in part]
 
     def counts(self) -> dict[str, int]:
         """Found: `<split> images, identities, junk, distractors`, and `more_counts`. Junk counts as

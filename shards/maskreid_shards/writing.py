@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .decode import checked_size, decode
+from .decode import checked_picture, decode
 from .errors import ShardError
+from .image_policy import ImageChange, OnOrientation, changed_picture, needed_changes
 from .layouts.cuhk03 import read_array
 from .layouts.matlab import open_hdf5
 from .manifest import INDEX_DTYPE, ShardEntry
@@ -38,17 +39,28 @@ _HEADER_MIDDLE = b"0000644\0" + 2 * b"0000000\0" + b"%011o\0" + b"00000000000\0"
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
-ReadImage = tuple[bytes, tuple[int, int], str]
+@dataclass(frozen=True)
+class ReadImage:
+    """An image as it goes into a shard: `size` is (width, height)."""
+
+    data: bytes
+    size: tuple[int, int]
+    suffix: str
+    changes: tuple[ImageChange, ...] = ()
+
+
 ReadMask = tuple[bytes | None, tuple[MaskProblem, ...]]
 
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """What a finished shard adds to the manifest, to the index (INDEX_DTYPE) and to the mask report."""
+    """What a finished shard adds to the manifest, to the index (INDEX_DTYPE) and to the reports on masks and
+    images."""
 
     entry: ShardEntry
     rows: NDArray[np.void]
     problems: tuple[MaskProblem, ...]
+    changes: tuple[ImageChange, ...] = ()
 
 
 class _TarFile:
@@ -102,6 +114,7 @@ def write_shard(
     dataset: str,
     on_bad_mask: OnBadMask,
     mask_options: MaskOptions = DEFAULT_MASKS,
+    on_orientation: OnOrientation = "fail",
     tick: Callable[[], None] = lambda: None,
 ) -> WrittenShard:
     """Write `folder/name`, the split's shard `number`, from `sources`; `tick` is called after each.
@@ -114,51 +127,52 @@ def write_shard(
     rows = np.zeros(len(sources), INDEX_DTYPE)
     kept = 0
     problems: list[MaskProblem] = []
+    changes: list[ImageChange] = []
     with open(folder / name, "wb") as file:
         tar = _TarFile(file)
-        for source, (image, size, suffix), (mask, found) in _read_pairs(sources, mask_options):
+        for source, image, (mask, found) in _read_pairs(sources, mask_options, on_orientation):
             if mask is None:
                 if on_bad_mask == "fail":
                     raise _bad_mask(source, found[0])
-                mask = full_mask(size) if on_bad_mask == "full" else None
+                mask = full_mask(image.size) if on_bad_mask == "full" else None
             problems += found
+            changes += image.changes
             if mask is not None:
-                rows[kept] = _append_sample(tar, source, (image, suffix), mask, dataset, number)
+                rows[kept] = _append_sample(tar, source, image, mask, dataset, number)
                 kept += 1
             tick()
         tar.finish()
     rows = rows[:kept]
     identities = np.unique(rows["pid"])
     entry = ShardEntry(name, tar.offset, tar.digest.hexdigest(), kept, int((identities > 0).sum()))
-    return WrittenShard(entry, rows, tuple(problems))
+    return WrittenShard(entry, rows, tuple(problems), tuple(changes))
 
 
 def _read_pairs(
-    sources: Sequence[Source], mask_options: MaskOptions
+    sources: Sequence[Source], mask_options: MaskOptions, on_orientation: OnOrientation
 ) -> Iterator[tuple[Source, ReadImage, ReadMask]]:
     """Each source with what `read_image` and `read_mask` say of it."""
     for first in range(0, len(sources), TOGETHER):
         part = sources[first : first + TOGETHER]
-        images = [read_image(source) for source in part]
+        images = [read_image(source, on_orientation) for source in part]
         masks = [
-            read_mask(source.mask_path, size, where=source.name, options=mask_options)
-            for source, (_, size, _) in zip(part, images, strict=True)
+            read_mask(source.mask_path, image.size, where=source.name, options=mask_options, image=image.data)
+            for source, image in zip(part, images, strict=True)
         ]
         yield from zip(part, images, masks, strict=True)
 
 
 def _append_sample(
-    tar: _TarFile, source: Source, image_suffix: tuple[bytes, str], mask: bytes, dataset: str, shard: int
+    tar: _TarFile, source: Source, image: ReadImage, mask: bytes, dataset: str, shard: int
 ) -> tuple[int | bytes, ...]:
     """Write the three members and return their index record."""
     about = sample_json(source, dataset)
-    image, suffix = image_suffix
-    image_offset = tar.append(source.key + suffix, image)
+    image_offset = tar.append(source.key + image.suffix, image.data)
     mask_offset = tar.append(source.key + ".mask.png", mask)
     json_offset = tar.append(source.key + ".json", about)
     tar.flush()
     offsets = (image_offset, mask_offset, json_offset)
-    members = (image, mask, about)
+    members = (image.data, mask, about)
     key = source.key.encode("ascii")
     return (source.pid, *offsets, *map(len, members), *map(zlib.crc32, members), shard, source.camid, key)
 
@@ -180,14 +194,17 @@ def member_bytes(length: int) -> int:
     return BLOCK + length + -length % BLOCK
 
 
-def read_image(source: Source) -> ReadImage:
-    """The original bytes of a sound image, its (width, height), and its member's suffix.
+def read_image(source: Source, on_orientation: OnOrientation = "fail") -> ReadImage:
+    """The original bytes of a sound image, its (width, height), its member's suffix, and what was changed.
 
-    A BMP and an array in a MATLAB file become PNG: a shard holds neither.
+    What a shard cannot hold becomes PNG: a BMP, an array in a MATLAB file, 16-bit grey (as 8 bits), and under
+    "transpose" an image with an EXIF orientation (upright).
+
+    Raises ShardError: no such file, an unknown suffix or mode, broken data; OrientationError under "fail".
     """
     if source.array is not None:
         picture = Image.fromarray(_read_array(source))
-        return png_bytes(picture), picture.size, ".png"
+        return ReadImage(png_bytes(picture), picture.size, ".png")
     suffix = source.path.suffix.lower()
     expected = "BMP" if suffix == ".bmp" else FORMAT_OF_SUFFIX.get(suffix)
     if expected is None:
@@ -199,8 +216,13 @@ def read_image(source: Source) -> ReadImage:
     where = str(source.path)
     if expected == "BMP":
         picture = decode(data, formats=("BMP",), where=where)
-        return png_bytes(picture.convert("RGB")), picture.size, ".png"
-    return data, checked_size(data, formats=(expected,), where=where), suffix
+        return ReadImage(png_bytes(picture.convert("RGB")), picture.size, ".png")
+    found = checked_picture(data, formats=(expected,), where=where)
+    changes = needed_changes(found, source, on_orientation)
+    if all(change.kind == "lying" for change in changes):
+        return ReadImage(data, found.size, suffix, changes)
+    picture, changes = changed_picture(decode(data, formats=(expected,), where=where), changes)
+    return ReadImage(png_bytes(picture), picture.size, ".png", changes)
 
 
 def _read_array(source: Source) -> NDArray[np.uint8]:

@@ -6,12 +6,14 @@ from pathlib import Path
 from ..errors import ShardError
 from ..samples import Layout
 from .drawn import draw_identities, drawn_layout
-from .images import ImageEntry, list_images, need_folders, published_if
+from .images import ImageEntry, list_images, need_folders
+from .published import with_published
 
 FOLDER = "campus"
 NAME = re.compile(r"^(\d{4})(\d{3})\.png$", re.ASCII)
 IMAGES = 4  # 1 and 2 are camera 1, 3 and 4 camera 2
 TRAIN_IDENTITIES = 485
+NAMES = ("cuhk01",)
 PUBLISHED = {
     "train images": 4 * 485,
     "train identities": 485,
@@ -37,5 +39,5 @@ def scan_cuhk01(src: Path, *, train_identities: int = TRAIN_IDENTITIES, split_se
             )
         found.append(ImageEntry(FOLDER, name, int(match[1]), 1 if int(match[2]) <= IMAGES // 2 else 2))
     train = draw_identities(src, {image.pid for image in found}, train_identities, split_seed)
-    published = published_if(src, "cuhk01", PUBLISHED) or published_if(src, "campus", PUBLISHED)
-    return drawn_layout("cuhk01", src, found, train, published=published, strays=strays, seed=split_seed)
+    layout = drawn_layout("cuhk01", src, found, train, strays=strays, seed=split_seed)
+    return with_published(layout, src, NAMES, PUBLISHED)

@@ -42,7 +42,14 @@ def scan_cuhk03_np(src: Path, *, boxes: Boxes = "labeled") -> Layout:
     published = dict(zip([f"{split} images" for split in INDICES], PUBLISHED[boxes], strict=True))
     published |= {"train identities": 767, "query identities": 700, "gallery identities": 700}
     splits = {split: sources(root, split, images) for split, images in found.items()}
-    return Layout("cuhk03-np", splits, strays, published, notes=(f"new protocol, {boxes} boxes",))
+    return Layout(
+        "cuhk03-np",
+        splits,
+        strays,
+        published,
+        notes=(f"new protocol, {boxes} boxes",),
+        searched=(src / boxes,),
+    )
 
 
 def _from_config(config: Path, release: str, boxes: str) -> dict[str, list[ImageEntry]]:

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..errors import ShardError
 from ..samples import Layout
-from .images import ImageEntry, need_file, published_if, sources
+from .images import ImageEntry, need_file, sources
+from .published import is_named
 
 SPLITS = {"train": ("trainval", "train", "val"), "query": ("test_probe",), "gallery": ("test_gallery",)}
 PUBLISHED = {
@@ -55,8 +56,8 @@ def scan_dgd(src: Path) -> Layout:
         raise ShardError(f"{src / 'split.json'}: names no identity with images")
     published: dict[str, int] = {}
     for word, counts in PUBLISHED.items():
-        published |= published_if(src, word, counts)
-    return Layout("dgd", splits, published=published)
+        published |= counts if is_named(src, (word,)) else {}
+    return Layout("dgd", splits, published=published, searched=(src,))
 
 
 def _belongs(split: str, view: int, *, probe: bool, gallery: bool) -> bool:

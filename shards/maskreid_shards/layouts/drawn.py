@@ -1,7 +1,7 @@
 """Data sets without a fixed split: train identities drawn by seed, the others split by camera into query and
 gallery."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,6 @@ def drawn_layout(
     found: Iterable[ImageEntry],
     train: set[int],
     *,
-    published: Mapping[str, int],
     strays: Iterable[str],
     seed: int,
 ) -> Layout:
@@ -49,7 +48,7 @@ def drawn_layout(
         name,
         {split: sources(src, split, part) for split, part in splits.items()},
         tuple(strays),
-        dict(published),
+        searched=(src,),
         notes=(
             f"{len(train)} train identities drawn with split seed {seed}; queries are camera 1, the gallery "
             "camera 2",

@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 
 from ..samples import Layout
-from .images import published_if, sources
+from .images import sources
 from .named import FOLDERS, scan_named
+from .published import with_published
 
 NAME = re.compile(r"^(\d{4})_c([1-8])_f\d{7}\.jpg$", re.ASCII)
 FORM = "0001_c2_f0046182.jpg (<pid>_c<camera>_f<frame>.jpg)"
+NAMES = ("dukemtmcreid", "dukemtmc")
 PUBLISHED = {
     "train images": 16522,
     "train identities": 702,
@@ -28,4 +30,5 @@ def scan_dukemtmc(src: Path) -> Layout:
     found, strays = scan_named(src, FOLDERS, NAME, FORM)
     splits = {split: sources(src, split, images) for split, images in found.items()}
     note = "DukeMTMC was withdrawn by its authors in 2019; check that you may use it"
-    return Layout("dukemtmc", splits, strays, published_if(src, "duke", PUBLISHED), notes=(note,))
+    layout = Layout("dukemtmc", splits, strays, notes=(note,), searched=(src,))
+    return with_published(layout, src, NAMES, PUBLISHED)

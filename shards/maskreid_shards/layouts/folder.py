@@ -4,10 +4,14 @@ import re
 from pathlib import Path
 
 from ..errors import ShardError
-from ..samples import Layout
-from .images import ImageEntry, list_folders, list_images, sources
+from ..samples import DISTRACTOR_PID, JUNK_PID, Layout
+from .images import IMAGE_SUFFIXES, MASK_SUFFIX, ImageEntry, list_folders, list_images, sources
+from .layumi import OWN_FOLDERS as LAYUMI_FOLDERS
 
 SPLITS = ("train", "query", "gallery")
+# Names that are no identities in the trees of Market-1501 and MARS.
+MEANINGS = {"-1": JUNK_PID, "00-1": JUNK_PID, "0000": DISTRACTOR_PID}
+MEANING_OF = {JUNK_PID: "junk", DISTRACTOR_PID: "distractors"}
 
 
 def scan_folder(src: Path, *, camera: str | None = None) -> Layout:
@@ -16,47 +20,95 @@ def scan_folder(src: Path, *, camera: str | None = None) -> Layout:
 
     Identities are numbered from 1 by the names of their folders, train before the others; query and gallery
     share them. `camera` is a regular expression with one group, the camera's number, searched in the images'
-    names; without it all cameras are 1.
+    names; without it all cameras are 1. In the gallery, a folder `-1` or `00-1` is junk and `0000` holds
+    distractors, unless a query has that name.
 
-    Raises ShardError: no image, a name in which no camera is found, a name in train and in test.
+    Raises ShardError: no image, a name in which no camera is found, a name in train and in test, a name
+    that means junk or distractors where it cannot.
     """
     if not src.is_dir():
         raise ShardError(f"{src}: no such folder; give the one that holds a folder per identity")
     src = src.resolve()
     pattern = _pattern(camera)
-    top = list_folders(src)
-    parts = {split: split for split in SPLITS if split in top} or {"train": "."}
-    if parts != {"train": "."} and (others := [name for name in top if name not in SPLITS]):
-        raise ShardError(f"{src / others[0]}: beside the splits {', '.join(parts)}; move it away or into one")
+    parts = _parts(src)
     names = {split: list_folders(src, folder) for split, folder in parts.items()}
-    train = sorted(names.get("train", []))
-    test = sorted({name for split, found in names.items() if split != "train" for name in found})
-    if shared := set(train) & set(test):
-        raise ShardError(
-            f"{src}: identity {min(shared)} is in train and in test; test identities need their own names"
-        )
-    pid_of = {name: pid for pid, name in enumerate([*train, *test], 1)}
+    for split, identities in names.items():
+        _check_meanings(src / parts[split], split, identities, set(names.get("query", ())))
+    pid_of = _numbered(src, names)
     strays: list[str] = []
+    empty: list[str] = []
     splits = {}
     for split, folder in parts.items():
         found = []
         for identity in names[split]:
-            images, others = list_images(src, f"{folder}/{identity}".removeprefix("./"))
+            place = f"{folder}/{identity}".removeprefix("./")
+            images, others = list_images(src, place)
             strays += others
-            found += [
-                ImageEntry(
-                    folder,
-                    f"{identity}/{name}",
-                    pid_of[identity],
-                    _camera(src / folder / identity / name, pattern),
-                )
-                for name in images
-            ]
+            empty += [place] * (not images)
+            for name in images:
+                camid = _camera(src / folder / identity / name, pattern)
+                found.append(ImageEntry(folder, f"{identity}/{name}", pid_of[split, identity], camid))
         if not found:
-            raise ShardError(f"{src / folder}: no image in a folder per identity below it")
+            raise ShardError(f"{src / folder}: no image in a folder per identity below it{_hint(src, parts)}")
         root, inside = (src.parent, src.name) if folder == "." else (src, folder)
         splits[split] = sources(root, split, [ImageEntry(inside, f.rest, f.pid, f.camid) for f in found])
-    return Layout("folder", splits, tuple(strays))
+    return Layout("folder", splits, tuple(strays), notes=_notes(names, empty), searched=(src,))
+
+
+def _parts(src: Path) -> dict[str, str]:
+    """The folder of each split. Raises ShardError for folders that are no splits beside such as are."""
+    top = [name for name in list_folders(src) if name not in (f"{split}{MASK_SUFFIX}" for split in SPLITS)]
+    parts = {split: split for split in SPLITS if split in top}
+    others = [name for name in top if name not in SPLITS]
+    if layumi := [name for name in others if name in LAYUMI_FOLDERS]:
+        raise ShardError(f"{src / layumi[0]}: is of layumi's tree; convert it as the layout layumi")
+    if parts and others:
+        raise ShardError(f"{src / others[0]}: beside the splits {', '.join(parts)}; move it away or into one")
+    return parts or {"train": "."}
+
+
+def _check_meanings(folder: Path, split: str, names: list[str], queries: set[str]) -> None:
+    """Raise ShardError for a folder named like junk or distractors that may be an identity: only in a
+    gallery, where no query has the name, is it what it says."""
+    for name in names:
+        if name in MEANINGS and (split != "gallery" or name in queries):
+            raise ShardError(
+                f"{folder / name}: {name} means {MEANING_OF[MEANINGS[name]]} and belongs in the gallery alone; "
+                "if it is a person, rename it"
+            )
+
+
+def _numbered(src: Path, names: dict[str, list[str]]) -> dict[tuple[str, str], int]:
+    """The pid of each identity of each split, or what its name means."""
+    train = sorted(names.get("train", []))
+    test = sorted({name for split, found in names.items() if split != "train" for name in found})
+    test = [name for name in test if name not in MEANINGS]
+    if shared := set(train) & set(test):
+        raise ShardError(
+            f"{src}: identity {min(shared)} is in train and in test; test identities need their own names"
+        )
+    pid_of = {name: pid for pid, name in enumerate([*train, *test], 1)} | MEANINGS
+    return {(split, name): pid_of[name] for split, found in names.items() for name in found}
+
+
+def _notes(names: dict[str, list[str]], empty: list[str]) -> tuple[str, ...]:
+    gallery = [name for name in names.get("gallery", []) if name in MEANINGS]
+    notes = [f"gallery/{name}: taken for {MEANING_OF[MEANINGS[name]]}, by its name" for name in gallery]
+    if empty:
+        more = ", ..." if len(empty) > 5 else ""
+        notes.append(f"{len(empty)} folders without an image of their own: {', '.join(empty[:5])}{more}")
+    return tuple(notes)
+
+
+def _hint(src: Path, parts: dict[str, str]) -> str:
+    """Why there may be none: a split's name in capitals, images that lie deeper."""
+    capital = [name for name in list_folders(src) if name not in SPLITS and name.lower() in SPLITS]
+    if capital:
+        return f"; rename {capital[0]} to {capital[0].lower()}"
+    places = [src / folder for folder in parts.values()]
+    deeper = (path for place in places for path in place.glob("*/*/*") if path.is_file())
+    first = next((path for path in deeper if path.suffix.lower() in IMAGE_SUFFIXES), None)
+    return f"; {first.relative_to(src)} lies too deep: move it up" if first else ""
 
 
 def _pattern(camera: str | None) -> re.Pattern[str] | None:
@@ -75,7 +127,7 @@ def _camera(path: Path, pattern: re.Pattern[str] | None) -> int:
     if pattern is None:
         return 1
     match = pattern.search(path.name)
-    if match is None or not match[1].isdigit() or int(match[1]) < 1:
+    if match is None or not (match[1] or "").isdecimal() or int(match[1]) < 1:
         raise ShardError(
             f"{path}: no camera (from 1) at {pattern.pattern!r} in the name; rename it or change the pattern"
         )

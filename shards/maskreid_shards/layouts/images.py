@@ -1,7 +1,7 @@
 """What the scanners share: listing image folders, and turning what was found into sources."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +11,7 @@ from ..samples import Source, numbered
 MASK_SUFFIX = "_seg"
 # A file that looks like an image but does not match a layout's pattern stops the scan; anything else is a
 # stray.
+SYSTEM_FOLDERS = ("@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "lost+found")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
@@ -74,11 +75,15 @@ def list_images(src: Path, folder: str) -> tuple[list[str], list[str]]:
 
 
 def list_folders(src: Path, folder: str = ".") -> list[str]:
-    """Names of the visible folders in `src/folder`, sorted, without those of masks."""
+    """Names of the visible folders in `src/folder`, sorted, without those of masks (`x_seg` beside `x`) and
+    those that systems leave."""
+    names = {child.name for child in (src / folder).iterdir() if child.is_dir()}
     return sorted(
-        child.name
-        for child in (src / folder).iterdir()
-        if child.is_dir() and not child.name.startswith(".") and not child.name.endswith(MASK_SUFFIX)
+        name
+        for name in names
+        if not name.startswith(".")
+        and name not in SYSTEM_FOLDERS
+        and not (name.endswith(MASK_SUFFIX) and name.removesuffix(MASK_SUFFIX) in names)
     )
 
 
@@ -108,12 +113,6 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield number, line.strip()
-
-
-def published_if(src: Path, word: str, published: Mapping[str, int]) -> dict[str, int]:
-    """The published counts, where the folder's own name (or its parent's) holds `word`."""
-    parts = src.resolve().parts[-2:]
-    return dict(published) if any(word in part.lower().replace("-", "") for part in parts) else {}
 
 
 def _hint(src: Path, folder: str, folders: list[str]) -> str:

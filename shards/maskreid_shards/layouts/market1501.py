@@ -6,12 +6,14 @@ from pathlib import Path
 
 from ..errors import ShardError
 from ..samples import Layout
-from .images import ImageEntry, list_images, need_folders, published_if, sources
+from .images import ImageEntry, list_images, need_folders, sources
 from .named import FOLDERS, scan_named
+from .published import with_published
 
 NAME = re.compile(r"^(-1|\d{4})_c(\d)s\d_\d{6}_\d{2}\.jpg$", re.ASCII)
 FORM = "0002_c1s1_000451_03.jpg (<pid>_c<camera>s<sequence>_<frame>_<box>.jpg)"
 MULTI_QUERY = "gt_bbox"
+NAMES = ("market1501", "market1501v150915")
 PUBLISHED = {
     "train images": 12936,
     "train identities": 751,
@@ -34,7 +36,7 @@ def scan_market1501(src: Path, *, multi_query: bool = False) -> Layout:
     train or query folder holds junk or distractors.
     """
     found, strays = scan_named(src, FOLDERS, NAME, FORM)
-    published = published_if(src, "market", PUBLISHED)
+    published = PUBLISHED
     more_counts = {}
     if multi_query:
         images = _scan_multi_query(src)
@@ -43,9 +45,10 @@ def scan_market1501(src: Path, *, multi_query: bool = False) -> Layout:
         if not found["multi_query"]:
             raise ShardError(f"{src / MULTI_QUERY}: no image of a query's identity and camera in it")
         more_counts["gt_bbox images"] = len(images)
-        published |= published_if(src, "market", {"gt_bbox images": 25259})
+        published = {**PUBLISHED, "gt_bbox images": 25259}
     splits = {split: sources(src, split, images) for split, images in found.items()}
-    return Layout("market1501", splits, strays, published, more_counts)
+    layout = Layout("market1501", splits, strays, more_counts=more_counts, searched=(src,))
+    return with_published(layout, src, NAMES, published)
 
 
 def _scan_multi_query(src: Path) -> list[ImageEntry]:

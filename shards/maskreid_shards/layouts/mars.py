@@ -52,6 +52,7 @@ def scan_mars(src: Path) -> Layout:
             for split, part in parts.items()
         },
         published=PUBLISHED,
+        searched=(src,),
         more_counts={
             "train tracklets": len(train),
             "test tracklets": len(test),

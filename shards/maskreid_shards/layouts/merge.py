@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..errors import ShardError
+from ..leftovers import find_leftovers
 from ..samples import Layout, Source, numbered
 
 
@@ -35,7 +36,7 @@ def merge_train(layouts: Mapping[str, Layout]) -> Layout:
             f"{name} ({layout.name}): {len(train)} images, pids {last_pid + 1} to {last_pid + len(pid_of)}, "
             f"cameras {last_camid + 1} to {last_camid + len(camid_of)}"
         )
-        notes += [f"{name}: {note}" for note in layout.notes]
+        notes += [f"{name}: {note}" for note in [*layout.notes, *find_leftovers(layout).lines()]]
         notes += [f"{name}: NOT AS PUBLISHED: {difference}" for difference in layout.differences()]
         last_pid, last_camid = last_pid + len(pid_of), last_camid + len(camid_of)
     keys = numbered(source.pid for source in merged)

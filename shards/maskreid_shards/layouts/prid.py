@@ -6,12 +6,14 @@ from pathlib import Path
 from ..errors import ShardError
 from ..samples import Layout
 from .drawn import draw_identities, drawn_layout
-from .images import ImageEntry, list_images, need_folders, published_if
+from .images import ImageEntry, list_images, need_folders
+from .published import with_published
 
 CAMERAS = {"cam_a": 1, "cam_b": 2}
-NAME = re.compile(r"^person_(\d+)\.png$", re.ASCII)
+NAME = re.compile(r"^person_(\d{1,9})\.png$", re.ASCII)
 IN_BOTH = 200
 TRAIN_IDENTITIES = 100
+NAMES = ("prid", "prid2011")
 PUBLISHED = {"train identities": 100, "query images": 100, "gallery images": 649}
 
 
@@ -39,5 +41,5 @@ def scan_prid(src: Path, *, train_identities: int = TRAIN_IDENTITIES, split_seed
                 strays.append(f"{folder}/{name}")
     both = {image.pid for image in found if image.pid <= IN_BOTH}
     train = draw_identities(root, both, train_identities, split_seed)
-    published = published_if(src, "prid", PUBLISHED)
-    return drawn_layout("prid", root, found, train, published=published, strays=strays, seed=split_seed)
+    layout = drawn_layout("prid", root, found, train, strays=strays, seed=split_seed)
+    return with_published(layout, src, NAMES, PUBLISHED)

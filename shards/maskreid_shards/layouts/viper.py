@@ -6,11 +6,13 @@ from pathlib import Path
 from ..errors import ShardError
 from ..samples import Layout
 from .drawn import draw_identities, drawn_layout
-from .images import ImageEntry, list_images, need_folders, published_if
+from .images import ImageEntry, list_images, need_folders
+from .published import with_published
 
 CAMERAS = {"cam_a": 1, "cam_b": 2}
-NAME = re.compile(r"^(\d+)_\d+\.bmp$", re.ASCII)
+NAME = re.compile(r"^(\d{1,9})_\d+\.bmp$", re.ASCII)
 TRAIN_IDENTITIES = 316
+NAMES = ("viper", "viperv10")
 PUBLISHED = {"train identities": 316, "query images": 316, "gallery images": 316}
 
 
@@ -33,5 +35,5 @@ def scan_viper(src: Path, *, train_identities: int = TRAIN_IDENTITIES, split_see
                 )
             found.append(ImageEntry(folder, name, int(match[1]) + 1, camid))
     train = draw_identities(src, {image.pid for image in found}, train_identities, split_seed)
-    published = published_if(src, "viper", PUBLISHED)
-    return drawn_layout("viper", src, found, train, published=published, strays=strays, seed=split_seed)
+    layout = drawn_layout("viper", src, found, train, strays=strays, seed=split_seed)
+    return with_published(layout, src, NAMES, PUBLISHED)

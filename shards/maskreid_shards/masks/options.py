@@ -3,12 +3,13 @@
 import string
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
+from ..checks import relative_name
 from ..errors import ShardError
 from ..samples import Layout, Source
 
@@ -95,15 +96,29 @@ def place_masks(layout: Layout, options: MaskOptions) -> Layout:
             f"{{stem}}"
         )
     names: dict[str, str] = {}
-    for sources in layout.splits.values():
-        for source in sources:
-            other = names.setdefault(mirrored(source.name), source.name)
-            if other != source.name:
-                raise ShardError(
-                    f"{other} and {source.name}: both have the mask {mirrored(source.name)}; rename one, "
-                    "or give a pattern with {name}"
-                )
-    return _with_masks(layout, lambda source: Path(location, mirrored(source.name)))
+    for source in layout.sources():
+        other = names.setdefault(mirrored(source.name), source.name)
+        if other != source.name:
+            raise ShardError(
+                f"{other} and {source.name}: both have the mask {mirrored(source.name)}; rename one, "
+                "or give a pattern with {name}"
+            )
+    mirror = _mirror(layout, Path(location))
+    return _with_masks(layout, lambda source: mirror / mirrored(source.name))
+
+
+def _mirror(layout: Layout, location: Path) -> Path:
+    """Where in `location` the data set is mirrored: `location` itself, or below it one of the folders that
+    lead to a list's images. Of `/data/images/a.jpg`, with the root `/data/images`, the mask may be
+    `location/a.png`, `location/images/a.png` or `location/data/images/a.png`."""
+    if layout.root is None:
+        return location
+    parts = layout.root.parts[1:]
+    for start in range(len(parts), -1, -1):
+        mirror = location.joinpath(*parts[start:])
+        if mirror.is_dir() and any((mirror / mirrored(source.name)).exists() for source in layout.sources()):
+            return mirror
+    return location
 
 
 def _with_masks(layout: Layout, path_of: Callable[[Source], Path]) -> Layout:
@@ -115,12 +130,15 @@ def _with_masks(layout: Layout, path_of: Callable[[Source], Path]) -> Layout:
 
 
 def mirrored(name: str) -> str:
-    """The relative path of the mask of the image `name` in a folder that mirrors the data set."""
-    return str(PurePosixPath(name).with_suffix(".png"))
+    """The relative path of the mask of the image `name` in a folder that mirrors the data set.
+
+    Raises ShardError for a name that would lead out of that folder.
+    """
+    return str(relative_name(name).with_suffix(".png"))
 
 
 def _fill(pattern: str, source: Source) -> Path:
-    name = PurePosixPath(source.name)
+    name = relative_name(source.name)
     return Path(pattern.format(folder=name.parent, name=name.name, stem=name.stem, split=source.split))
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..decode import MASK_FORMATS, MAX_PIXELS, decode
@@ -14,24 +16,32 @@ from ..errors import ShardError
 from .options import LABEL_MODES, PNG_BIT_DEPTH, MaskOptions, person_mask
 
 OnBadMask = Literal["fail", "full", "skip"]
-BadKind = Literal["missing", "unreadable", "mode", "empty"]
-ChangeKind = Literal["resized", "grey"]
+BadKind = Literal["missing", "unreadable", "mode", "empty", "swapped", "labels"]
+ChangeKind = Literal["resized", "aspect", "grey"]
 
 PERSON_LEVEL = 128
+MAX_LABELS = 16
+_LOW, _INVERTED = bytes(range(PERSON_LEVEL)), bytes(range(255, -1, -1))
 KINDS: dict[str, str] = {
     "missing": "no mask file",
     "unreadable": "not a readable PNG",
     "mode": "not 8-bit grey",
     "empty": f"no pixel at {PERSON_LEVEL} or above (255 = person)",
 }
+# Bad as well, but counted only where they occur: manifests written before these kinds stay as they were.
+RARE_KINDS: dict[str, str] = {
+    "swapped": "width and height swapped against the image",
+    "labels": "a label map, read as soft grey",
+}
 # A mask that is good once it has been changed; these are counted only where they occur.
 CHANGES: dict[str, str] = {
     "resized": "another size than the image, so resized",
+    "aspect": "another aspect than the image, so resized and distorted",
     "grey": "grey in another mode, so stored as 8-bit grey",
 }
 
 
-ALL_KINDS = {**KINDS, **CHANGES}
+ALL_KINDS = {**KINDS, **RARE_KINDS, **CHANGES}
 DEFAULT_MASKS = MaskOptions()
 
 
@@ -82,6 +92,14 @@ class MaskReport:
     def bad(self) -> int:
         return sum(count for kind, count in self.counts.items() if kind not in CHANGES)
 
+    def warnings(self) -> list[str]:
+        """What must not be overlooked: most masks were bad."""
+        if 2 * self.bad <= self.checked:
+            return []
+        done = "FULL ONES TOOK THEIR PLACE" if self.policy == "full" else "THEIR IMAGES WERE LEFT OUT"
+        kind = max((kind for kind in self.counts if kind not in CHANGES), key=self.counts.__getitem__)
+        return [f"MOST MASKS WERE BAD, {self.bad} of {self.checked}, mostly {ALL_KINDS[kind]}: {done}"]
+
 
 def check_policy(policy: str) -> None:
     """Raise ShardError unless `policy` is one of fail, full, skip."""
@@ -90,7 +108,12 @@ def check_policy(policy: str) -> None:
 
 
 def read_mask(
-    path: Path | None, size: tuple[int, int], *, where: str, options: MaskOptions = DEFAULT_MASKS
+    path: Path | None,
+    size: tuple[int, int],
+    *,
+    where: str,
+    options: MaskOptions = DEFAULT_MASKS,
+    image: bytes = b"",
 ) -> tuple[bytes | None, tuple[MaskProblem, ...]]:
     """The PNG bytes of a valid mask for an image of `size` (width, height), and what was wrong or changed.
 
@@ -109,6 +132,8 @@ def read_mask(
         # Details go into the manifest, so they must not hold the path of the data set's folder.
         expected = "none was given" if path is None else f"expected {path.parent.name}/{path.name}"
         return None, (MaskProblem("missing", where, expected),)
+    if data and data == image:
+        raise ShardError(f"{path}: mask of {where}: is the image itself; say where the masks are (--masks)")
     try:
         picture = decode(data, formats=MASK_FORMATS, where="mask", max_pixels=MAX_PIXELS)
     except ShardError as error:
@@ -121,21 +146,77 @@ def _valid_mask(
 ) -> tuple[bytes | None, tuple[MaskProblem, ...]]:
     mask = person_mask(picture, data, options)
     if mask is None:
-        return None, (MaskProblem("mode", where, f"mode {picture.mode}"),)
+        hint = "; of a palette, name labels with --mask-kind label --person-label N"
+        detail = f"mode {picture.mode}{hint if picture.mode == 'P' else ''}"
+        return None, (MaskProblem("mode", where, detail),)
+    labels = label_levels(mask, inverted=options.invert) if options.kind == "soft" else ()
+    if labels:
+        found = ", ".join(map(str, labels))
+        detail = f"values {found}; name the person's: --mask-kind label --person-label N"
+        return None, (MaskProblem("labels", where, detail),)
     changes = []
     if picture.mode not in (("L",) if options.kind == "soft" else LABEL_MODES):
         changes.append(MaskProblem("grey", where, f"mode {picture.mode}"))
     if mask.size != size:
-        found = f"{mask.size[0]} x {mask.size[1]}, the image is {size[0]} x {size[1]}"
-        changes.append(MaskProblem("resized", where, found))
+        detail = f"{mask.size[0]} x {mask.size[1]}, the image is {size[0]} x {size[1]}"
+        if not same_aspect(mask.size, size):
+            if same_aspect(mask.size[::-1], size):
+                return None, (MaskProblem("swapped", where, f"{detail}; turn the one or the other"),)
+            changes.append(MaskProblem("aspect", where, detail))
+        else:
+            changes.append(MaskProblem("resized", where, detail))
         filtering = Image.Resampling.BILINEAR if options.kind == "soft" else Image.Resampling.NEAREST
         mask = mask.resize(size, filtering)
     highest = int(mask.getextrema()[1])  # type: ignore[arg-type]  # of one band: two numbers
     if highest < PERSON_LEVEL:
-        hint = "; a label map needs its person labels" if highest and options.kind == "soft" else ""
+        hint = "; a label map needs its person labels: --mask-kind label --person-label N" if highest else ""
+        hint = hint if options.kind == "soft" else ""
         return None, (MaskProblem("empty", where, f"highest value {highest}{hint}"),)
     as_stored = mask is picture and data[PNG_BIT_DEPTH] == 8
     return data if as_stored else png_bytes(mask), tuple(changes)
+
+
+def same_aspect(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether one (width, height) is the other one scaled, up to a pixel of rounding in the smaller."""
+    (small_width, small_height), (width, height) = sorted((first, second))
+    return (
+        abs(small_height - height * small_width / width) <= 1
+        or abs(small_width - width * small_height / height) <= 1
+    )
+
+
+def label_levels(mask: Image.Image, *, inverted: bool = False) -> tuple[int, ...]:
+    """The levels of what looks like a label map read as a soft mask, empty for any other mask.
+
+    It has few levels, a single one of them at PERSON_LEVEL or above (255, most often), and one below that
+    fills a square of 3 x 3 pixels, as the soft edge of a mask does not. `inverted`: the levels of the file
+    were subtracted from 255.
+    """
+    pixels = mask.tobytes()
+    if inverted:
+        pixels = pixels.translate(_INVERTED)
+    # Deleting bytes is much faster than a histogram, and most masks end here.
+    between = pixels.translate(None, b"\x00\xff")
+    if not between:
+        return ()
+    high = between.translate(None, _LOW)
+    one_high = high.count(high[0]) == len(high) and 255 not in pixels if high else 255 in pixels
+    if not one_high or len(high) == len(between):
+        return ()
+    levels = sorted(set(pixels))
+    if len(levels) > MAX_LABELS:
+        return ()
+    values = np.frombuffer(pixels, np.uint8).reshape(mask.size[::-1])
+    low = [level for level in levels if 0 < level < PERSON_LEVEL]
+    return tuple(levels) if any(_fills_a_square(values == level) for level in low) else ()
+
+
+def _fills_a_square(there: NDArray[np.bool_], side: int = 3) -> bool:
+    height, width = there.shape
+    if height < side or width < side:
+        return False
+    windows = np.lib.stride_tricks.sliding_window_view(there, (side, side))
+    return bool(windows.all((2, 3)).any())
 
 
 def full_mask(size: tuple[int, int]) -> bytes:

@@ -35,6 +35,7 @@ KINDS: dict[str, str] = {
     "image-undecodable": "an image that its decoder refuses",
     "mask-undecodable": "a mask that is no sound PNG",
     "too-many-pixels": "an image or mask larger than the limit: a decompression bomb",
+    "image-mode": "an image of a mode that would be shown wrongly (16-bit grey)",
     "mask-mode": "a mask that is not 8-bit grey",
     "mask-size": "a mask of another size than its image",
     "json-invalid": "a json member that is not the object that the format has",

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..decode import MASK_FORMATS, TooManyPixels, decode
+from ..decode import IMAGE_MODES, MASK_FORMATS, TooManyPixels, decode
 from ..errors import ShardError
 from ..manifest import ShardEntry
 from ..samples import DISTRACTOR_PID, JUNK_PID
@@ -227,6 +227,8 @@ def _picture_problem(data: bytes, part: str, suffix: str) -> tuple[str, str, tup
         return "too-many-pixels", str(error), None
     except ShardError as error:
         return f"{part}-undecodable", str(error), None
+    if part == "image" and picture.mode not in IMAGE_MODES:
+        return "image-mode", f"mode {picture.mode}", picture.size
     if part == "mask" and picture.mode != "L":
         return "mask-mode", f"mode {picture.mode}", picture.size
     return "", "", picture.size

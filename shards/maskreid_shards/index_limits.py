@@ -1,0 +1,37 @@
+"""Identities and cameras as the index can hold them."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from .errors import ShardError
+from .manifest import INDEX_DTYPE
+from .samples import Layout
+
+MAX_CAMID = int(np.iinfo(INDEX_DTYPE["camid"]).max)
+MAX_PID = 10**18 - 1  # 18 digits: a key has room for no more
+
+
+def fit_index(layout: Layout) -> Layout:
+    """The layout with cameras that the index can hold: where one is too large, as a serial number may be, all
+    are numbered from 1 in their order, and the notes say how.
+
+    Raises ShardError: a pid of more than 18 digits.
+    """
+    for source in layout.sources():
+        if source.pid > MAX_PID:
+            raise ShardError(
+                f"{source.path}: identity {source.pid}: pids have at most 18 digits; number the identities "
+                "from 1"
+            )
+    camids = sorted({source.camid for source in layout.sources()})
+    if not camids or camids[-1] <= MAX_CAMID:
+        return layout
+    number = {camid: position for position, camid in enumerate(camids, 1)}
+    splits = {
+        split: tuple(replace(source, camid=number[source.camid]) for source in sources)
+        for split, sources in layout.splits.items()
+    }
+    said = ", ".join(f"{camid} is {position}" for camid, position in number.items())
+    note = f"cameras are numbered anew, as {camids[-1]} does not fit the index: {said}"
+    return replace(layout, splits=splits, notes=(*layout.notes, note))
