@@ -141,6 +141,8 @@ def test_places_stay_within_the_bound(metric, dims, dtype, spread):
         found = (keys >> COLUMN_BITS).double() / precision.steps
         error = (found - places(exact, query.norms, metric, built.scale)).abs().max()
         assert error <= place_bound(dims, precision)
+        near, bound = built.near(query, rows, columns, precision)
+        assert ((near - exact.flatten()).abs() <= bound).all()
     assert place_bound(256, SINGLE) < 2.5e-5 and place_bound(256, DOUBLE) < 1e-13
 
 

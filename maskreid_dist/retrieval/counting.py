@@ -5,7 +5,8 @@ The list of a query is ordered by (distance, gallery index). Its good images are
 directly; what remains is to count, for each of them, the negatives that come before it. A tile's matrix product
 puts every negative at a place with a bounded error (`distance.py`). Sorted places are searched for each good
 image's own place, less and plus the bound: what lies below comes before it, what lies above comes after it, and
-the few in between, the items, are compared by the exact pair distance. The count is thus the same for every
+the few in between, the items, are compared by a closer sum and, where
+that does not tell, by the exact pair distance. The count is thus the same for every
 tiling, every sharding and every precision. The first precision is float32; a block for which it leaves much
 open (many good images a query, or a gallery of near copies) goes on in float64.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from maskreid_dist.retrieval.distance import (
     COLUMN_BITS,
+    DOUBLE,
     Metric,
     Precision,
     block_distances,
@@ -141,7 +143,7 @@ class BlockCounter:
             return
         unlisted = self._unlisted(tile)
         keys_BU, intervals = self._search(tile, unlisted)
-        counted = _Counted(self.query, self.good, tile, unlisted, keys_BU, intervals)
+        counted = _Counted(self.query, self.good, tile, self._precisions[0], unlisted, keys_BU, intervals)
         self.before_BR += counted.decided()
         for items in counted.items():
             counted.decide(*items, self.before_BR)
@@ -239,11 +241,13 @@ class _Counted:
         query: ImageSet,
         good: GoodImages,
         tile: Tile,
+        precision: Precision,
         unlisted: tuple[IntArray, IntArray],
         keys_BU: Tensor,
         intervals: Intervals,
     ) -> None:
-        self.query, self.good, self.tile, self.keys_BU, self.intervals = query, good, tile, keys_BU, intervals
+        self.query, self.good, self.tile, self.precision = query, good, tile, precision
+        self.keys_BU, self.intervals = keys_BU, intervals
         self.weight_BU: IntArray | None = None
         if tile.member_N is not None:
             self.weight_BU, self.unlisted_members = _weights(tile, len(query), *unlisted)
@@ -276,7 +280,6 @@ class _Counted:
         query_rows = torch.from_numpy(row_I).to(device)
         keys_I = self.keys_BU[query_rows, torch.from_numpy(at_I).to(device)]
         rows = keys_I.long() & ((1 << COLUMN_BITS) - 1)
-        exact_I = self.tile.exact(self.query, query_rows, rows).cpu().numpy()
         u_I = rows.cpu().numpy()
         weight_I = np.ones_like(u_I) if self.weight_BU is None else self.weight_BU[row_I, u_I]
         width = self.keys_BU.shape[1] + 1
@@ -285,8 +288,7 @@ class _Counted:
         # Good images from r1 on have the item counted already; from `after` on it is nearer than they are.
         r1_I = (base + self.intervals.start_BR).ravel().searchsorted(row_I * width + at_I, side="right")
         r1_I -= row_I * R
-        tie_I = _bisect(self.good.distance_BR, row_I, r0_I, r1_I, exact_I, right=False)
-        after_I = _bisect(self.good.distance_BR, row_I, tie_I, r1_I, exact_I, right=True)
+        tie_I, after_I = self._between(row_I, query_rows, rows, r0_I, r1_I)
         step = np.zeros((len(before_BR), R + 1), dtype=np.int64)
         np.add.at(step, (row_I, after_I), weight_I)
         np.subtract.at(step, (row_I, r1_I), weight_I)
@@ -296,6 +298,30 @@ class _Counted:
             row, u = np.repeat(row_I, tied), np.repeat(u_I, tied)
             r = np.repeat(tie_I, tied) + _counted_up(tied)
             np.add.at(before_BR, (row, r), self._listed_before(row, u, self.good.index_BR[row, r]))
+
+    def _between(
+        self, row_I: IntArray, query_rows: Tensor, rows: Tensor, low_I: IntArray, high_I: IntArray
+    ) -> tuple[IntArray, IntArray]:
+        """First good image in low..high - 1 that is not nearer than each item, first that is farther.
+
+        In float32 a sum in a tree separates most; the exact distance is for what it leaves and for ties.
+        """
+        good_BR = self.good.distance_BR
+        if self.precision is not DOUBLE:
+            near, error = (
+                x.cpu().numpy() for x in self.tile.near(self.query, query_rows, rows, self.precision)
+            )
+            low_I = _bisect(good_BR, row_I, low_I, high_I, near - error, right=False)
+            high_I = _bisect(good_BR, row_I, low_I, high_I, near + error, right=True)
+        tie_I, after_I = low_I.copy(), high_I.copy()
+        open_i = np.flatnonzero(low_I < high_I)
+        if len(open_i):
+            chosen = torch.from_numpy(open_i).to(rows.device)
+            exact_i = self.tile.exact(self.query, query_rows[chosen], rows[chosen]).cpu().numpy()
+            low_i, high_i, row_i = low_I[open_i], high_I[open_i], row_I[open_i]
+            tie_I[open_i] = _bisect(good_BR, row_i, low_i, high_i, exact_i, right=False)
+            after_I[open_i] = _bisect(good_BR, row_i, low_i, high_i, exact_i, right=True)
+        return tie_I, after_I
 
     def _listed_before(self, row: IntArray, u: IntArray, index: IntArray) -> IntArray:
         """How many listed negatives among the copies of row u have a smaller global index."""

@@ -174,12 +174,26 @@ def query_operand(
     return rows.mul_(precision.steps).to(precision.dtype)
 
 
+def place_line(norms_B: Tensor, metric: Metric, scale: float) -> tuple[Tensor, Tensor]:
+    """origin_B and unit_B, float64: a query's distances are origin + unit * place."""
+    if metric == "cosine":
+        return torch.ones_like(norms_B), torch.ones_like(norms_B)
+    return norms_B.square(), (norms_B + scale).square()
+
+
 def places(distance_BR: Tensor, norms_B: Tensor, metric: Metric, scale: float) -> Tensor:
     """Places of distances: (B, R) float64."""
-    if metric == "cosine":
-        return distance_BR - 1.0
-    squares_B1 = (norms_B / scale).square()[:, None]
-    return (distance_BR / scale / scale - squares_B1) / _spread(norms_B, scale)[:, None]
+    origin_B, unit_B = place_line(norms_B, metric, scale)
+    return (distance_BR - origin_B[:, None]) / unit_B[:, None]
+
+
+def tree_places(a_BK: Tensor, rows_I: Tensor, b_UK: Tensor, columns_I: Tensor, steps: float) -> Tensor:
+    """Places of chosen pairs by the operands' products, summed in a tree in their own precision: (I,) float64."""
+    step = max(1, 2 * _CHUNK_ELEMENTS // a_BK.shape[1])
+    parts = [a_BK.new_zeros(0)]
+    for rows, columns in zip(rows_I.split(step), columns_I.split(step), strict=True):
+        parts.append(_tree_sum(a_BK.index_select(0, rows).mul_(b_UK.index_select(0, columns))))
+    return torch.cat(parts).double() / steps
 
 
 def place_bound(dimensions: int, precision: Precision) -> float:
@@ -187,6 +201,12 @@ def place_bound(dimensions: int, precision: Precision) -> float:
     definition's. See the module's docstring."""
     n = (dimensions + 8) * precision.roundoff
     return n / (1 - n) + 2 * (dimensions + 32) * DOUBLE.roundoff + 1 / precision.steps
+
+
+def tree_bound(dimensions: int, precision: Precision) -> float:
+    """As `place_bound` for `tree_places`: a term passes through a rounding a level of the tree, not one a term."""
+    n = (dimensions.bit_length() + 8) * precision.roundoff
+    return n / (1 - n) + 2 * (dimensions + 32) * DOUBLE.roundoff
 
 
 def _spread(norms_B: Tensor, scale: float) -> Tensor:

@@ -16,8 +16,11 @@ from maskreid_dist.retrieval.distance import (
     Precision,
     gallery_operand,
     pair_distances,
+    place_line,
     query_operand,
     tile_scale,
+    tree_bound,
+    tree_places,
 )
 from maskreid_dist.retrieval.inputs import ImageSet
 from maskreid_dist.retrieval.pairs import JUNK_PID, IntArray
@@ -68,16 +71,30 @@ class Tile:
 
     def keys(self, query: ImageSet, precision: Precision) -> Tensor:
         """(B, U) integers: the place of every pair, and the row's number in the last COLUMN_BITS."""
-        if precision not in self._operands:
-            args = (self.features, self.norms, self.metric, self.scale, precision)
-            self._operands[precision] = gallery_operand(*args)
-        b_UK = self._operands[precision]
-        a_BK = query_operand(query.features, query.norms, self.metric, self.scale, precision)
+        a_BK, b_UK = self._operands_of(query, precision)
         product = a_BK.new_empty(len(a_BK), len(b_UK))
         torch.mm(a_BK, b_UK.T, out=product)  # `out` also keeps autocast away
         keys = product.to(precision.integer)
         columns = torch.arange(keys.shape[1], dtype=keys.dtype, device=keys.device)
         return torch.add(columns, keys, alpha=1 << COLUMN_BITS, out=keys)
+
+    def near(
+        self, query: ImageSet, query_rows: Tensor, rows: Tensor, precision: Precision
+    ) -> tuple[Tensor, Tensor]:
+        """(I,) float64 distances of chosen pairs, and what they may be wrong by: much closer than a product's."""
+        a_BK, b_UK = self._operands_of(query, precision)
+        place_I = tree_places(a_BK, query_rows, b_UK, rows, precision.steps)
+        origin_B, unit_B = place_line(query.norms, self.metric, self.scale)
+        unit_I = unit_B[query_rows]
+        error_I = unit_I * tree_bound(self.features.shape[1], precision)
+        return origin_B[query_rows] + unit_I * place_I, error_I
+
+    def _operands_of(self, query: ImageSet, precision: Precision) -> tuple[Tensor, Tensor]:
+        if precision not in self._operands:
+            args = (self.features, self.norms, self.metric, self.scale, precision)
+            self._operands[precision] = gallery_operand(*args)
+        a_BK = query_operand(query.features, query.norms, self.metric, self.scale, precision)
+        return a_BK, self._operands[precision]
 
     def exact(self, query: ImageSet, query_rows: Tensor, rows: Tensor) -> Tensor:
         """(N,) float64 distances of chosen pairs."""
