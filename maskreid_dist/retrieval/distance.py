@@ -151,15 +151,17 @@ def gallery_operand(
     gallery_UD: Tensor, norms_U: Tensor, metric: Metric, scale: float, precision: Precision
 ) -> Tensor:
     """(U, K) in the precision's dtype."""
-    parts = []
-    step = max(1, _CHUNK_ELEMENTS // gallery_UD.shape[1])
-    for g, norms in zip(gallery_UD.split(step), norms_U.split(step), strict=True):
+    U, D = gallery_UD.shape
+    operand = torch.empty(U, D + (metric == "euclidean"), dtype=precision.dtype, device=gallery_UD.device)
+    step = max(1, _CHUNK_ELEMENTS // D)
+    parts = zip(gallery_UD.split(step), norms_U.split(step), operand.split(step), strict=True)
+    for g, norms, out in parts:
         if metric == "cosine":
-            rows = g.double() / _safe(norms)[:, None]
+            out.copy_(g.double() / _safe(norms)[:, None])
         else:
-            rows = torch.cat([g.double() / scale, (norms / scale).square()[:, None]], dim=1)
-        parts.append(rows.to(precision.dtype))
-    return torch.cat(parts)
+            out[:, :D] = g.double() / scale
+            out[:, D] = (norms / scale).square()
+    return operand
 
 
 def query_operand(

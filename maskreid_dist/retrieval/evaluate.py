@@ -139,6 +139,7 @@ def _score(
         mAP_trapezoid=mean_trapezoid,
         average_precision=hits_Q if ap == "hits" else trapezoid_Q,
         reaches_end=max_rank >= gallery_size,
+        first_rank=np.array([rank_R[0] if len(rank_R) else 0 for rank_R in ranks], dtype=np.int64),
     )
 
 
