@@ -35,5 +35,5 @@ def test_cases_are_what_their_names_say() -> None:
         data = retrieval._data(case)
         assert (len(data.query), len(data.gallery)) == (case.queries, case.gallery)
         assert (data.gallery == data.gallery[0]).all() == case.same
-        found = evaluate_retrieval(data.query, *data.labels[:2], data.gallery, *data.labels[2:])
+        found = evaluate_retrieval(data.query, *data.query_labels, data.gallery, *data.gallery_labels)
         assert (found.mAP > 0.5) == (case.noise is not None or (case.same and case.identities == 1))

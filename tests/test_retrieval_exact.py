@@ -239,7 +239,7 @@ def test_neither_precision_nor_merging_changes_a_bit(monkeypatch, metric, kind):
     monkeypatch.setattr(evaluate, "GALLERY_TILE", 400)
     for ways in ([SINGLE], [DOUBLE], [SINGLE, DOUBLE]):
         for copies_merged in (2, 10**9):
-            monkeypatch.setattr(counting, "precisions", lambda *_, ways=ways: tuple(ways))
+            monkeypatch.setattr(evaluate, "precisions", lambda *_, ways=ways: tuple(ways))
             monkeypatch.setattr(tile, "_COPIES", copies_merged)
             monkeypatch.setattr(counting, "_MANY_GOOD", copies_merged)
             monkeypatch.setattr(counting, "_CHUNK_ITEMS", 1000)

@@ -56,10 +56,11 @@ class Cost:
 class _Data:
     query: NDArray[np.float32]
     gallery: NDArray[np.float32]
-    labels: tuple[NDArray[np.int64], ...]  # pids and camids of the queries, of the gallery
+    query_labels: tuple[NDArray[np.int64], NDArray[np.int64]]  # pids and camids
+    gallery_labels: tuple[NDArray[np.int64], NDArray[np.int64]]
 
     def evaluate(self) -> None:
-        evaluate_retrieval(self.query, *self.labels[:2], self.gallery, *self.labels[2:])
+        evaluate_retrieval(self.query, *self.query_labels, self.gallery, *self.gallery_labels)
 
     def product(self) -> None:
         for _ in _products(torch.from_numpy(self.query), torch.from_numpy(self.gallery)):
@@ -73,8 +74,8 @@ class _Data:
             block[: len(self.query) - start].argsort(axis=1)
 
     def good(self) -> float:
-        q_pids, q_camids, pids, camids = self.labels
-        pairs = [((pids == p) & (camids != c)).sum() for p, c in zip(q_pids, q_camids, strict=True)]
+        pids, camids = self.gallery_labels
+        pairs = [((pids == p) & (camids != c)).sum() for p, c in zip(*self.query_labels, strict=True)]
         return float(np.mean(pairs))
 
 
@@ -138,7 +139,7 @@ def _data(case: Case) -> _Data:
     if case.same:
         query[:] = gallery[:] = gallery[0]
     camids = [rng.integers(0, CAMERAS, count) for count in (case.queries, case.gallery)]
-    return _Data(query, gallery, (q_pids, camids[0], pids, camids[1]))
+    return _Data(query, gallery, (q_pids, camids[0]), (pids, camids[1]))
 
 
 def _products(query: torch.Tensor, gallery: torch.Tensor) -> Iterator[torch.Tensor]:

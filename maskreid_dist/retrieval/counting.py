@@ -28,7 +28,6 @@ from maskreid_dist.retrieval.distance import (
     pair_distances,
     place_bound,
     places,
-    precisions,
 )
 from maskreid_dist.retrieval.inputs import ImageSet
 from maskreid_dist.retrieval.pairs import BlockPairs, IntArray
@@ -68,6 +67,9 @@ class Intervals:
         before = np.zeros_like(self.stop_BR)
         before[:, 1:] = self.stop_BR[:, :-1]
         return np.maximum(self.start_BR, before)
+
+    def items(self) -> int:
+        return int(np.maximum(self.stop_BR - self.fresh_BR, 0).sum())
 
 
 def local_good_distances(
@@ -135,18 +137,32 @@ class BlockCounter:
     def __init__(self, query: ImageSet, pairs: BlockPairs, good: GoodImages) -> None:
         self.query, self.pairs, self.good = query, pairs, good
         self.before_BR = np.zeros(good.index_BR.shape, dtype=np.int64)
-        self._precisions = precisions(query.features.device, query.features.shape[1])
+        self._too_coarse: Precision | None = None
         self._bounds: tuple[Precision, float, Tensor, Tensor] | None = None
 
-    def add(self, tile: Tile) -> None:
+    def add(self, tile: Tile, precision: Precision, last: bool) -> bool:
+        """Count, or leave all to a later precision if this one leaves much open (and from then on at once).
+
+        last: there is no later one. Returns whether the tile was counted.
+        """
         if not self.good.index_BR.size or not len(tile.index_N):
-            return
+            return True
+        if precision == self._too_coarse:
+            return False
         unlisted = self._unlisted(tile)
-        keys_BU, intervals = self._search(tile, unlisted)
-        counted = _Counted(self.query, self.good, tile, self._precisions[0], unlisted, keys_BU, intervals)
+        keys_BU = tile.keys(self.query, precision)
+        if tile.member_N is None:
+            _take_out(keys_BU, *unlisted)
+        keys_BU = _sort_rows(keys_BU)
+        intervals = self._intervals(tile, keys_BU, precision)
+        if not last and intervals.items() > _OPEN_SHARE * keys_BU.numel():
+            self._too_coarse = precision
+            return False
+        counted = _Counted(self.query, self.good, tile, precision, unlisted, keys_BU, intervals)
         self.before_BR += counted.decided()
         for items in counted.items():
             counted.decide(*items, self.before_BR)
+        return True
 
     def _unlisted(self, tile: Tile) -> tuple[IntArray, IntArray]:
         """Good images, ordered already, and junk: (query rows, positions in the tile)."""
@@ -154,23 +170,6 @@ class BlockCounter:
         offset = np.concatenate([self.pairs.good_index, self.pairs.junk_index]) - tile.first
         here = (offset >= 0) & (offset < len(tile.position))
         return row[here], tile.position[offset[here]]
-
-    def _search(self, tile: Tile, unlisted: tuple[IntArray, IntArray]) -> tuple[Tensor, Intervals]:
-        """Sorted keys by the first precision that leaves little open, or by the last;
-        later tiles start with it."""
-        while True:
-            precision = self._precisions[0]
-            keys_BU = tile.keys(self.query, precision)
-            if tile.member_N is None:
-                _take_out(keys_BU, *unlisted)
-            keys_BU = _sort_rows(keys_BU)
-            intervals = self._intervals(tile, keys_BU, precision)
-            if len(self._precisions) == 1:
-                return keys_BU, intervals
-            opened = np.maximum(intervals.stop_BR - intervals.fresh_BR, 0).sum()
-            if opened <= _OPEN_SHARE * keys_BU.numel():
-                return keys_BU, intervals
-            self._precisions = self._precisions[1:]
 
     def _intervals(self, tile: Tile, keys_BU: Tensor, precision: Precision) -> Intervals:
         if self._bounds is None or self._bounds[:2] != (precision, tile.scale):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from maskreid_dist.errors import RetrievalError
 from maskreid_dist.retrieval.counting import BlockCounter, local_good_distances, order_good_images
-from maskreid_dist.retrieval.distance import Metric
+from maskreid_dist.retrieval.distance import Metric, precisions
 from maskreid_dist.retrieval.group import GalleryLabels, share_labels, sum_over_ranks
 from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, check_widths, image_set
 from maskreid_dist.retrieval.pairs import IntArray, block_pairs
@@ -94,13 +94,16 @@ def _rank_good_images(
     sizes = [len(distance) for distance in distances]
     distances = list(sum_over_ranks(torch.cat(distances), group).split(sizes))
     good = [order_good_images(*args) for args in zip(pairs, distances, map(len, blocks), strict=True)]
+    levels = precisions(device, query.features.shape[1])
     del distances
     counters = [BlockCounter(*args) for args in zip(blocks, pairs, good, strict=True)]
     for start in range(0, len(gallery), GALLERY_TILE):
         part = _part(gallery, start, start + GALLERY_TILE, device)
         tile = Tile.build(part, labels.offset + start, query.norms, metric)
-        for counter in counters:
-            counter.add(tile)
+        waiting = counters
+        for precision in levels:
+            last = precision is levels[-1]
+            waiting = [counter for counter in waiting if not counter.add(tile, precision, last)]
     before = [torch.from_numpy(counter.before_BR) for counter in counters]
     total = sum_over_ranks(torch.cat([counts.flatten() for counts in before]), group)
     number_Q = np.concatenate([good_images.number_B for good_images in good])

@@ -91,6 +91,7 @@ class Tile:
 
     def _operands_of(self, query: ImageSet, precision: Precision) -> tuple[Tensor, Tensor]:
         if precision not in self._operands:
+            self._operands.clear()  # only one is held: blocks take turns precision by precision
             args = (self.features, self.norms, self.metric, self.scale, precision)
             self._operands[precision] = gallery_operand(*args)
         a_BK = query_operand(query.features, query.norms, self.metric, self.scale, precision)
