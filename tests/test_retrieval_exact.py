@@ -1,6 +1,6 @@
-"""Retrieval does not depend on tiling, sharding or copies: ties across tiles and ranks, and failures on one
-rank."""
+"""Retrieval does not depend on tiling, sharding, precision or copies: ties, near ties, failures on one rank."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,28 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gloo import run_ranks
-from maskreid_dist.retrieval import RetrievalResult, evaluate, evaluate_retrieval
-from maskreid_dist.retrieval.counting import _count_below_by_search, count_below
-from maskreid_dist.retrieval.distance import Metric, error_bound, pair_distances, row_norms, tile_distances
+from maskreid_dist.retrieval import RetrievalResult, counting, evaluate, evaluate_retrieval, tile
+from maskreid_dist.retrieval.counting import _find, _find_on_device
+from maskreid_dist.retrieval.distance import (
+    COLUMN_BITS,
+    DOUBLE,
+    SINGLE,
+    Metric,
+    block_distances,
+    pair_distances,
+    place_bound,
+    places,
+    precisions,
+    row_norms,
+)
+from maskreid_dist.retrieval.inputs import image_set
+from test_retrieval import slow
 
 Array = NDArray[Any]
 Data = tuple[Array, Array, Array, Array, Array, Array]
@@ -83,41 +99,204 @@ def test_torch_and_numpy_agree_and_dtypes_widen_exactly() -> None:
     assert same(evaluate_retrieval(q.astype(float), qp, qc, g.astype(float), gp, gc), whole)
 
 
-def test_the_gpu_s_counting_equals_the_cpu_s() -> None:
+def test_the_gpu_s_search_equals_the_cpu_s() -> None:
     generator = torch.Generator().manual_seed(0)
-    values = torch.randint(0, 50, (9, 300), generator=generator).double()  # many ties with the thresholds
-    values[:, ::7] = torch.inf
-    thresholds = torch.randint(0, 50, (9, 6), generator=generator).double().sort(dim=1).values
-    thresholds[4, 3:] = torch.inf
-    number = np.array([6, 6, 6, 6, 3, 6, 6, 6, 6])
-    by_rows, by_search = count_below(values, thresholds, number), _count_below_by_search(values, thresholds)
+    keys = torch.randint(0, 50, (9, 300), generator=generator, dtype=torch.int32).sort(dim=1).values
+    keys[:, -30:] = torch.iinfo(torch.int32).max
+    low = torch.randint(0, 50, (9, 6), generator=generator, dtype=torch.int32).sort(dim=1).values
+    high = low + torch.arange(6, dtype=torch.int32) % 3  # some intervals empty
+    number = np.array([6, 6, 6, 6, 3, 6, 0, 6, 6])
+    by_row, by_tensor = _find(keys, low, high, number), _find_on_device(keys, low, high, number)
     for row, used in enumerate(number):
-        expected = [(values[row] < t).sum().item() for t in thresholds[row, :used]]
-        assert by_rows[row, :used].tolist() == expected == by_search[row, :used].tolist()
+        for bound, one, other in (
+            (low, by_row.start_BR, by_tensor.start_BR),
+            (high, by_row.stop_BR, by_tensor.stop_BR),
+        ):
+            expected = [(keys[row] < t).sum().item() for t in bound[row, :used]] + [300] * (6 - used)
+            assert one[row].tolist() == expected == other[row].tolist()
+
+
+def near_copies(dims: int, dtype: torch.dtype, spread: float) -> tuple[Tensor, Tensor]:
+    """Queries, and rows that differ from them by little or in length only: cancellation at its worst."""
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randn(20, dims, dtype=torch.float64, generator=generator)
+    g = q.repeat(3, 1) * torch.linspace(0.5, 2, 60)[:, None]
+    g[:20] += 1e-7 * torch.randn(20, dims, dtype=torch.float64, generator=generator)
+    g[-1] = 0
+    q = q * spread ** torch.linspace(-1, 1, 20, dtype=torch.float64)[:, None]
+    return q.to(dtype), g.to(dtype)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e12])
-def test_the_matrix_product_stays_within_the_bound(metric: Metric, scale: float) -> None:
-    generator = torch.Generator().manual_seed(1)
-    q = torch.randn(20, 256, dtype=torch.float64, generator=generator) * scale
-    g = q.repeat(3, 1) * torch.linspace(0.5, 2, 60)[:, None]  # near copies: cancellation at its worst
-    q_norms, g_norms = row_norms(q), row_norms(g)
+@pytest.mark.parametrize("dims", [1, 3, 256, 2048])
+@pytest.mark.parametrize(
+    ("dtype", "spread"),
+    [
+        (torch.float64, 1.0),
+        (torch.float64, 1e140),
+        (torch.float32, 1e15),
+        (torch.bfloat16, 1e15),
+        (torch.float16, 1.0),
+    ],
+)
+def test_places_stay_within_the_bound(metric: Metric, dims: int, dtype: torch.dtype, spread: float) -> None:
+    q, g = near_copies(dims, dtype, spread)
+    ids = np.arange(60)
+    query = image_set("query", q, ids[:20], ids[:20], metric=metric)
+    gallery = image_set("gallery", g, ids, ids, metric=metric)
+    built = tile.Tile.build(gallery, 0, query.norms, metric)
     rows, columns = (x.flatten() for x in torch.meshgrid(torch.arange(20), torch.arange(60), indexing="ij"))
-    exact = pair_distances(q, q_norms, rows, g, g_norms, columns, metric).view(20, 60)
-    bound = error_bound(q_norms, g_norms, 256, metric)[:, None]
-    assert ((tile_distances(q, q_norms, g, g_norms, metric) - exact).abs() <= bound).all()
+    pairs = (query.features, query.norms, rows, gallery.features, gallery.norms, columns)
+    exact = pair_distances(*pairs, metric).view(20, 60)
+    for precision in (SINGLE, DOUBLE):
+        keys = built.keys(query, precision)
+        assert (keys % (1 << COLUMN_BITS) == torch.arange(60)).all()
+        found = (keys >> COLUMN_BITS).double() / precision.steps
+        error = (found - places(exact, query.norms, metric, built.scale)).abs().max()
+        assert error <= place_bound(dims, precision)
+        near, bound = built.near(query, rows, columns, precision)
+        assert ((near - exact.flatten()).abs() <= bound).all()
+    assert place_bound(256, SINGLE) < 2.5e-5 and place_bound(256, DOUBLE) < 1e-13
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("dims", [1, 5, 256])
+def test_distances_of_a_block_have_the_bits_of_its_pairs(metric: Metric, dims: int) -> None:
+    q, g = near_copies(dims, torch.float32, 10.0)
+    norms = (row_norms(q), row_norms(g))
+    rows, columns = (x.flatten() for x in torch.meshgrid(torch.arange(20), torch.arange(60), indexing="ij"))
+    exact = pair_distances(q, norms[0], rows, g, norms[1], columns, metric).view(20, 60)
+    assert torch.equal(block_distances(q, norms[0], g, norms[1], metric), exact)
+
+
+def defined_distance(q: list[float], g: list[float], metric: Metric) -> float:
+    """One pair of rows by the definition, with Python's float64 numbers and a recursive tree."""
+
+    def tree(terms: list[float]) -> float:
+        if len(terms) == 1:
+            return terms[0]
+        half = (len(terms) + 1) // 2
+        right = terms[half:]
+        return tree([a + right[i] if i < len(right) else a for i, a in enumerate(terms[:half])])
+
+    if metric == "euclidean":
+        return tree([(a - b) * (a - b) for a, b in zip(q, g, strict=True)])
+    norms = [max(math.sqrt(tree([x * x for x in row])), 1e-12) for row in (q, g)]
+    return 1.0 - tree([a * b for a, b in zip(q, g, strict=True)]) / (norms[0] * norms[1])
+
+
+KINDS = ("apart", "collapsed", "one ulp apart", "all the same", "few rows", "lengths", "tiny", "integers")
+
+
+def hard_features(kind: str, rng: np.random.Generator, count: int, dims: int) -> Tensor:
+    rows: Array = rng.normal(size=(count, dims))
+    if kind == "collapsed":
+        rows = np.ones(dims) + 1e-6 * rows
+    elif kind == "one ulp apart":
+        rows = (np.ones(dims) + 2.0**-23 * rng.integers(0, 2, (count, dims))).astype(np.float32)
+    elif kind == "all the same":
+        rows[:] = np.linspace(1, 2, dims)
+    elif kind == "few rows":
+        rows = np.random.default_rng(0).normal(size=(3, dims))[rng.integers(0, 3, count)]
+    elif kind == "lengths":
+        rows *= 10.0 ** rng.uniform(-30, 30, (count, 1))
+    elif kind == "tiny":
+        rows *= 10.0 ** rng.uniform(-14, -11, (count, 1))
+    elif kind == "integers":
+        rows = rng.integers(-1, 2, (count, dims))
+    return torch.as_tensor(rows, dtype=torch.float64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    metric=st.sampled_from(["cosine", "euclidean"]),
+    dims=st.sampled_from([1, 2, 7, 33]),
+    identities=st.sampled_from([2, 12]),
+    seed=st.integers(0, 10_000),
+)
+def test_near_ties_are_in_the_order_of_float64(
+    kind: str, dtype: torch.dtype, metric: Metric, dims: int, identities: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    q, g = hard_features(kind, rng, 6, dims), hard_features(kind, rng, 70, dims)
+    q[:2] = g[:2]
+    limit = 6e4 if dtype == torch.float16 else 1e38
+    q, g = (x.clamp(-limit, limit).to(dtype) for x in (q, g))
+    qp, gp = np.arange(6) % (identities - 1) + 1, rng.integers(-1, identities, 70)
+    gp[-6:] = qp
+    qc, gc = np.zeros(6, int), rng.integers(0, 3, 70)
+    gc[-6:] = 1
+    rows = [x.double().tolist() for x in (q, g)]
+    distance = np.array([[defined_distance(a, b, metric) for b in rows[1]] for a in rows[0]])
+    cmc, hits, trapezoid, inp, valid = slow(distance, qp, qc, gp, gc)
+    found = evaluate_retrieval(q, qp, qc, g, gp, gc, metric=metric)
+    assert np.array_equal(found.cmc, cmc) and found.mAP == hits and found.valid_queries == valid
+    assert found.mAP_trapezoid == pytest.approx(trapezoid, abs=1e-14)
+    assert found.mINP == pytest.approx(inp, abs=1e-14)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_neither_precision_nor_merging_changes_a_bit(
+    monkeypatch: pytest.MonkeyPatch, metric: Metric, kind: str
+) -> None:
+    """Many good images a query, distances of identities as blocks or as pairs, items in small chunks."""
+    rng = np.random.default_rng(0)
+    q, g = (hard_features(kind, rng, count, 24).float() for count in (40, 900))
+    labels = [
+        rng.integers(1, 3, 40),
+        rng.integers(0, 4, 40),
+        rng.integers(-1, 3, 900),
+        rng.integers(0, 4, 900),
+    ]
+    data: tuple[Any, ...] = (q, *labels[:2], g, *labels[2:])
+    whole = evaluate_retrieval(*data, metric=metric)
+    monkeypatch.setattr(evaluate, "GALLERY_TILE", 400)
+    for ways in ([SINGLE], [DOUBLE], [SINGLE, DOUBLE]):
+        for copies_merged in (2, 10**9):
+            monkeypatch.setattr(evaluate, "precisions", lambda *_, ways=ways: tuple(ways))
+            monkeypatch.setattr(tile, "_COPIES", copies_merged)
+            monkeypatch.setattr(counting, "_MANY_GOOD", copies_merged)
+            monkeypatch.setattr(counting, "_CHUNK_ITEMS", 1000)
+            monkeypatch.setattr(counting, "_CHUNK_COLUMNS", 50)
+            assert same(evaluate_retrieval(*data, metric=metric), whole)
+
+
+def test_a_product_in_bfloat16_is_not_taken_for_one_in_float32() -> None:
+    cpu = torch.device("cpu")
+    data = copies()
+    whole = evaluate_retrieval(*data)
+    assert precisions(cpu, 256) == (SINGLE, DOUBLE) and precisions(cpu, 1 << 17) == (DOUBLE,)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(evaluate_retrieval(*data), whole)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert precisions(cpu, 256) == (DOUBLE,)
+        assert same(evaluate_retrieval(*data), whole)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def collapsed() -> Data:
+    """A gallery of three pictures and four identities: rows are merged, good images are many."""
+    q, _, qc, g, _, gc = copies(distinct=3, gallery=600)
+    rng = np.random.default_rng(5)
+    return q, rng.integers(1, 3, len(q)), qc, g, rng.integers(-1, 3, len(g)), gc
 
 
 def _on_two_ranks(rank: int, world: int, results: Path) -> None:
     q, qp, qc, g, gp, gc = copies()
     part = slice(0, 77) if rank == 0 else slice(77, None)
     lines = []
-    for metric in ("cosine", "euclidean"):
-        found = evaluate_retrieval(
-            q, qp, qc, g[part], gp[part], gc[part], metric=metric, group=dist.group.WORLD
-        )
-        lines.append(str(same(found, evaluate_retrieval(q, qp, qc, g, gp, gc, metric=metric))))
+    for data in (copies(), collapsed()):
+        q, qp, qc, *rest = data
+        mine = tuple(array[part] for array in rest)
+        for metric in ("cosine", "euclidean"):
+            found = evaluate_retrieval(q, qp, qc, *mine, metric=metric, group=dist.group.WORLD)
+            lines.append(str(same(found, evaluate_retrieval(*data, metric=metric))))
+    q, qp, qc, g, gp, gc = copies()
     broken, other = g[part].copy(), q.copy()
     broken[5, 3] = np.nan if rank == 1 else broken[5, 3]
     other[0] += rank
@@ -132,10 +311,10 @@ def _on_two_ranks(rank: int, world: int, results: Path) -> None:
 def test_copies_across_ranks_and_an_error_on_one_of_them(tmp_path: Path) -> None:
     run_ranks(_on_two_ranks, 2, tmp_path, tmp_path)
     first, second = ((tmp_path / f"{rank}.txt").read_text().splitlines() for rank in range(2))
-    assert first[:2] == second[:2] == ["True", "True"]
-    assert first[2:] == second[2:]
-    assert first[2].startswith("rank 1 of the group: gallery features") and "first row 5" in first[2]
-    assert first[3].startswith("the ranks' options differ: rank 1 of the group has query='")
+    assert first[:4] == second[:4] == ["True"] * 4
+    assert first[4:] == second[4:]
+    assert first[4].startswith("rank 1 of the group: gallery features") and "first row 5" in first[4]
+    assert first[5].startswith("the ranks' options differ: rank 1 of the group has query='")
 
 
 def _raised(arguments: Iterable[Any], **options: Any) -> str:

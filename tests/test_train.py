@@ -368,10 +368,39 @@ def test_evaluate_ranks_a_gallery(alone: Path, tmp_path: Path) -> None:
     assert str(out) in result.output
 
 
+def test_evaluate_by_other_protocols(alone: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    convert_market1501(write_market(tmp_path / "src"), shards)
+    command = ["evaluate", str(alone), str(shards)]
+    flags = ["--intervals", "--multiple-query", "--single-shot", "3", "--camera-pairs"]
+    result = CliRunner().invoke(app, [*command, *flags])
+    assert result.exit_code == 0, result.output
+    for words in (
+        "95 % intervals",
+        "multiple query, ",
+        "single gallery shot, 3 draws: Rank-1",
+        "camera 1 to camera 2",
+    ):
+        assert words in result.output
+    report, figures = tmp_path / "none.html", tmp_path / "none.json"
+    flags = ["--cameras", "none", "--report", str(report), "--output", str(figures)]
+    result = CliRunner().invoke(app, [*command, *flags])
+    assert result.exit_code == 0, result.output
+    assert "without cameras: only the query's own image was left out" in result.output
+    assert "only the query&#39;s own image left out" in report.read_text().replace("&#x27;", "&#39;")
+    assert json.loads(figures.read_text())["cameras"] == "none"
+    result = CliRunner().invoke(app, [*command, "--cameras", "none", "--camera-pairs"])
+    assert result.exit_code == 2 and result.output.count("\n") == 1
+
+
 def test_a_single_camera_says_why_no_query_is_valid(alone: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     convert_market1501(write_market(tmp_path / "src", cameras=(1, 1, 1)), shards)
     result = CliRunner().invoke(app, ["evaluate", str(alone), str(shards)])
     assert result.exit_code == 2
     assert "camera 1" in result.output
+    assert result.output.count("\n") == 1
+    result = CliRunner().invoke(app, ["evaluate", str(alone), str(shards), "--cameras", "none"])
+    assert result.exit_code == 2
+    assert "no other image of any query's person" in result.output
     assert result.output.count("\n") == 1

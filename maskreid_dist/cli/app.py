@@ -22,6 +22,7 @@ from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.inspect import plan, stats, verify
 from maskreid_dist.cli.layouts import convert_app, segment_app
 from maskreid_dist.cli.masks import masks
+from maskreid_dist.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -88,9 +89,34 @@ def evaluate(
     report: Annotated[Path | None, typer.Option(help="Write an HTML report with ranked lists here.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the figures as JSON here.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Keep the shards of a URL in this folder.")] = None,
+    cameras: Annotated[
+        Literal["labels", "none"],
+        typer.Option(
+            help="none: the data has no camera ids; only the query's own image, by key, is left out."
+        ),
+    ] = "labels",
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="95 % bootstrap intervals over queries.")
+    ] = False,
+    multiple_query: Annotated[
+        bool, typer.Option("--multiple-query", help="Also with the queries of a person and camera averaged.")
+    ] = False,
+    single_shot: Annotated[
+        int, typer.Option(min=0, help="Also CMC with one gallery image a person: draws to average; 0: not.")
+    ] = 0,
+    camera_pairs: Annotated[
+        bool, typer.Option("--camera-pairs", help="Also every pair of cameras by itself.")
+    ] = False,
 ) -> None:
     """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
-    from maskreid_dist.evaluation.evaluate import evaluate_checkpoint, percentages, print_table, write_json
+    from maskreid_dist.evaluation.evaluate import (
+        Extras,
+        evaluate_checkpoint,
+        percentages,
+        print_extras,
+        print_table,
+        write_json,
+    )
     from maskreid_dist.evaluation.run_report import write_run_report
     from maskreid_dist.files import check_writable
     from maskreid_shards import open_shards
@@ -98,19 +124,24 @@ def evaluate(
     for path in (report, output):
         if path:
             check_writable(path)
+    if cameras == "none" and (multiple_query or camera_pairs):
+        raise UserError("--multiple-query and --camera-pairs need camera ids: leave out --cameras none")
     console = Console()
     shard_set = open_shards(shards, cache=cache)
-    found, ranked = evaluate_checkpoint(checkpoint, shard_set, console, ap)
+    found, ranked = evaluate_checkpoint(checkpoint, shard_set, console, ap, cameras)
     print_table(console, [ranked])
     result = ranked.result
-    console.print(
-        f"{result.valid_queries} valid queries, {result.skipped_queries} skipped (no match in another camera)"
-    )
+    elsewhere = "no match in another camera" if cameras == "labels" else "no other image of the person"
+    console.print(f"{result.valid_queries} valid queries, {result.skipped_queries} skipped ({elsewhere})")
+    if cameras == "none":
+        console.print("without cameras: only the query's own image was left out of its list, by its key")
+    extras = Extras(multiple_query, single_shot, camera_pairs, intervals)
+    print_extras(console, ranked, shard_set, extras, ap, cameras)
     if output:
-        write_json(output, {"unit": "percent", **percentages(result)})
+        write_json(output, {"unit": "percent", "cameras": cameras, **percentages(result)})
         print(f"figures: {output}")
     if report:
-        write_run_report(report, found, shard_set, [ranked], ranked)
+        write_run_report(report, found, shard_set, [ranked], ranked, cameras)
         print(f"report: {report}")
 
 

@@ -10,7 +10,9 @@ from rich.table import Table
 
 from maskreid_dist.cli.failures import one_line_errors
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure the loss step, the loader and the converters.")
+bench_app = typer.Typer(
+    no_args_is_help=True, help="Measure the loss step, the loader, the converters and the ranking."
+)
 
 
 # These two have their options in maskreid_kernels.bench, --help too.
@@ -149,4 +151,47 @@ def bench_loader(
         text = loader_report.markdown(found, machine, stem.with_suffix(".png"))
         write_whole(stem.with_suffix(".md"), text.encode())
         console.print(f"written: {stem}.csv, .md, .png")
+    raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)
+
+
+@bench_app.command("retrieval")
+@one_line_errors
+def bench_retrieval(
+    share: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Of every size; promises are for 1.", show_default=True)
+    ] = 1.0,
+    rounds: Annotated[int, typer.Option(min=1, help="The smallest time of these counts.")] = 5,
+    output: Annotated[Path | None, typer.Option(help="Folder for the CSV.")] = None,
+) -> None:
+    """CPU time of an exact evaluation on one thread, beside the bare float32 product and an argsort."""
+    from maskreid_dist.bench import retrieval
+    from maskreid_kernels.bench.figures import Machine, write_rows
+
+    console = Console()
+    machine = Machine.here("cpu")
+    with console.status("ranking") as status:
+        costs = retrieval.measure(retrieval.cases(share), rounds, status.update)
+    table = Table(
+        title=f"{retrieval.DIMENSIONS} dimensions, CPU seconds of one thread, the least of {rounds}", box=None
+    )
+    for heading in ("case", "size", "good", "ranking", "product", "argsort", "/ product"):
+        table.add_column(heading, justify="left" if heading == "case" else "right", no_wrap=True)
+    for cost in costs:
+        times = (cost.evaluation_s, cost.product_s, cost.argsort_s)
+        table.add_row(
+            cost.case,
+            f"{cost.queries} x {cost.gallery}",
+            f"{cost.good:.0f}",
+            *(f"{seconds:.3f}" for seconds in times),
+            f"{cost.products:.1f}",
+        )
+    console.print(table)
+    promises = retrieval.promises(costs)
+    for promise in promises:
+        console.print(promise.line(), highlight=False)
+    if output:
+        about = {"date": machine.date, "commit": machine.commit, "processor": machine.device}
+        path = output / f"{machine.date}-retrieval.csv"
+        write_rows(path, [{**about, **vars(cost)} for cost in costs])
+        console.print(f"written: {path}")
     raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)

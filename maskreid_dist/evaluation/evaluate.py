@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from maskreid_dist.evaluation.histogram import histogram_features
 from maskreid_dist.model import MaskReID, build_network
 from maskreid_dist.model.checkpoint import Checkpoint, find_checkpoint, load_weights
 from maskreid_dist.progress import progress_bar
-from maskreid_dist.retrieval import RetrievalResult, evaluate_retrieval
+from maskreid_dist.retrieval import RetrievalError, RetrievalResult, evaluate_retrieval
+from maskreid_dist.retrieval.intervals import bootstrap_intervals
+from maskreid_dist.retrieval.protocols import camera_pairs, cameras_of_keys, pool_queries, single_shot_cmc
 from maskreid_dist.retrieval.result import ApName
 from maskreid_shards import ShardSet, decode_pair
 from maskreid_shards.atomic import write_atomically
@@ -44,29 +47,64 @@ class Ranked:
     result: RetrievalResult
 
 
+Cameras = Literal["labels", "none"]
+
+
 def rank_gallery(
-    name: str, query: NDArray[np.float32], gallery: NDArray[np.float32], shards: ShardSet, ap: ApName = "hits"
+    name: str,
+    query: NDArray[np.float32],
+    gallery: NDArray[np.float32],
+    shards: ShardSet,
+    ap: ApName = "hits",
+    cameras: Cameras = "labels",
 ) -> Ranked:
     """Evaluate features of the splits `query` and `gallery`, in the splits' order."""
-    q, g = shards.split("query"), shards.split("gallery")
-    result = evaluate_retrieval(query, q.pids, q.camids, gallery, g.pids, g.camids, ap=ap)
+    labels = split_labels(shards, cameras)
+    result = evaluate_retrieval(query, *labels.query, gallery, *labels.gallery, ap=ap)
     return Ranked(name, query, gallery, result)
 
 
-def check_queries(shards: ShardSet) -> None:
-    """Raise before the long work what evaluation would raise after it: a missing split, no valid query."""
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """(pids, camids) of the splits query and gallery."""
+
+    query: tuple[NDArray[np.int64], NDArray[np.int64]]
+    gallery: tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def split_labels(shards: ShardSet, cameras: Cameras) -> Labels:
+    """cameras "none": camera ids are passed over; of a query's identity only its own image, by key, is left out."""
     query, gallery = shards.split("query"), shards.split("gallery")
-    cameras: dict[int, set[int]] = {}
-    for pid, camid in zip(gallery.pids.tolist(), gallery.camids.tolist(), strict=True):
-        cameras.setdefault(pid, set()).add(camid)
-    pairs = zip(query.pids.tolist(), query.camids.tolist(), strict=True)
-    if not any(cameras.get(pid, set()) - {camid} for pid, camid in pairs):
-        empty = [np.ones((len(split), 1), np.float32) for split in (query, gallery)]
+    camids = query.camids, gallery.camids
+    if cameras == "none":
+        camids = cameras_of_keys(query.keys, gallery.keys)
+    return Labels((query.pids, camids[0]), (gallery.pids, camids[1]))
+
+
+def check_queries(shards: ShardSet, cameras: Cameras = "labels") -> None:
+    """Raise before the long work what evaluation would raise after it: a missing split, no valid query."""
+    labels = split_labels(shards, cameras)
+    seen: dict[int, set[int]] = {}
+    for pid, camid in zip(*(ids.tolist() for ids in labels.gallery), strict=True):
+        seen.setdefault(pid, set()).add(camid)
+    pairs = zip(*(ids.tolist() for ids in labels.query), strict=True)
+    if not any(seen.get(pid, set()) - {camid} for pid, camid in pairs):
+        if cameras == "none":
+            raise RetrievalError(
+                "no query has a match: the gallery holds no other image of any query's person"
+            )
+        empty = [np.ones((len(shards.split(name)), 1), np.float32) for name in ("query", "gallery")]
         rank_gallery("no features", empty[0], empty[1], shards)  # its error says why no query is valid
 
 
 def rank_network(
-    name: str, network: MaskReID, config: Config, shards: ShardSet, console: Console, ap: ApName = "hits"
+    name: str,
+    network: MaskReID,
+    config: Config,
+    shards: ShardSet,
+    console: Console,
+    ap: ApName = "hits",
+    cameras: Cameras = "labels",
 ) -> Ranked:
     """Embed both splits, with a progress bar, and evaluate."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,7 +112,7 @@ def rank_network(
     for split_name in ("query", "gallery"):
         with progress_bar(f"{name}: {split_name}", console) as progress:
             features.append(embed_split(network, shards.split(split_name), config, device, progress))
-    return rank_gallery(name, features[0], features[1], shards, ap)
+    return rank_gallery(name, features[0], features[1], shards, ap, cameras)
 
 
 def rank_histogram(name: str, shards: ShardSet, stripes: int, masked: bool) -> Ranked:
@@ -95,16 +133,60 @@ def load_network(checkpoint: Checkpoint) -> MaskReID:
 
 
 def evaluate_checkpoint(
-    path: Path, shards: ShardSet, console: Console, ap: ApName = "hits"
+    path: Path, shards: ShardSet, console: Console, ap: ApName = "hits", cameras: Cameras = "labels"
 ) -> tuple[Checkpoint, Ranked]:
     """Rank the gallery of `shards` with the newest usable checkpoint of `path`."""
-    check_queries(shards)
+    check_queries(shards, cameras)
     checkpoint, passed_over = find_checkpoint(path)
     for line in passed_over:
         console.print(f"warning: passed over {line}", highlight=False)
     network = load_network(checkpoint)
     name = f"{checkpoint.config.name}, step {checkpoint.step}"
-    return checkpoint, rank_network(name, network, checkpoint.config, shards, console, ap)
+    return checkpoint, rank_network(name, network, checkpoint.config, shards, console, ap, cameras)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Protocols beside the usual figures, each as a flag of `maskreid evaluate`."""
+
+    multiple_query: bool = False
+    single_shot: int = 0
+    camera_pairs: bool = False
+    intervals: bool = False
+
+
+def print_extras(
+    console: Console, ranked: Ranked, shards: ShardSet, extras: Extras, ap: ApName, cameras: Cameras
+) -> None:
+    """Each protocol asked for, by name, in per cent."""
+    labels = split_labels(shards, cameras)
+    query, gallery = (ranked.query, *labels.query), (ranked.gallery, *labels.gallery)
+    if extras.intervals:
+        found = bootstrap_intervals(ranked.result, ranks=(1, 5))
+        texts = [f"{name} {100 * low:.2f} to {100 * high:.2f}" for name, (low, high) in found.items()]
+        console.print(
+            f"95 % intervals, queries resampled 1000 times, AP by {ap}: {', '.join(texts)}", highlight=False
+        )
+    if extras.multiple_query:
+        pooled = pool_queries(*query)
+        result = evaluate_retrieval(*pooled, *gallery, ap=ap)
+        _print_figures(console, f"multiple query, {len(pooled[1])} queries", result)
+    if extras.single_shot:
+        curve = single_shot_cmc(*query, *gallery, repeats=extras.single_shot)
+        texts = [f"Rank-{k} {100 * curve[k - 1]:.2f}" for k in (1, 5, 10)]
+        console.print(f"single gallery shot, {extras.single_shot} draws: {', '.join(texts)}", highlight=False)
+    if extras.camera_pairs:
+        for pair in camera_pairs(*query, *gallery, ap=ap):
+            name = f"camera {pair.query_camera} to camera {pair.gallery_camera}, {pair.queries} queries"
+            _print_figures(console, name, pair.result)
+
+
+def _print_figures(console: Console, name: str, result: RetrievalResult | None) -> None:
+    figures = "no query has a match"
+    if result:
+        figures = f"mAP {100 * result.mAP:.2f} (AP by {result.ap}), Rank-1 {100 * result.rank(1):.2f}"
+        figures += f", {result.skipped_queries} skipped"
+    console.print(f"{name}: {figures}", highlight=False)
 
 
 def print_table(console: Console, rows: Sequence[Ranked]) -> None:

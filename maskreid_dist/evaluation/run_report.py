@@ -8,7 +8,7 @@ import torch
 
 from maskreid_dist import __version__
 from maskreid_dist.data.transforms import cut_out
-from maskreid_dist.evaluation.evaluate import Ranked, percentages
+from maskreid_dist.evaluation.evaluate import Cameras, Labels, Ranked, percentages, split_labels
 from maskreid_dist.model.checkpoint import Checkpoint
 from maskreid_dist.report import RankedImage, RankedQuery, ranked_list_figure, select_queries, write_report
 from maskreid_dist.retrieval import rank_list
@@ -20,7 +20,12 @@ TOP = 10
 
 
 def write_run_report(
-    path: Path, checkpoint: Checkpoint, shards: ShardSet, rows: Sequence[Ranked], shown: Ranked
+    path: Path,
+    checkpoint: Checkpoint,
+    shards: ShardSet,
+    rows: Sequence[Ranked],
+    shown: Ranked,
+    cameras: Cameras = "labels",
 ) -> None:
     """The HTML report, and beside it `<name>.png` with one ranked list of each kind.
 
@@ -31,7 +36,7 @@ def write_run_report(
     ranked = [
         query
         for heading, numbers in chosen.items()
-        for query in _ranked_queries(shown, shards, heading, numbers)
+        for query in _ranked_queries(shown, shards, split_labels(shards, cameras), heading, numbers)
     ]
     run = checkpoint.path.parent.parent
     write_report(
@@ -45,6 +50,9 @@ def write_run_report(
             "Loss": checkpoint.config.loss.name,
             "Shards": f"{shards.location} ({shards.fingerprint[:12]})",
             "Queries": f"{shown.result.valid_queries} valid, {shown.result.skipped_queries} skipped",
+            "Cameras": "the query's camera left out"
+            if cameras == "labels"
+            else "none: only the query's own image left out",
             "Device": torch.cuda.get_device_name()
             if torch.cuda.is_available()
             else f"CPU, {platform.machine()}",
@@ -56,16 +64,14 @@ def write_run_report(
 
 
 def _ranked_queries(
-    shown: Ranked, shards: ShardSet, heading: str, numbers: Sequence[int]
+    shown: Ranked, shards: ShardSet, labels: Labels, heading: str, numbers: Sequence[int]
 ) -> list[RankedQuery]:
     query, gallery = shards.split("query"), shards.split("gallery")
     lists = rank_list(
         shown.query,
-        query.pids,
-        query.camids,
+        *labels.query,
         shown.gallery,
-        gallery.pids,
-        gallery.camids,
+        *labels.gallery,
         queries=numbers,
         top=TOP,
     )

@@ -8,22 +8,18 @@ import torch
 import torch.distributed as dist
 
 from maskreid_dist.errors import RetrievalError
-from maskreid_dist.retrieval.counting import Tile, count_before, local_good_distances, order_good_images
-from maskreid_dist.retrieval.distance import Metric
+from maskreid_dist.retrieval.counting import BlockCounter, local_good_distances, order_good_images
+from maskreid_dist.retrieval.distance import Metric, precisions
 from maskreid_dist.retrieval.group import GalleryLabels, share_labels, sum_over_ranks
 from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, both_sides
 from maskreid_dist.retrieval.pairs import IntArray, block_pairs
 from maskreid_dist.retrieval.result import AP_NAMES, ApName, RetrievalResult
-from maskreid_dist.retrieval.scores import (
-    average_precision_hits,
-    average_precision_trapezoid,
-    cmc_curve,
-    inverse_negative_penalty,
-)
+from maskreid_dist.retrieval.scores import average_precisions, cmc_curve
+from maskreid_dist.retrieval.tile import LARGEST_TILE, Tile
 from maskreid_kernels.options import check_group
 
-QUERY_BLOCK = 256
-GALLERY_TILE = 8192  # a block's float64 distances to a tile: 16 MiB
+QUERY_BLOCK = 128
+GALLERY_TILE = LARGEST_TILE  # a block's places in a tile: 4 MiB each as float32 and as int32
 
 
 def evaluate_retrieval(
@@ -41,8 +37,8 @@ def evaluate_retrieval(
 ) -> RetrievalResult:
     """Rank the gallery for every query and score the lists (multi-gallery-shot CMC, mAP, mINP).
 
-    query (Q, D), gallery (G, D): NumPy or torch, any floating dtype; the computation
-    is float64 on the queries' device.
+    query (Q, D), gallery (G, D): NumPy or torch, any floating dtype; the order is that
+    of float64 distances, computed on the queries' device.
     *_pids, *_camids: (Q,) and (G,) integers. For a query of pid q and camera c, good are the gallery images
     of pid q from another camera; junk, of pid -1 or of pid q from camera c, leaves the list before ranks are
     counted; everything else is a negative, distractors (pid 0) included. Ties are ordered by gallery index.
@@ -100,18 +96,24 @@ def _rank_good_images(
     blocks = [_part(query, start, start + QUERY_BLOCK) for start in range(0, len(query), QUERY_BLOCK)]
     pairs = [block_pairs(block.pids, block.camids, labels.gallery) for block in blocks]
     distances = [
-        local_good_distances(Tile(block, gallery, labels.offset, metric), block_pair)
+        local_good_distances(block, gallery, labels.offset, block_pair, metric)
         for block, block_pair in zip(blocks, pairs, strict=True)
     ]
     sizes = [len(distance) for distance in distances]
     distances = list(sum_over_ranks(torch.cat(distances), group).split(sizes))
-    good = [order_good_images(*args, device) for args in zip(pairs, distances, map(len, blocks), strict=True)]
-    before = [torch.zeros_like(good_images.index_BR) for good_images in good]
+    good = [order_good_images(*args) for args in zip(pairs, distances, map(len, blocks), strict=True)]
+    levels = precisions(device, query.features.shape[1])
+    del distances
+    counters = [BlockCounter(*args) for args in zip(blocks, pairs, good, strict=True)]
     for start in range(0, len(gallery), GALLERY_TILE):
         part = _part(gallery, start, start + GALLERY_TILE, device)
-        for b, block in enumerate(blocks):
-            before[b] += count_before(Tile(block, part, labels.offset + start, metric), pairs[b], good[b])
-    total = sum_over_ranks(torch.cat([counts.flatten() for counts in before]), group).cpu()
+        tile = Tile.build(part, labels.offset + start, query.norms, metric)
+        waiting = counters
+        for precision in levels:
+            last = precision is levels[-1]
+            waiting = [counter for counter in waiting if not counter.add(tile, precision, last)]
+    before = [torch.from_numpy(counter.before_BR) for counter in counters]
+    total = sum_over_ranks(torch.cat([counts.flatten() for counts in before]), group)
     number_Q = np.concatenate([good_images.number_B for good_images in good])
     rows = [
         row
@@ -134,13 +136,7 @@ def _part(images: ImageSet, start: int, stop: int, device: torch.device | None =
 def _score(
     ranks: list[IntArray], listed_Q: IntArray, ap: ApName, max_rank: int, gallery_size: int
 ) -> RetrievalResult:
-    hits_Q, trapezoid_Q, inp_Q = np.full((3, len(ranks)), np.nan)
-    scratch = np.zeros(int(listed_Q.max()))
-    for q, rank_R in enumerate(ranks):
-        if len(rank_R):
-            hits_Q[q] = average_precision_hits(rank_R, int(listed_Q[q]), scratch)
-            trapezoid_Q[q] = average_precision_trapezoid(rank_R)
-            inp_Q[q] = inverse_negative_penalty(rank_R)
+    hits_Q, trapezoid_Q, inp_Q = average_precisions(ranks, listed_Q)
     valid_Q = ~np.isnan(hits_Q)
     mean_hits, mean_trapezoid = float(np.mean(hits_Q[valid_Q])), float(np.mean(trapezoid_Q[valid_Q]))
     return RetrievalResult(
@@ -154,6 +150,7 @@ def _score(
         mAP_trapezoid=mean_trapezoid,
         average_precision=hits_Q if ap == "hits" else trapezoid_Q,
         reaches_end=max_rank >= gallery_size,
+        first_rank=np.array([rank_R[0] if len(rank_R) else 0 for rank_R in ranks], dtype=np.int64),
     )
 
 

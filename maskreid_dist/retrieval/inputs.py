@@ -64,10 +64,15 @@ def both_sides(
     """Check queries and gallery, which must be embedded by the same network."""
     query_set = image_set("query", query, query_pids, query_camids, metric=metric)
     gallery_set = image_set("gallery", gallery, gallery_pids, gallery_camids, metric=metric)
-    columns, gallery_columns = query_set.features.shape[1], gallery_set.features.shape[1]
+    check_widths(query_set, gallery_set)
+    return query_set, gallery_set
+
+
+def check_widths(query: ImageSet, gallery: ImageSet) -> None:
+    """Raise ValueError unless both sides have as many columns."""
+    columns, gallery_columns = query.features.shape[1], gallery.features.shape[1]
     if columns != gallery_columns:
         raise ValueError(f"query features have {columns} columns, gallery features {gallery_columns}")
-    return query_set, gallery_set
 
 
 def _features(side: Side, values: Features) -> Tensor:

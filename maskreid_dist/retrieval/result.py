@@ -20,6 +20,7 @@ class RetrievalResult:
     definition, and both are kept beside it.
     mINP: mean of R / r_R, r_R the rank of a query's last good image (Ye et al., TPAMI 2021).
     average_precision: (Q,) float64 by the definition in `ap`, nan for a skipped query.
+    first_rank: (Q,) int64, the rank of a query's first good image, 0 for a skipped query.
     skipped_queries: queries without a good image, excluded from every mean.
     reaches_end: whether the curve goes to the gallery's last image, so that a later rank has its last value.
     """
@@ -34,6 +35,7 @@ class RetrievalResult:
     mAP_trapezoid: float
     average_precision: NDArray[np.float64]
     reaches_end: bool
+    first_rank: NDArray[np.int64]
 
     def rank(self, k: int) -> float:
         """CMC at rank k (1-based); a gallery shorter than k answers with its last rank.
