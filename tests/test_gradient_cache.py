@@ -152,9 +152,26 @@ def test_one_rank(tmp_path: Path) -> None:
 def check_one_rank(rank: int, world: int) -> None:
     here = world_of(rank, world)
     check_trajectory(here, (0, 12), (0, 1))
+    check_one_part_is_the_unsplit_step(here)
     check_statistics_and_dropout(here)
     check_saved_activations(here)
     check_gradients_that_are_not_finite(here)
+
+
+def check_one_part_is_the_unsplit_step(here: World) -> None:
+    """To the bit, with statistics of the batch and dropout, under autocast too."""
+    for autocast in ("float32", "bfloat16"):
+        ends = []
+        for micro_images in (0, 12):
+            config = recipe(
+                batch={"micro_images": micro_images}, model={"dropout": 0.5}, engine={"autocast": autocast}
+            )
+            engine = start_engine(network_of(config), config, 12, 1, None)
+            for step in range(2):
+                assert step_of(engine, global_batch(step), config, step, here)
+            ends.append({name: value.clone() for name, value in engine.module.state_dict().items()})
+        unsplit, cached = ends
+        assert all(torch.equal(value, unsplit[name]) for name, value in cached.items()), autocast
 
 
 def check_statistics_and_dropout(here: World) -> None:
