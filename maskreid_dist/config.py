@@ -86,6 +86,18 @@ class BatchConfig(Section):
     # them out.
     few_images: Literal["repeat", "all", "skip"] = "repeat"
     passes: Positive = 1
+    # Gradient cache: most images of a rank that pass the network at once, in nearly equal parts of its rows; the loss still
+    # sees the global batch. One more forward pass; batch normalisation is by part. 0: all at once.
+    micro_images: Count = 0
+
+    @field_validator("micro_images")
+    @classmethod
+    def _not_single_images(cls, images: int) -> int:
+        if images == 1:
+            raise ValueError(
+                "batch normalisation cannot train on single images; use at least 2, or 0 for all"
+            )
+        return images
 
 
 class ModelConfig(Section):
@@ -234,6 +246,16 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _ranks_have_as_many_parts(self) -> Self:
+        ragged = self.batch.sampling == "pk" and self.batch.few_images == "all"
+        if self.batch.micro_images and ragged and self.engine.zero_stage >= 2:
+            raise ValueError(
+                'batch.micro_images with few_images = "all" needs engine.zero_stage 0 or 1: ranks whose batches differ in '
+                "size would reduce their gradients a different number of times"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_has_pairs(self) -> Self:

@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(f"{DIST}/{name}" for name in ("data", "model", "report", "retrieval")),
     },
     f"{DIST}/training": {DIST, SHARDS, KERNELS, f"{DIST}/data", f"{DIST}/model"},
-    f"{DIST}/bench": {DIST, SHARDS, f"{KERNELS}/bench", f"{DIST}/data"},
+    f"{DIST}/bench": {DIST, SHARDS, f"{KERNELS}/bench", f"{DIST}/data", f"{DIST}/retrieval"},
     "launch": {f"{DIST}/cli"},
     "tests/golden": {KERNELS},  # compares two commits, so it knows of a package what all have
 }

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from market import write_market
+from market import write_market, write_pair
 from maskreid_dist.cli.app import app
 from maskreid_dist.data.batches import Batch, make_plan, training_loader
 from maskreid_dist.errors import CheckpointError
@@ -400,6 +400,15 @@ def test_a_single_camera_says_why_no_query_is_valid(alone: Path, tmp_path: Path)
     assert result.exit_code == 2
     assert "camera 1" in result.output
     assert result.output.count("\n") == 1
+    result = CliRunner().invoke(app, ["evaluate", str(alone), str(shards), "--cameras", "none"])
+    assert result.exit_code == 0
+
+
+def test_without_cameras_and_other_images_no_query_is_valid(alone: Path, tmp_path: Path) -> None:
+    for split in ("train", "query", "gallery"):
+        write_pair(tmp_path / "src", split, "0200_c1s1_000001_01", 1)
+    shards = tmp_path / "shards"
+    convert_market1501(tmp_path / "src", shards)
     result = CliRunner().invoke(app, ["evaluate", str(alone), str(shards), "--cameras", "none"])
     assert result.exit_code == 2
     assert "no other image of any query's person" in result.output

@@ -163,10 +163,10 @@ def update(engine: Any, config: RunConfig, world: World, kept: "Buffers | None")
 
 
 class Buffers:
-    """The floating-point buffers before a forward pass: what a bad batch did to running statistics is undone."""
+    """The buffers before a forward pass: what it does to running statistics can be undone."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.buffers = [b for b in module.buffers() if b.is_floating_point()]
+        self.buffers = list(module.buffers())
         self.before = [b.detach().clone() for b in self.buffers]
 
     def restore(self) -> None:

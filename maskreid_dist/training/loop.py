@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from maskreid_dist.config import Config, EngineConfig
 from maskreid_dist.data.bad_samples import BadSamples, Replaced
 from maskreid_dist.data.batches import Batch, training_loader
 from maskreid_dist.errors import SampleError, UserError
-from maskreid_dist.model import build_network
+from maskreid_dist.model import Output, build_network
 from maskreid_dist.model.checkpoint import Checkpoint
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_directory import STOP
 from maskreid_dist.training.divergence import Buffers, Divergence, FiniteWatch, update
 from maskreid_dist.training.engine import learning_rate, start_engine
 from maskreid_dist.training.environment import place_of_process, tell_libraries
+from maskreid_dist.training.gradient_cache import cached_backward, micro_batches
 from maskreid_dist.training.leaving import last_words, leave_together, part, print_errors, watch_over
 from maskreid_dist.training.meeting import Meeting, open_store
 from maskreid_dist.training.meter import Meter
@@ -187,26 +189,40 @@ def training_step(
     The batch is global: the loss sees every rank's embeddings, and its gradient is scaled such that
     DeepSpeed's average over ranks is the gradient of one process on the whole batch.
     """
-    # Channels last is faster on CPUs and tensor cores; the weights stay as they are, DeepSpeed wants them
-    # contiguous.
-    image = batch.image_B3HW.to(world.device, non_blocking=True, memory_format=torch.channels_last)
-    mask = batch.mask_B1HW.to(world.device, non_blocking=True)
     labels = torch.searchsorted(classes, batch.pids_B).to(world.device, non_blocking=True)
-    torch.manual_seed(dropout_seed(config.seed, step, world.rank))  # dropout: the same after a resume
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate(config.optimizer, step)
-    before = Buffers(engine.module) if config.run.non_finite == "skip" else None
-    output = engine(image, mask)
-    loss, scalars = objective(output, labels, config.loss, dist.group.WORLD)
+    split = config.batch.micro_images > 0
+    before = Buffers(engine.module) if split or config.run.non_finite == "skip" else None
+    forward = partial(_forward, engine, batch, config.seed, step, world)
+    loss_of = partial(objective, labels_B=labels, config=config.loss, group=dist.group.WORLD)
+    if split:
+        assert before is not None
+        parts = micro_batches(len(labels), config.batch.micro_images)
+        output, loss, scalars = cached_backward(engine, parts, forward, loss_of, before)
+    else:
+        output = forward(0, slice(None))
+        loss, scalars = loss_of(output)
+        engine.backward(loss)
     watch.note(step, loss, output.embedding_BD)
-    engine.backward(loss)
     applied = update(engine, config.run, world, before)
     return {"loss": loss.detach(), **scalars}, applied
 
 
-def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of everything random in a step on a rank, below 2**63."""
-    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63
+def _forward(engine: Any, batch: Batch, seed: int, step: int, world: World, part: int, rows: slice) -> Output:
+    """The network on the rows of a part of a batch; dropout is the same after a resume, and in a second pass."""
+    # Channels last is faster on CPUs and tensor cores; the weights stay as they are, DeepSpeed wants them
+    # contiguous.
+    image = batch.image_B3HW[rows].to(world.device, non_blocking=True, memory_format=torch.channels_last)
+    mask = batch.mask_B1HW[rows].to(world.device, non_blocking=True)
+    torch.manual_seed(dropout_seed(seed, step, world.rank, part))
+    output: Output = engine(image, mask)
+    return output
+
+
+def dropout_seed(seed: int, step: int, rank: int, part: int = 0) -> int:
+    """Seed of everything random in a step on a rank, in a micro batch of it, below 2**63."""
+    return ((((part << 32) + seed) * 1_000_003 + step) * 65_537 + rank) % 2**63
 
 
 def identity_classes(split: Split) -> Tensor:
