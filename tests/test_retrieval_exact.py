@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
@@ -208,6 +208,7 @@ def hard_features(kind: str, rng: np.random.Generator, count: int, dims: int) ->
 
 
 @settings(max_examples=60, deadline=None)
+@example(kind="collapsed", dtype=torch.float64, metric="cosine", dims=33, identities=2, seed=1)
 @given(
     kind=st.sampled_from(KINDS),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),

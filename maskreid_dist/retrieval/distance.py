@@ -31,6 +31,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,8 +77,17 @@ def _products_are_float32() -> bool:
 def row_norms(feat_ND: Tensor) -> Tensor:
     """Euclidean norm of every row, (N,) float64, with bits that depend on the row alone."""
     step = max(1, _CHUNK_ELEMENTS // feat_ND.shape[1])
-    parts = [_tree_sum(chunk.double().square()).sqrt() for chunk in feat_ND.split(step)]
+    parts = [_rounded_sqrt(_tree_sum(chunk.double().square())) for chunk in feat_ND.split(step)]
     return torch.cat(parts) if parts else feat_ND.new_zeros(0, dtype=torch.float64)
+
+
+def _rounded_sqrt(squares_N: Tensor) -> Tensor:
+    """The float64 nearest to the root, as IEEE 754 has it. torch's on a CPU may be its neighbour: MKL's has an error of
+    its own, and one that its place in the vector decides.
+    """
+    if squares_N.device.type != "cpu":
+        return squares_N.sqrt()
+    return torch.from_numpy(np.sqrt(squares_N.numpy()))
 
 
 def pair_distances(
