@@ -50,6 +50,7 @@ def test_against_the_reference(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(active, "SPARSE_UP_TO", 1.0)
     monkeypatch.setattr(active, "MAX_WORDS", 1.0)
+    monkeypatch.setattr(triangle, "WHOLE", 0)
     monkeypatch.setattr(triangle, "LOW", 16)
     monkeypatch.setattr(triangle, "CACHE_BYTES", 16 * 40 * 2 * 8)  # many blocks
     x, y = batch(rows, columns, images)

@@ -24,6 +24,7 @@ from .blocks import CACHE_BYTES, WORKSPACE_BYTES
 from .positives import Positives
 from .ranks import RankLayout
 
+WHOLE = 1024  # up to so many rows S is one block: half of it would cost more in small operators than it saves
 LOW, STRIPS = 512, 16  # strips are at least so high; of so many, 1/17 of the blocks lies on the diagonal
 WIDE_IDENTITY = 32  # from here on positives are found by comparing labels, not by listing them
 
@@ -53,7 +54,8 @@ class Triangle:
         self.positives, self.layout = positives, layout
         # Two matrices of a block's shape lie in a CPU's cache for the passes after the product.
         numbers = CACHE_BYTES // (2 * x_ND.element_size())
-        height = min(max(len(x_ND) // STRIPS, LOW), math.isqrt(numbers))
+        height = len(x_ND) if len(x_ND) <= WHOLE else max(len(x_ND) // STRIPS, LOW)
+        height = min(height, math.isqrt(numbers))
         height = max(min(height, WORKSPACE_BYTES // (64 * max(positives.widest, 1))), 1)
         self.blocks = list(_blocks(layout, height, max(numbers // height // height, 1) * height))
         self.largest = max((block.area for block in self.blocks), default=0)
