@@ -46,7 +46,7 @@ BATCH_HARD = Loss(
             "chunked": chunked.batch_hard_loss,
             "triton": _triton,
         },
-        plain_up_to=384,
+        plain_up_to=512,
         crossed={"reference": crossed.specification, "chunked": crossed.chunked},
         capturable=("auto", "dense", "triton"),
     ),

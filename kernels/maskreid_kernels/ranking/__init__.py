@@ -47,7 +47,7 @@ FAMILY = Family(
         "chunked": chunked.ranking_loss,
         "triton": _triton,
     },
-    plain_up_to=384,
+    plain_up_to=512,
     crossed={"reference": crossed.specification, "chunked": crossed.chunked},
 )
 RANKING = Loss("ranking", partial(_terms, statistics=False), FAMILY)
