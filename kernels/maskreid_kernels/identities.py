@@ -6,24 +6,21 @@ those of `Positives.of_rows`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blocks import row_blocks
+from .blocks import own_and_global_blocks
 from .positives import Positives
 
 # A gathered row is multiplied once; a product with all rows reads each from the cache many times over.
 GATHERED_UP_TO = 1 / 64  # of all rows
 
 
-def blocks_of_identities(x_ND: Tensor, positives: Positives, own: slice) -> Iterator[slice]:
-    """Global slices that cover `own`, whose products within identities fit in the workspace."""
+def blocks_of_identities(x_ND: Tensor, positives: Positives, own: slice) -> list[tuple[slice, slice]]:
+    """Blocks of a rank's rows whose products within identities fit in the workspace; see `own_and_global_blocks`."""
     row = x_ND.shape[1] if _few(x_ND, positives.widest) else 2 * len(x_ND)
-    for block in row_blocks(own.stop - own.start, x_ND.element_size() * row + 40 * positives.widest):
-        yield slice(own.start + block.start, own.start + block.stop)
+    return own_and_global_blocks(own, x_ND.element_size() * row + 40 * positives.widest)
 
 
 def similarities_within(x_ND: Tensor, rows: slice, index_bP: Tensor) -> Tensor:

@@ -59,8 +59,7 @@ class _BatchHardLoss(torch.autograd.Function):
         hardest_negative_N = _hardest_negatives(x_ND, square_N, positives, layout)
         # float64 holds row numbers exactly
         own_B5 = x_ND.new_empty((rows_BD.shape[0], 5), dtype=torch.float64)
-        for rows in blocks_of_identities(x_ND, positives, layout.own):
-            block = slice(rows.start - layout.own.start, rows.stop - layout.own.start)
+        for block, rows in blocks_of_identities(x_ND, positives, layout.own):
             own_B5[block] = _anchor_numbers(x_ND, rows, square_N, hardest_negative_N[rows], positives, terms)
         positive_N, negative_N, value_N, toward_N, away_N = gather_rows(own_B5, layout).unbind(1)
         valid_anchors = positives.valid_N.sum().clamp(min=1)

@@ -66,10 +66,9 @@ class _LogSumExpLoss(torch.autograd.Function):
         positives = find_positives(gather_rows(labels_B, layout))
         A_N = _negatives(x_ND, positives, terms.exponent, bounded=terms.bounded, layout=layout)
         own_B3 = x_ND.new_empty((rows_BD.shape[0], 3), dtype=torch.float64)
-        for rows in blocks_of_identities(x_ND, positives, layout.own):
+        for block, rows in blocks_of_identities(x_ND, positives, layout.own):
             _, index_bP, positive_bP = positives.of_rows(rows)
             S_bP = similarities_within(x_ND, rows, index_bP)
-            block = slice(rows.start - layout.own.start, rows.stop - layout.own.start)
             own_B3[block] = terms.anchor_numbers(A_N[rows], S_bP, positive_bP, positives.valid_N[rows])
         value_N, log_weight_N, level_N = gather_rows(own_B3, layout).unbind(1)
         valid_anchors = positives.valid_N.sum()
@@ -97,9 +96,8 @@ class _LogSumExpLoss(torch.autograd.Function):
             scale = scale * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
         scale = torch.where(valid_anchors > 0, scale, 0)
         gradient_BD = x_ND.new_empty((layout.rows_per_rank[layout.rank], x_ND.shape[1]))
-        for rows in blocks_of_identities(x_ND, ctx.positives, layout.own):
+        for block, rows in blocks_of_identities(x_ND, ctx.positives, layout.own):
             index_bP, pull_bP = _pulls(x_ND, rows, ctx.positives, ctx.numbers, ctx.terms, of_N)
-            block = slice(rows.start - layout.own.start, rows.stop - layout.own.start)
             gradient_BD[block] = weighted_rows_within(x_ND, index_bP, pull_bP)
         _add_negatives_(gradient_BD, x_ND, ctx.positives, ctx.numbers, ctx.terms, layout, of_N)
         return gradient_BD.mul_(scale), None, None, None, None

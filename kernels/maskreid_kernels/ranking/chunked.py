@@ -107,9 +107,8 @@ class _RankingLoss(torch.autograd.Function):
         if of_N is None:
             scale = scale * layout.world_size / valid_anchors.clamp(min=1)  # W: see maskreid_kernels.ranks
         gradient_BD = x_ND.new_empty((layout.rows_per_rank[layout.rank], x_ND.shape[1]))
-        for rows in blocks_of_identities(x_ND, ctx.positives, layout.own):
+        for block, rows in blocks_of_identities(x_ND, ctx.positives, layout.own):
             index_bP, pull_bP = _pulls(x_ND, rows, ctx.positives, ctx.numbers, ctx.terms, of_N)
-            block = slice(rows.start - layout.own.start, rows.stop - layout.own.start)
             gradient_BD[block] = weighted_rows_within(x_ND, index_bP, pull_bP)
         if ctx.active is not None:
             _add_listed_(gradient_BD, x_ND, ctx.active, ctx.numbers, of_N)
@@ -125,7 +124,7 @@ def _of_positives(
     collective)."""
     # float64 holds row numbers exactly
     own_B3 = x_ND.new_empty((layout.rows_per_rank[layout.rank], 3), dtype=torch.float64)
-    for rows in blocks_of_identities(x_ND, positives, layout.own):
+    for block, rows in blocks_of_identities(x_ND, positives, layout.own):
         _, index_bP, positive_bP = positives.of_rows(rows)
         S_bP = similarities_within(x_ND, rows, index_bP)
         least_b = S_bP.masked_fill(~positive_bP, torch.inf).min(1).values
@@ -135,7 +134,6 @@ def _of_positives(
         threshold_b = torch.where(positives.valid_N[rows], terms.margin - least_b, never)
         squares_b = (S_bP - 1).square_().mul_(positive_bP).sum(1)
         pull_b = squares_b * (terms.pull / 2) / positives.positives_N[rows].clamp(min=1)
-        block = slice(rows.start - layout.own.start, rows.stop - layout.own.start)
         own_B3[block] = torch.stack([threshold_b.double(), least_row_b.double(), pull_b.double()], 1)
     threshold_N, least_N, pull_N = gather_rows(own_B3, layout).unbind(1)
     return threshold_N.to(x_ND.dtype), least_N.long(), pull_N
