@@ -148,6 +148,11 @@ class LossConfig(Section):
     gamma: Annotated[float, Field(gt=0)] = 128.0  # circle
     temperature: Annotated[float, Field(gt=0)] = 0.1  # supervised_contrastive
     identity_weight: Annotated[float, Field(ge=0)] = 0.0
+    # Cross-batch memory: the loss of the batch against its own embeddings and those of the last `memory` steps is added,
+    # `memory_weight` times, from step `memory_start` on. 0: none.
+    memory: Count = 0
+    memory_weight: Annotated[float, Field(gt=0)] = 1.0
+    memory_start: Count = 0
     # Backend of `loss.name`; the added softmax uses auto.
     backend: Literal["auto", "reference", "dense", "chunked", "triton"] = "auto"
     # Of the triton backend's matrix products, see maskreid_kernels.precision; auto: what
@@ -182,6 +187,19 @@ class LossConfig(Section):
             raise ValueError(
                 f'precision is an option of the triton backend, not of "{self.backend}"; leave it out, or '
                 'use backend = "triton"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _memory_has_pairs(self) -> Self:
+        if not self.memory:
+            if (self.memory_weight, self.memory_start) != (1.0, 0):
+                raise ValueError("memory_weight and memory_start are of a memory; set loss.memory, in steps")
+        elif self.name == "softmax":
+            raise ValueError("the softmax loss compares no embeddings, which memory keeps; leave it out")
+        elif self.backend in ("dense", "triton"):
+            raise ValueError(
+                f'the {self.backend} backend takes no candidates beside the batch, which memory is; use backend = "auto"'
             )
         return self
 

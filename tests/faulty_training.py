@@ -27,11 +27,18 @@ training_step = loop.training_step
 
 
 def faulty_step(
-    engine: Any, batch: Batch, classes: Any, config: Any, step: int, watch: Any, world: World
+    engine: Any,
+    batch: Batch,
+    classes: Any,
+    config: Any,
+    step: int,
+    watch: Any,
+    world: World,
+    memory: Any = None,
 ) -> Any:
     here = world.rank == int(RANK) and str(step + 1) in STEPS
     hooks = [hook for hook in (before(engine.module) if here else None,) if hook]
-    result = training_step(engine, batch, classes, config, step, watch, world)
+    result = training_step(engine, batch, classes, config, step, watch, world, memory)
     for hook in hooks:
         hook.remove()
     if here:

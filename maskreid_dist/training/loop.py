@@ -29,6 +29,7 @@ from maskreid_dist.training.environment import place_of_process, tell_libraries
 from maskreid_dist.training.gradient_cache import cached_backward, micro_batches
 from maskreid_dist.training.leaving import last_words, leave_together, part, print_errors, watch_over
 from maskreid_dist.training.meeting import Meeting, open_store
+from maskreid_dist.training.memory import Memory, start_memory
 from maskreid_dist.training.meter import Meter
 from maskreid_dist.training.objective import objective
 from maskreid_dist.training.preparing import Preparation, prepare_alike
@@ -85,6 +86,7 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
     classes = identity_classes(split)
     head_classes = len(classes) if config.loss.classifies else 0
     engine = _start_engine(prepared, head_classes, checkpoint, folder, world)
+    memory = start_memory(config.loss, checkpoint, world)
     step = start = checkpoint.step if checkpoint else 0
     last = config.optimizer.steps
     changes = changes_of(checkpoint, config)
@@ -114,7 +116,7 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
             if log and news:
                 log.say_all(news)
             pulse.doing = f"step {step + 1}, computing"
-            scalars, applied = training_step(engine, batch, classes, config, step, watch, world)
+            scalars, applied = training_step(engine, batch, classes, config, step, watch, world, memory)
             if applied:
                 meter.add(scalars, len(batch.pids_B) * world.size, waited_s)
             else:
@@ -136,7 +138,7 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
                 if broken := replicas.check(engine.module, world, step):
                     divergence.stop(watch, step, broken)
             if saves:
-                save_checkpoint(engine, folder, step, config, facts, world)
+                save_checkpoint(engine, folder, step, config, facts, world, memory)
         if log:
             log.say_all(bad_samples.lines())
         if log and stopping:
@@ -181,10 +183,19 @@ def _agree_on_step(
 
 
 def training_step(
-    engine: Any, batch: Batch, classes: Tensor, config: Config, step: int, watch: FiniteWatch, world: World
+    engine: Any,
+    batch: Batch,
+    classes: Tensor,
+    config: Config,
+    step: int,
+    watch: FiniteWatch,
+    world: World,
+    memory: Memory | None = None,
 ) -> tuple[dict[str, Tensor], bool]:
     """A single training step; returns what to log as 0-d tensors on the device, and whether the weights were
     updated: not where gradients are not finite (divergence.update). All ranks take part.
+
+    memory: the recipe's cross-batch memory; keeps the rows of a step that was applied.
 
     The batch is global: the loss sees every rank's embeddings, and its gradient is scaled such that
     DeepSpeed's average over ranks is the gradient of one process on the whole batch.
@@ -195,7 +206,8 @@ def training_step(
     split = config.batch.micro_images > 0
     before = Buffers(engine.module) if split or config.run.non_finite == "skip" else None
     forward = partial(_forward, engine, batch, config.seed, step, world)
-    loss_of = partial(objective, labels_B=labels, config=config.loss, group=dist.group.WORLD)
+    past = memory.at(step) if memory else None
+    loss_of = partial(objective, labels_B=labels, config=config.loss, group=dist.group.WORLD, past=past)
     if split:
         assert before is not None
         parts = micro_batches(len(labels), config.batch.micro_images)
@@ -206,6 +218,8 @@ def training_step(
         engine.backward(loss)
     watch.note(step, loss, output.embedding_BD)
     applied = update(engine, config.run, world, before)
+    if memory and applied:
+        memory.keep(output.embedding_BD, labels)
     return {"loss": loss.detach(), **scalars}, applied
 
 

@@ -23,13 +23,20 @@ from torch import nn
 
 from maskreid_dist.config import Config
 from maskreid_dist.model.checkpoint import FORMAT, MANIFEST, PARTIAL, WEIGHTS, finished_checkpoints
+from maskreid_dist.training.memory import MEMORY, Memory, save_memory, whole_memory
 from maskreid_dist.training.run_folder import RunFolder
 from maskreid_dist.training.world import World
 from maskreid_shards.atomic import naming, sync_folder
 
 
 def save_checkpoint(
-    engine: Any, folder: RunFolder, step: int, config: Config, facts: dict[str, Any], world: World
+    engine: Any,
+    folder: RunFolder,
+    step: int,
+    config: Config,
+    facts: dict[str, Any],
+    world: World,
+    memory: Memory | None = None,
 ) -> Path:
     """Save the engine's state after `step` steps. All ranks take part; each run directory's keeper commits.
 
@@ -49,12 +56,16 @@ def save_checkpoint(
     world.barrier()
     with _writing(partial):
         engine.save_checkpoint(str(folder.checkpoints), tag=partial.name, save_latest=False)
+    whole = whole_memory(memory, config.model.embedding_dim, world) if memory else None
     world.barrier()  # every rank's file is written
     if folder.is_keeper:
         check_pieces(partial, config.engine.zero_stage, folder.ranks)
         with _writing(partial / WEIGHTS):
             state = {name: t.detach().cpu().contiguous() for name, t in engine.module.state_dict().items()}
             save_file(state, partial / WEIGHTS)
+        if whole:
+            with _writing(partial / MEMORY):
+                save_memory(whole, partial)
         _write_manifest(
             partial,
             {
