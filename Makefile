@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters
 
 .PHONY: help install demo test faults lint types golden speed kernels-report kernels-predictions kernels-gpu-path launch-counts \
-  gpu-cache gpu test-adapters kernels-alone wheels clean
+  gpu-cache gpu test-adapters kernels-alone steady wheels clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-adapters  test the losses in the calling forms of other libraries against those libraries"
 	@echo "make kernels-alone  the losses in a fresh environment: size, time of import, README, tests (TORCH=torch==VERSION)"
 	@echo "make faults  the tests of dead, stuck and failing ranks that take minutes"
+	@echo "make steady  the tests that wait for other processes, 20 times each: idle, loaded, on one core (OPTIONS=...)"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
 	@echo "make golden  compare the bits of this tree with those of a commit: training, losses, conversion (BASE=COMMIT)"
@@ -60,6 +61,9 @@ test-adapters: $(ADAPTERS)/.installed
 
 faults: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m faults --durations=0
+
+steady: $(INSTALLED)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python tests/steady.py $(OPTIONS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
