@@ -2,29 +2,30 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TRITON_TESTS := $(addprefix tests/test_kernels_,triton_batch_hard.py triton_ranking.py triton_logsumexp.py gpu_presets.py)
+TRITON_TESTS := $(addprefix tests/test_kernels_,\
+  triton_batch_hard.py triton_ranking.py triton_logsumexp.py gpu_presets.py)
 INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters
 
-.PHONY: help install demo test faults lint types golden speed kernels-report kernels-predictions kernels-gpu-path launch-counts \
-  gpu-cache gpu test-adapters kernels-alone steady wheels clean
+.PHONY: help install demo test faults lint types golden speed kernels-report kernels-predictions \
+  kernels-gpu-path launch-counts gpu-cache gpu test-adapters kernels-alone steady wheels clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
 	@echo "make test    run the tests"
 	@echo "make test-adapters  test the losses in the calling forms of other libraries against those libraries"
-	@echo "make kernels-alone  the losses in a fresh environment: size, time of import, README, tests (TORCH=torch==VERSION)"
+	@echo "make kernels-alone  the losses in a fresh environment: size, import, tests (TORCH=torch==VERSION)"
 	@echo "make faults  the tests of dead, stuck and failing ranks that take minutes"
-	@echo "make steady  the tests that wait for other processes, 20 times each: idle, loaded, on one core (OPTIONS=...)"
+	@echo "make steady  the tests that wait for other processes, 20 times each (OPTIONS=...)"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
-	@echo "make golden  compare the bits of this tree with those of a commit: training, losses, conversion (BASE=COMMIT)"
-	@echo "make speed   time the losses of this tree beside those of a commit, on the CPU (BASE=COMMIT, OPTIONS=...)"
-	@echo "make kernels-report  compile every Triton program ahead of time: limits, predicted times (OUTPUT=FILE.md)"
+	@echo "make golden  compare training, losses and a conversion with a commit's, bit for bit (BASE=COMMIT)"
+	@echo "make speed   time the losses beside those of a commit, on the CPU (BASE=COMMIT, OPTIONS=...)"
+	@echo "make kernels-report  every Triton program ahead of time: limits, predicted times (OUTPUT=FILE.md)"
 	@echo "make kernels-predictions  what a GPU is predicted to measure, for the Triton of PYTHON"
 	@echo "make kernels-gpu-path  the Triton tests on a GPU's path without one: every launch compiles, none runs"
 	@echo "make launch-counts  launches of each loss, forward and backward, counted without a GPU"
-	@echo "make gpu-cache PYTHON=...  compile what the Triton tests run on a GPU, by that Python's triton, into dist/gpu-cache.tar.xz"
+	@echo "make gpu-cache PYTHON=...  compile what the Triton tests run on a GPU into dist/gpu-cache.tar.xz"
 	@echo "make gpu     on a CUDA machine: the kernels' tests and figures (kernels/bench/GPU.md)"
 	@echo "make wheels  build the three distributions into dist/ and check them"
 	@echo "make clean   remove the virtual environment and the runs"
@@ -33,7 +34,8 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml kernels/pyproject.toml shards/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ./kernels -e ./shards -e '.[dev]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -e ./kernels -e ./shards -e '.[dev]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -41,7 +43,8 @@ demo: $(INSTALLED)
 
 # A process a core, a test file at a time; each with one thread, or they stand in each other's way.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --durations=10 -n $$(nproc) --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --durations=10 \
+	  -n $$(nproc) --maxprocesses 8 --dist loadfile
 
 # Needs no environment of its own: it makes one, with a CPU build of torch.
 kernels-alone:
@@ -81,7 +84,8 @@ speed: $(INSTALLED)
 	PYTHONPATH=tests $(BIN)/python -m golden.speed $(BASE) $(OPTIONS)
 
 kernels-report: $(INSTALLED)
-	env -u TRITON_INTERPRET $(BIN)/python -m maskreid_kernels.bench ahead-of-time $(if $(OUTPUT),--output $(OUTPUT))
+	env -u TRITON_INTERPRET $(BIN)/python -m maskreid_kernels.bench ahead-of-time \
+	  $(if $(OUTPUT),--output $(OUTPUT))
 
 kernels-predictions:
 	env -u TRITON_INTERPRET PYTHONPATH=kernels $(PYTHON) -m maskreid_kernels.bench ahead-of-time --predictions
@@ -89,7 +93,8 @@ kernels-predictions:
 # Two processes; tests/gpu_path.py says what each keeps.
 kernels-gpu-path: $(INSTALLED)
 	for part in 1/2 2/2; do \
-	  GPU_PATH_PART=$$part PYTHONPATH=tests $(BIN)/python -m pytest -q -p gpu_path -p no:cacheprovider $(TRITON_TESTS) & pids="$$pids $$!"; \
+	  GPU_PATH_PART=$$part PYTHONPATH=tests $(BIN)/python -m pytest -q -p gpu_path -p no:cacheprovider \
+	    $(TRITON_TESTS) & pids="$$pids $$!"; \
 	done; for pid in $$pids; do wait $$pid || failed=1; done; test -z "$$failed"
 
 launch-counts: $(INSTALLED)

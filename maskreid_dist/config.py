@@ -86,8 +86,9 @@ class BatchConfig(Section):
     # them out.
     few_images: Literal["repeat", "all", "skip"] = "repeat"
     passes: Positive = 1
-    # Gradient cache: most images of a rank that pass the network at once, in nearly equal parts of its rows; the loss still
-    # sees the global batch. One more forward pass; batch normalisation is by part. 0: all at once.
+    # Gradient cache: most images of a rank that pass the network at once, in nearly equal parts of its rows;
+    # the loss still sees the global batch. One more forward pass; batch normalisation is by part. 0: all at
+    # once.
     micro_images: Count = 0
 
     @field_validator("micro_images")
@@ -148,8 +149,8 @@ class LossConfig(Section):
     gamma: Annotated[float, Field(gt=0)] = 128.0  # circle
     temperature: Annotated[float, Field(gt=0)] = 0.1  # supervised_contrastive
     identity_weight: Annotated[float, Field(ge=0)] = 0.0
-    # Cross-batch memory: the loss of the batch against its own embeddings and those of the last `memory` steps is added,
-    # `memory_weight` times, from step `memory_start` on. 0: none.
+    # Cross-batch memory: the loss of the batch against its own embeddings and those of the last `memory`
+    # steps is added, `memory_weight` times, from step `memory_start` on. 0: none.
     memory: Count = 0
     memory_weight: Annotated[float, Field(gt=0)] = 1.0
     memory_start: Count = 0
@@ -199,7 +200,8 @@ class LossConfig(Section):
             raise ValueError("the softmax loss compares no embeddings, which memory keeps; leave it out")
         elif self.backend in ("dense", "triton"):
             raise ValueError(
-                f'the {self.backend} backend takes no candidates beside the batch, which memory is; use backend = "auto"'
+                f"the {self.backend} backend takes no candidates beside the batch, which memory is; use "
+                'backend = "auto"'
             )
         return self
 
@@ -241,13 +243,13 @@ class RunConfig(Section):
     log_every: Positive = 10  # steps
     checkpoint_every: Positive = 500  # steps
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2  # the newest can be damaged: the one before must exist
-    # Each machine has a run directory of its own (--runs on a local disk) and keeps the pieces of its ranks there. Resuming
-    # needs them all.
+    # Each machine has a run directory of its own (--runs on a local disk) and keeps the pieces of its ranks
+    # there. Resuming needs them all.
     local_checkpoints: bool = False
     # Steps from one comparison of the ranks' weights to the next; 0: only before each save. A host sync each.
     check_every: Count = 0
-    # A loss or gradient that is not finite ends the training before a save (stop), or its step is left out (skip: a host
-    # sync each step), at most `non_finite_budget` times in a run.
+    # A loss or gradient that is not finite ends the training before a save (stop), or its step is left out
+    # (skip: a host sync each step), at most `non_finite_budget` times in a run.
     non_finite: Literal["stop", "skip"] = "stop"
     non_finite_budget: Positive = 10
 
@@ -270,8 +272,8 @@ class Config(Section):
         ragged = self.batch.sampling == "pk" and self.batch.few_images == "all"
         if self.batch.micro_images and ragged and self.engine.zero_stage >= 2:
             raise ValueError(
-                'batch.micro_images with few_images = "all" needs engine.zero_stage 0 or 1: ranks whose batches differ in '
-                "size would reduce their gradients a different number of times"
+                'batch.micro_images with few_images = "all" needs engine.zero_stage 0 or 1: ranks whose '
+                "batches differ in size would reduce their gradients a different number of times"
             )
         return self
 

@@ -1,8 +1,8 @@
 """What the tests of the Triton programs on a GPU run: losses, precision presets and batches.
 
-The batches leave no choice to rounding: every anchor's nearest negative, and the negatives inside the sparse margins, are
-apart from the rest by far more than the coarsest preset is wrong. So a program that is right is close to float64 under
-every preset, and one that forgets a tile is not.
+The batches leave no choice to rounding: every anchor's nearest negative, and the negatives inside the sparse
+margins, are apart from the rest by far more than the coarsest preset is wrong. So a program that is right is
+close to float64 under every preset, and one that forgets a tile is not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ LOSSES: dict[str, Loss] = {
     "batch_hard": batch_hard("euclidean"),
     "batch_hard_squared": batch_hard("squared_euclidean"),
     "batch_hard_cosine": batch_hard("cosine"),
-    # Without the pull, and without the negatives outside the margin: the gradient is that of the few violators.
+    # Without the pull, and without the negatives outside the margin: the gradient is that of the few
+    # violators.
     "ranking_sparse": ranking(margin=0.2, pull=0.0, negatives="violating"),
     "ranking_dense": ranking(margin=0.8),
     "ranking_raw": ranking(margin=0.35, normalize=False, negatives="violating"),
@@ -51,8 +52,9 @@ LOSSES: dict[str, Loss] = {
 class Preset:
     """How rows are given and multiplied, and how far from float64 a right program may be.
 
-    `mined`: of the gradient, relative to its norm, where the preset only picks pairs and the rest is computed in full
-    precision (batch-hard). `summed`: where similarities in the preset's precision are summed (the other losses).
+    `mined`: of the gradient, relative to its norm, where the preset only picks pairs and the rest is computed
+    in full precision (batch-hard). `summed`: where similarities in the preset's precision are summed (the
+    other losses).
     """
 
     rows: torch.dtype
@@ -67,9 +69,10 @@ class Preset:
         return self.mined if loss.startswith("batch_hard") else self.summed
 
 
-# A similarity S of unit rows is wrong by about u / sqrt(D) where each factor is rounded to u, and its exponential by the
-# loss's scale (up to 64: circle) times that. u: 2^-9 of bfloat16, 2^-11 of tf32 (2^-10 where it is cut off), 2^-17 of
-# bf16x3, 2^-22 of tf32x3, 2^-24 of float32. A gradient in bfloat16 is rounded to 2^-9 whatever was before it.
+# A similarity S of unit rows is wrong by about u / sqrt(D) where each factor is rounded to u, and its
+# exponential by the loss's scale (up to 64: circle) times that. u: 2^-9 of bfloat16, 2^-11 of tf32 (2^-10
+# where it is cut off), 2^-17 of bf16x3, 2^-22 of tf32x3, 2^-24 of float32. A gradient in bfloat16 is rounded
+# to 2^-9 whatever was before it.
 PRESETS = (
     Preset(torch.bfloat16, "auto", 4e-3, 1e-2),
     Preset(torch.float32, "bf16", 1e-5, 1e-2),
@@ -82,11 +85,13 @@ PRESETS = (
 
 
 def batch(rows: int, columns: int, crowd: int = 0) -> tuple[Tensor, Tensor]:
-    """[rows, columns] float64 and labels, in no order; the last `crowd` of them are one identity. At least 14 columns.
+    """[rows, columns] float64 and labels, in no order; the last `crowd` of them are one identity. At least 14
+    columns.
 
-    Each identity has a twin, anywhere in the sort by label, whose rows are its nearest negatives: the centres' similarity
-    is 0.8. Within such a pair the rows' deviations from the centres are orthogonal. The first row of an identity lies
-    next to its centre, so it is the nearest of the twin's; the others lie around.
+    Each identity has a twin, anywhere in the sort by label, whose rows are its nearest negatives: the
+    centres' similarity is 0.8. Within such a pair the rows' deviations from the centres are orthogonal. The
+    first row of an identity lies next to its centre, so it is the nearest of the twin's; the others lie
+    around.
     """
     generator = torch.Generator().manual_seed(rows + columns + crowd)
     ordinary = rows - crowd

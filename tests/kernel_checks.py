@@ -1,7 +1,7 @@
 """Comparisons that the kernels' tests share, and the one place that knows where values mean something.
 
-Tests of Triton programs run on a GPU, in Triton's interpreter (small sizes), or under gpu_path.py, which compiles for a GPU
-and runs nothing: it sets VALUES to False, and no comparison is made.
+Tests of Triton programs run on a GPU, in Triton's interpreter (small sizes), or under gpu_path.py, which
+compiles for a GPU and runs nothing: it sets VALUES to False, and no comparison is made.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def near(
 ) -> None:
     """The loss within `value` times max(1, loss), the gradient's error within `gradient` times its norm.
 
-    `expected` is computed only where it is compared. least: a norm below which the gradient's error is absolute.
+    `expected` is computed only where it is compared. least: a norm below which the gradient's error is
+    absolute.
     """
     if not VALUES:
         return
@@ -38,7 +39,8 @@ def near(
 
 
 def same_bits(step: Callable[[], Step], repeats: int = 2) -> Step:
-    """`step()`, whose repetitions must give the same bits. Once where nothing runs in parallel: the interpreter."""
+    """`step()`, whose repetitions must give the same bits. Once where nothing runs in parallel: the
+    interpreter."""
     first = step()
     for _ in range(repeats - 1 if VALUES and GPU else 0):
         again = step()

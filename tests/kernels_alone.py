@@ -1,11 +1,12 @@
-"""maskreid_kernels in an environment of its own: what it adds, how long it takes to import, and its whole test suite.
+"""maskreid_kernels in an environment of its own: what it adds, how long it takes to import, and its whole
+test suite.
 
     python tests/kernels_alone.py [--torch torch==VERSION] [--keep FOLDER] [--no-suite]
 
-A fresh virtual environment gets a CPU build of torch, triton, then `pip install ./kernels`, and for the tests pytest,
-Hypothesis and NumPy (Triton's interpreter is written in it; the package does not need it), all at the versions of
-constraints.txt. Nothing of the checkout but the tests is on Python's path. Exit status 1: a test failed or something is
-installed that should not be; 2: the environment could not be made.
+A fresh virtual environment gets a CPU build of torch, triton, then `pip install ./kernels`, and for the tests
+pytest, Hypothesis and NumPy (Triton's interpreter is written in it; the package does not need it), all at the
+versions of constraints.txt. Nothing of the checkout but the tests is on Python's path. Exit status 1: a test
+failed or something is installed that should not be; 2: the environment could not be made.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Environment:
         names = [one["metadata"]["name"] for one in coming]
         if any(name.startswith(("nvidia-", "cuda-")) for name in names):
             raise AloneError(
-                f"{self.torch} is a CUDA build of 5 GB here; point pip at PyTorch's CPU wheels (PIP_EXTRA_INDEX_URL), "
-                "or name one with --torch"
+                f"{self.torch} is a CUDA build of 5 GB here; point pip at PyTorch's CPU wheels "
+                "(PIP_EXTRA_INDEX_URL), or name one with --torch"
             )
         self.install(self.torch)
 
@@ -94,7 +95,9 @@ def run(*command: str | Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     pinned = re.search(r"^torch==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned
-    parser = argparse.ArgumentParser(prog="make kernels-alone", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="make kernels-alone", description=" ".join(__doc__.partition("\n\n")[0].split())
+    )
     parser.add_argument("--torch", default=pinned[0], help=f"requirement ({pinned[0]})")
     parser.add_argument(
         "--keep", type=Path, help="make the environment in this new folder and leave it there"
@@ -143,8 +146,8 @@ def imports(environment: Environment) -> None:
     ]  # the first fills caches
     torch, own, modules = (statistics.median(column) for column in zip(*found, strict=True))
     print(
-        f"import maskreid_kernels after torch: {1e3 * own:.0f} ms of the processor's time and {modules:.0f} modules "
-        f"(torch: {1e3 * torch:.0f} ms), median of {IMPORTS}"
+        f"import maskreid_kernels after torch: {1e3 * own:.0f} ms of the processor's time and {modules:.0f} "
+        f"modules (torch: {1e3 * torch:.0f} ms), median of {IMPORTS}"
     )
 
 

@@ -2,8 +2,9 @@
 
     python tests/launch_counts.py [--rows 1024] [--columns 256] [--dtype float32] [--json]
 
-Counted are the operators of torch that launch (views, allocations and metadata do not), Triton launches, and the times the
-host waits for the GPU. Nothing is compiled and nothing runs: tensors only say they are on a GPU (pretend_device.py).
+Counted are the operators of torch that launch (views, allocations and metadata do not), Triton launches, and
+the times the host waits for the GPU. Nothing is compiled and nothing runs: tensors only say they are on a GPU
+(pretend_device.py).
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def main() -> None:
         return
     print(f"N = {options.rows}, D = {options.columns}, {options.dtype}, forward and backward\n")
     print(
-        "| loss | operators | Triton | host waits | dense: operators | host waits |\n|---|---|---|---|---|---|"
+        "| loss | operators | Triton | host waits | dense: operators | host waits "
+        "|\n|---|---|---|---|---|---|"
     )
     for name, by in found.items():
         ours, dense = by["triton"], by["dense"]

@@ -1,4 +1,5 @@
-"""The libraries whose calling forms the adapters take, for tests: their names where installed, else the test is skipped."""
+"""The libraries whose calling forms the adapters take, for tests: their names where installed, else the test
+is skipped."""
 
 from __future__ import annotations
 

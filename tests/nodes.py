@@ -1,4 +1,5 @@
-"""A training on several machines, all of them this one: a launcher each, or a process each, with its own arguments."""
+"""A training on several machines, all of them this one: a launcher each, or a process each, with its own
+arguments."""
 
 import os
 import signal

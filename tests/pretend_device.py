@@ -1,9 +1,9 @@
 """Tensors that say they are on a GPU, on a machine that has none: host code takes its GPU branches.
 
-A `GpuTensor` holds a CPU tensor and answers `device` and `is_cuda` as a GPU's would. Operators run on the CPU and are
-counted: those that a GPU would launch, and those that would wait for it. Uninitialised memory is zero, so that what a
-Triton program would have written there (see pretend_driver.py) is at least a valid index. Mixing it with a CPU tensor
-fails as on a GPU.
+A `GpuTensor` holds a CPU tensor and answers `device` and `is_cuda` as a GPU's would. Operators run on the CPU
+and are counted: those that a GPU would launch, and those that would wait for it. Uninitialised memory is
+zero, so that what a Triton program would have written there (see pretend_driver.py) is at least a valid
+index. Mixing it with a CPU tensor fails as on a GPU.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ class PretendGpu(TorchDispatchMode):
 
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operator on the held tensors; its results are on the GPU where one of its tensors or its device is."""
+    """Run an operator on the held tensors; its results are on the GPU where one of its tensors or its device
+    is."""
     gpu: list[GpuTensor] = []
     cpu: list[Tensor] = []
 

@@ -1,8 +1,9 @@
-"""A driver for Triton on a machine without a GPU: every launch compiles for sm_90 as on an H100, and nothing runs.
+"""A driver for Triton on a machine without a GPU: every launch compiles for sm_90 as on an H100, and nothing
+runs.
 
-The keys are those of real launches (types, alignment, divisibility, constants of the arguments), so a program that only
-a GPU would be asked for is compiled here too. Recorded: compilations, launches and their grids, the launcher stubs that
-Triton 3.6 has gcc build. Works with Triton 3.6 and 3.7.
+The keys are those of real launches (types, alignment, divisibility, constants of the arguments), so a program
+that only a GPU would be asked for is compiled here too. Recorded: compilations, launches and their grids, the
+launcher stubs that Triton 3.6 has gcc build. Works with Triton 3.6 and 3.7.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Python function calls of one loss on a small batch, forward and backward: what the host does beside torch's operators.
+"""Python function calls of one loss on a small batch, forward and backward: what the host does beside torch's
+operators.
 
     python tests/python_calls.py [--rows 64] [--columns 256]
 
-Counted are calls of the package's functions and those they make themselves; what happens inside torch is not. The number
-does not depend on the machine or on what else it does.
+Counted are calls of the package's functions and those they make themselves; what happens inside torch is not.
+The number does not depend on the machine or on what else it does.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def python_calls(loss: Callable[..., Tensor], rows: int = 64, columns: int = 256
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=" ".join((__doc__ or "").partition("\n\n")[0].split()))
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--columns", type=int, default=256)
     options = parser.parse_args()

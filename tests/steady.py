@@ -1,7 +1,7 @@
 """The tests that signal, kill, wait for or measure another process, again and again: `make steady`.
 
-None of them may depend on how fast the machine is. So each is run many times on an idle machine, beside two busy
-processes for each core, and with all its processes on one core.
+None of them may depend on how fast the machine is. So each is run many times on an idle machine, beside two
+busy processes for each core, and with all its processes on one core.
 """
 
 import argparse

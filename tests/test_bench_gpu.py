@@ -1,5 +1,5 @@
-"""The program for a GPU machine: every step in the interpreter, nothing imported that such a machine lacks, no step in
-the way of the next."""
+"""The program for a GPU machine: every step in the interpreter, nothing imported that such a machine lacks,
+no step in the way of the next."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ from test_bench_predictions import all_programs
 ROOT = Path(__file__).parent.parent
 # What a GPU machine is known to have, and what these need.
 THERE = """
-torch torchgen functorch triton nvidia numpy sympy mpmath networkx jinja2 markupsafe filelock fsspec typing_extensions
-setuptools _distutils_hack pkg_resources pytest _pytest pluggy iniconfig packaging pygments hypothesis _hypothesis_globals
-_hypothesis_ftz_detector _hypothesis_pytestplugin sortedcontainers attr attrs py xdist execnet matplotlib mpl_toolkits
-kiwisolver contourpy cycler pyparsing dateutil six PIL fontTools pylab optree
+torch torchgen functorch triton nvidia numpy sympy mpmath networkx jinja2 markupsafe filelock fsspec
+typing_extensions setuptools _distutils_hack pkg_resources pytest _pytest pluggy iniconfig packaging pygments
+hypothesis _hypothesis_globals _hypothesis_ftz_detector _hypothesis_pytestplugin sortedcontainers attr attrs
+py xdist execnet matplotlib mpl_toolkits kiwisolver contourpy cycler pyparsing dateutil six PIL fontTools
+pylab optree
 """.split()
-# In every process of the run: a module of another package cannot be imported, and looks as if it were not installed.
+# In every process of the run: a module of another package cannot be imported, and looks as if it were not
+# installed.
 BLOCK = f"""
 import importlib.machinery, sys, sysconfig
 THERE = {THERE!r}
@@ -97,7 +99,8 @@ def test_a_dry_run_walks_every_step_with_what_a_gpu_machine_has(tmp_path: Path) 
 
 def test_the_block_blocks(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(BLOCK)
-    code = "import importlib.util, numpy; print(*map(importlib.util.find_spec, ('typer', 'pydantic', 'webdataset')))"
+    names = ("typer", "pydantic", "webdataset")
+    code = f"import importlib.util, numpy; print(*map(importlib.util.find_spec, {names}))"
     command = [sys.executable, "-c", code]
     ran = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert ran.stdout == "None None None\n", ran.stderr

@@ -1,4 +1,5 @@
-"""The model of a GPU: which term decides, that every figure has a prediction, and the files that hold them."""
+"""The model of a GPU: which term decides, that every figure has a prediction, and the files that hold
+them."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def test_recorded_pairs_cost_their_branch() -> None:
 
 
 def test_launch_order_decides_what_comes_from_memory() -> None:
-    # 132 blocks of 128 rows of 4 KB are 69 MB: they come again with each of 512 tiles. 16 chunks side by side: they stay.
+    # 132 blocks of 128 rows of 4 KB are 69 MB: they come again with each of 512 tiles. 16 chunks side by
+    # side: they stay.
     rows_first, chunks_first = (memory_bytes(program(), N, N, D, H100, chunks) for chunks in (1, 16))
     assert rows_first > 512 * N * 4096 and chunks_first < 70 * N * 4096
     narrow = [memory_bytes(program(columns=256), N, N, 256, H100, chunks) for chunks in (1, 16)]
@@ -84,8 +86,8 @@ def test_traffic_of_plain_torch() -> None:
         return (x @ x.t()).relu().sum()
 
     found = traffic(loss, torch.float32)
-    # Written by the product, read and written by relu, read by the sum; back: read twice and written once by relu's
-    # gradient (its other input is the sum's, expanded), read by both products.
+    # Written by the product, read and written by relu, read by the sum; back: read twice and written once by
+    # relu's gradient (its other input is the sum's, expanded), read by both products.
     assert found.bytes_per_pair == 4 * (1 + 2 + 1 + 3 + 2) and found.operators >= 7
 
 

@@ -1,4 +1,5 @@
-"""batch.micro_images: the step of a batch in micro batches, through DeepSpeed, against plain torch on the whole batch.
+"""batch.micro_images: the step of a batch in micro batches, through DeepSpeed, against plain torch on the
+whole batch.
 
 One group of gloo ranks checks many things: deepspeed takes seconds to import.
 """
@@ -66,7 +67,8 @@ def network_of(config: Config) -> MaskReID:
 
 
 def frozen_network(config: Config) -> MaskReID:
-    """Batch normalisation with the statistics of one batch: those of a whole batch and of its parts would differ."""
+    """Batch normalisation with the statistics of one batch: those of a whole batch and of its parts would
+    differ."""
     network = network_of(config)
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
@@ -177,7 +179,8 @@ def check_one_part_is_the_unsplit_step(here: World) -> None:
 
 
 def check_statistics_and_dropout(here: World) -> None:
-    """Against micro batches with one graph through all of them: statistics by part, one update of the running ones."""
+    """Against micro batches with one graph through all of them: statistics by part, one update of the running
+    ones."""
     config = recipe(
         batch={"micro_images": 5}, model={"dropout": 0.5}, optimizer={"lr": 0.01, "gradient_clipping": 0.0}
     )

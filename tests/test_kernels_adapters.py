@@ -360,7 +360,8 @@ def test_the_adapters_import_none_of_the_libraries() -> None:
     code = (
         "import sys, maskreid_kernels\n"
         "assert not [name for name in sys.modules if name.startswith('maskreid_kernels.adapters')]\n"
-        "import maskreid_kernels.adapters.pytorch_metric_learning, maskreid_kernels.adapters.open_metric_learning\n"
+        "import maskreid_kernels.adapters.pytorch_metric_learning\n"
+        "import maskreid_kernels.adapters.open_metric_learning\n"
         "import maskreid_kernels.adapters.sentence_transformers\n"
         f"print([name for name in {names} if name in sys.modules])"
     )

@@ -1,4 +1,5 @@
-"""What differs between ranks, or is wrong on one of them, is the same line on every rank: nobody waits, no value differs."""
+"""What differs between ranks, or is wrong on one of them, is the same line on every rank: nobody waits, no
+value differs."""
 
 from __future__ import annotations
 

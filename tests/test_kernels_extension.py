@@ -1,4 +1,5 @@
-"""The worked examples of CONTRIBUTING.md for losses: what a new loss touches, and that it then works everywhere."""
+"""The worked examples of CONTRIBUTING.md for losses: what a new loss touches, and that it then works
+everywhere."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Every loss of the Triton backend under every precision preset, in programs that walk many tiles, against float64.
+"""Every loss of the Triton backend under every precision preset, in programs that walk many tiles, against
+float64.
 
-On a GPU a batch of a few hundred rows gives each program one tile, a case of its own to the compiler. So the number of
-processors is patched here: programs walk all tiles in one chunk, or in a few chunks. Without a GPU the same tests run in
-Triton's interpreter at tiny sizes, in float32 (ieee) and float64, to test the tests.
+On a GPU a batch of a few hundred rows gives each program one tile, a case of its own to the compiler. So the
+number of processors is patched here: programs walk all tiles in one chunk, or in a few chunks. Without a GPU
+the same tests run in Triton's interpreter at tiny sizes, in float32 (ieee) and float64, to test the tests.
 """
 
 from __future__ import annotations

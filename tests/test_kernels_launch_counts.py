@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-# (operators of torch, Triton launches, times the host waits) at N = 1024, D = 256, float32. Lower them, never raise them.
+# (operators of torch, Triton launches, times the host waits) at N = 1024, D = 256, float32. Lower them, never
+# raise them.
 BOUNDS = {
     "batch_hard": (13, 4, 0),
     "ranking": (14, 5, 1),

@@ -1,9 +1,11 @@
-"""The log-sum-exp losses against their formulas written as loops over anchors and pairs in float64, and against peers."""
+"""The log-sum-exp losses against their formulas written as loops over anchors and pairs in float64, and
+against peers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -167,13 +169,13 @@ def test_against_pytorch_metric_learning(backend: str) -> None:
     )  # equal identities: one mean over all
     x = torch.randn(48, 16, generator=generator, dtype=torch.float64)
     pairs = [
-        (peers.NTXentLoss(temperature=0.2), lambda rows: n_pair_loss(rows, labels, scale=5.0, backend=backend)),
-        (peers.SupConLoss(temperature=0.2), lambda rows: supervised_contrastive_loss(rows, labels, temperature=0.2, backend=backend)),
-        (peers.CircleLoss(m=0.3, gamma=20), lambda rows: circle_loss(rows, labels, margin=0.3, gamma=20.0, backend=backend)),
-    ]  # fmt: skip
+        (peers.NTXentLoss(temperature=0.2), partial(n_pair_loss, scale=5.0)),
+        (peers.SupConLoss(temperature=0.2), partial(supervised_contrastive_loss, temperature=0.2)),
+        (peers.CircleLoss(m=0.3, gamma=20), partial(circle_loss, margin=0.3, gamma=20.0)),
+    ]
     for peer, own in pairs:
         ours, theirs = (x.clone().requires_grad_() for _ in range(2))
-        loss, expected = own(ours), peer(theirs, labels)
+        loss, expected = own(ours, labels, backend=backend), peer(theirs, labels)
         loss.backward()
         expected.backward()
         torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)

@@ -1,4 +1,5 @@
-"""What only a GPU, or a user of torch's newer settings, would have met: devices, capture, precision, empty grids."""
+"""What only a GPU, or a user of torch's newer settings, would have met: devices, capture, precision, empty
+grids."""
 
 from __future__ import annotations
 

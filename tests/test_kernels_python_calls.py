@@ -30,7 +30,8 @@ def test_a_call_makes_no_more_calls_than_it_did(name: str) -> None:
 
 def test_the_tool_prints_them() -> None:
     tool = Path(__file__).parent / "python_calls.py"
-    code = f"import sys; sys.path[:0] = {sys.path!r}; sys.argv = ['calls']; import python_calls; python_calls.main()"
+    code = f"import sys; sys.path[:0] = {sys.path!r}; sys.argv = ['calls']"
+    code += "\nimport python_calls; python_calls.main()"
     run = subprocess.run([sys.executable, "-c", code], cwd=tool.parent, capture_output=True, text=True)
     lines = [line.split() for line in run.stdout.splitlines()]
     assert [name for name, _ in lines] == list(MOST), run.stderr

@@ -1,4 +1,5 @@
-"""The chunked ranking loss with its list of pairs, beside the blocks that it replaces and beside the reference."""
+"""The chunked ranking loss with its list of pairs, beside the blocks that it replaces and beside the
+reference."""
 
 import pytest
 import torch

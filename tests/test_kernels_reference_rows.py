@@ -354,7 +354,8 @@ def test_auto_is_chunked(name: str) -> None:
 @pytest.mark.parametrize("name", PAIR_LOSSES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dtypes_and_autocast(backend: str, name: str) -> None:
-    """A bank may be kept in fewer bits than the batch. Each kind of rows has its gradient in its own dtype."""
+    """A bank may be kept in fewer bits than the batch. Each kind of rows has its gradient in its own
+    dtype."""
     x, y, r, z = SITUATIONS["ragged"]
     exact = step(name, x.bfloat16().double(), y, r.bfloat16().double(), z, backend=backend)
     for dtypes in [

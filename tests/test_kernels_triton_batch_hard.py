@@ -1,4 +1,5 @@
-"""The batch-hard loss's Triton backend against the reference in float64. Interpreted without a GPU, else run on it."""
+"""The batch-hard loss's Triton backend against the reference in float64. Interpreted without a GPU, else run
+on it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ DISTANCES = ["euclidean", "squared_euclidean", "cosine"]
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uninitialised memory holds NaN, or a huge negative number: whatever is read before it is written shows."""
+    """Uninitialised memory holds NaN, or a huge negative number: whatever is read before it is written
+    shows."""
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
     monkeypatch.setattr(Tensor, "new_empty", poisoned(Tensor.new_empty))
@@ -84,7 +86,8 @@ def test_few_or_no_valid_anchors(labels: list[int]) -> None:
 
 
 def test_ties_and_distance_zero() -> None:
-    # Exact arithmetic. Rows 0, 1, 5 are equal (distance 0 inside an identity and across), 2 and 3 tie for row 0.
+    # Exact arithmetic. Rows 0, 1, 5 are equal (distance 0 inside an identity and across), 2 and 3 tie for row
+    # 0.
     rows = torch.tensor([[0.0, 0], [0, 0], [2, 0], [0, 2], [4, 0], [0, 0]], dtype=torch.float64)
     for names in ([0, 0, 1, 1, 2, 2], [0, 1, 0, 0, 1, 2], [0, 1, 2, 2, 0, 1]):
         for distance in ("euclidean", "squared_euclidean"):
@@ -118,7 +121,8 @@ def test_a_row_that_is_not_finite_shows() -> None:
 
 
 def test_packed_minimum_finds_a_nearest_negative() -> None:
-    # What the bf16 preset runs, here on float32 rows: the pick's distance is the least, to the bits that packing keeps.
+    # What the bf16 preset runs, here on float32 rows: the pick's distance is the least, to the bits that
+    # packing keeps.
     from maskreid_kernels.batch_hard.terms import row_squares
     from maskreid_kernels.batch_hard.triton import nearest_negatives
     from maskreid_kernels.precision import PRECISIONS

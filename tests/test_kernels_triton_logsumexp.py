@@ -103,9 +103,11 @@ def test_duplicate_and_identical_rows(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["n_pair", "supervised_contrastive", "all_pairs"])
 def test_long_rows(name: str) -> None:
-    """Exponents of millions: float32 keeps a difference of theirs, but not the log of a share or of a sum beside one.
+    """Exponents of millions: float32 keeps a difference of theirs, but not the log of a share or of a sum
+    beside one.
 
-    Whole numbers, so that similarities are exact, whatever the order of the sum: else their rounding is the exponent's.
+    Whole numbers, so that similarities are exact, whatever the order of the sum: else their rounding is the
+    exponent's.
     """
     generator = torch.Generator().manual_seed(0)
     y = (torch.arange(64) // 4).to(DEVICE)

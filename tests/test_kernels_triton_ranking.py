@@ -1,4 +1,5 @@
-"""The ranking loss's Triton programs: on a GPU where there is one, else in Triton's interpreter (float32, float64).
+"""The ranking loss's Triton programs: on a GPU where there is one, else in Triton's interpreter (float32,
+float64).
 
 test_kernels_ranking.py holds this backend to the paper's formula; here are the paths that only it has.
 """
@@ -52,7 +53,8 @@ def compare(x: Tensor, y: Tensor, tolerance: float, **options: Any) -> None:
 
 @pytest.fixture(params=["marks", "dense", "mixed"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The ways through the backward: marked pairs, dense bands, and each anchor by whether its marks fitted."""
+    """The ways through the backward: marked pairs, dense bands, and each anchor by whether its marks
+    fitted."""
     if request.param == "dense":
         no_marks(monkeypatch)
         monkeypatch.setattr(triton_backward, "BAND_BYTES", 1)  # several bands of columns
@@ -96,7 +98,8 @@ def test_the_paths_are_taken(path: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_marks_at_the_ends_of_their_bits() -> None:
-    """Every negative marked in both roles: bits 0 and 15 of a group, the sign bit, a last group of one place."""
+    """Every negative marked in both roles: bits 0 and 15 of a group, the sign bit, a last group of one
+    place."""
     x, y = batch(17, 2, 6)
     compare(x, y, 1e-11, margin=2.5)
 

@@ -1,4 +1,5 @@
-"""loss.memory: the cross-batch memory, against loops over lists; over ranks, saved and loaded; a run that is resumed."""
+"""loss.memory: the cross-batch memory, against loops over lists; over ranks, saved and loaded; a run that is
+resumed."""
 
 import json
 from pathlib import Path

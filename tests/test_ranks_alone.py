@@ -1,4 +1,5 @@
-"""What one rank alone finds wrong before the training: all say it, once a machine, and leave with status 2."""
+"""What one rank alone finds wrong before the training: all say it, once a machine, and leave with status
+2."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor

@@ -28,8 +28,8 @@ def test_two_disks_are_refused_unless_the_recipe_knows(tmp_path: Path) -> None:
     for node in train(tmp_path):
         assert node.status == 2, node.output
         assert node.errors == [
-            f"rank 1 on {HOST}: {tmp_path}/disk1/tiny: is not the run directory that rank 0 writes; the ranks need "
-            "one that all machines share (--runs), or run.local_checkpoints = true"
+            f"rank 1 on {HOST}: {tmp_path}/disk1/tiny: is not the run directory that rank 0 writes; the "
+            "ranks need one that all machines share (--runs), or run.local_checkpoints = true"
         ]
     assert not (tmp_path / "disk1").exists()
 

@@ -1,4 +1,5 @@
-"""A rank that dies, hangs or meets an error of the system is named on every node, and soon all have left with status 1."""
+"""A rank that dies, hangs or meets an error of the system is named on every node, and soon all have left with
+status 1."""
 
 import os
 import signal
@@ -74,8 +75,8 @@ def test_a_rank_that_hangs_is_named_and_shows_its_stack(tmp_path: Path) -> None:
     at = "step 3, computing"
     for rank, node in enumerate(nodes):
         assert node.errors == [
-            f"rank 1 on {HOST} has not arrived, the others waited in vain (it was at: {at}; its stacks are in its "
-            f"log); rank {rank} was at: {at}"
+            f"rank 1 on {HOST} has not arrived, the others waited in vain (it was at: {at}; its stacks are "
+            f"in its log); rank {rank} was at: {at}"
         ]
     assert "in hang" in nodes[1].output and "in training_step" in nodes[0].output
 
@@ -127,7 +128,8 @@ def test_one_launcher_prints_once(tmp_path: Path) -> None:
 
 
 def private_mount(options: str, folder: Path) -> list[str]:
-    """A command for a process that sees a file system of its own at `folder`; skips where none can be mounted."""
+    """A command for a process that sees a file system of its own at `folder`; skips where none can be
+    mounted."""
     script = f'mount -t tmpfs -o {options} none "$0" && exec "$@"'
     prefix = ["unshare", "--mount", "sh", "-c", script, str(folder)]
     if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:

@@ -1,4 +1,5 @@
-"""Ranks whose weights part, and values that are not finite: nothing is saved, and the step, images and ranks are named."""
+"""Ranks whose weights part, and values that are not finite: nothing is saved, and the step, images and ranks
+are named."""
 
 import json
 import socket
@@ -99,7 +100,8 @@ def test_a_loss_that_is_not_finite_names_step_ranks_and_images(tmp_path: Path) -
 
 
 def test_weights_that_are_not_finite_are_not_saved_and_the_advice_works(tmp_path: Path) -> None:
-    """The last update before a save spoils them: every loss was finite. A smaller rate and more steps go on."""
+    """The last update before a save spoils them: every loss was finite. A smaller rate and more steps go
+    on."""
     (node,) = train(tmp_path, "weights 0 4", ranks=1)
     assert node.status == 2, node.output
     assert node.errors[0].startswith("the update of step 4 left weights that are not finite (after step 4: ")

@@ -1,4 +1,5 @@
-"""Retrieval does not depend on tiling, sharding, precision or copies: ties, near ties, failures on one rank."""
+"""Retrieval does not depend on tiling, sharding, precision or copies: ties, near ties, failures on one
+rank."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,5 @@
-"""Training end to end, in real processes: the three launchers, stopping, resuming, and what a bad start says."""
+"""Training end to end, in real processes: the three launchers, stopping, resuming, and what a bad start
+says."""
 
 import json
 import os

@@ -1,7 +1,8 @@
 """The first exchange of a call over ranks: whether every rank's call can be computed together.
 
-A rank that raised alone would leave the others waiting in their next collective, and a rank with another margin would
-compute another loss. So nothing is raised before the exchange, and what is raised is the same line on every rank.
+A rank that raised alone would leave the others waiting in their next collective, and a rank with another
+margin would compute another loss. So nothing is raised before the exchange, and what is raised is the same
+line on every rank.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ def agree(
     group: dist.ProcessGroup,
     device: torch.device | None = None,
 ) -> list[tuple[int, ...]]:
-    """Every rank's numbers, by rank. Raises ValueError, the same line on every rank, when any rank has a problem or the
-    ranks' options differ.
+    """Every rank's numbers, by rank. Raises ValueError, the same line on every rank, when any rank has a
+    problem or the ranks' options differ.
 
-    Every rank of the group takes part (one small all-gather, read on the host: a host sync), whatever it found.
-    problem: what this rank found wrong, in one line, None when nothing. options: what must be equal on all ranks, by
-    name; compared by a hash. numbers: as many on every rank, its problem or not. device: to exchange from, None: one
-    that the group can.
+    Every rank of the group takes part (one small all-gather, read on the host: a host sync), whatever it
+    found. problem: what this rank found wrong, in one line, None when nothing. options: what must be equal on
+    all ranks, by name; compared by a hash. numbers: as many on every rank, its problem or not. device: to
+    exchange from, None: one that the group can.
     """
     device = device or device_of_group(group)
     text = json.dumps(dict(options), sort_keys=True, default=str)

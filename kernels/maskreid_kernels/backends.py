@@ -8,8 +8,9 @@ import torch
 
 BACKENDS = ("reference", "chunked")
 ALL_BACKENDS = ("reference", "dense", "chunked", "triton")
-# On a GPU a smaller batch is launch latency, and nobody's performance. The Triton programs take the fewest launches (a
-# third of the plain path's for batch-hard and ranking), so they come first from here on. Predicted, not yet measured.
+# On a GPU a smaller batch is launch latency, and nobody's performance. The Triton programs take the fewest
+# launches (a third of the plain path's for batch-hard and ranking), so they come first from here on.
+# Predicted, not yet measured.
 TRITON_FROM_ROWS = 256
 
 
@@ -23,9 +24,10 @@ def choose_backend(
 ) -> str:
     """`backend` itself, or for "auto" the faster one.
 
-    On a CPU: the plain form (dense where the loss has it, else reference) up to so many rows of the whole group, else
-    chunked. On a GPU: the plain form below TRITON_FROM_ROWS, else triton where the loss has it. The rows counted are the group's, so that every rank chooses alike and takes part
-    in the same collectives. Raises ValueError when the backend is unknown or not available.
+    On a CPU: the plain form (dense where the loss has it, else reference) up to so many rows of the whole
+    group, else chunked. On a GPU: the plain form below TRITON_FROM_ROWS, else triton where the loss has it.
+    The rows counted are the group's, so that every rank chooses alike and takes part in the same collectives.
+    Raises ValueError when the backend is unknown or not available.
     """
     if backend != "auto":
         check_backend(backend, available)
@@ -55,7 +57,8 @@ def check_device(device: torch.device) -> None:
     """Raise ValueError where Triton programs cannot run on the device."""
     if device.type == "cpu" and not interpreted():
         raise ValueError(
-            'backend "triton" needs rows on a GPU, they are on the CPU (or set TRITON_INTERPRET=1 before the first import)'
+            'backend "triton" needs rows on a GPU, they are on the CPU (or set TRITON_INTERPRET=1 before the '
+            "first import)"
         )
 
 

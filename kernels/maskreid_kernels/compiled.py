@@ -1,14 +1,15 @@
 """The losses under torch.compile: one opaque operator that computes a loss and its gradient together.
 
-torch.compile cannot trace collectives, Triton launches and choices by shape, and need not: to the compiler a loss is
-`maskreid_kernels::loss_with_gradient`, whose fake kernel gives shapes alone. Its forward computes the gradient too, as
-training always wants it; the backward scales it. Losses register what the operator calls (`register`), so nothing here
-knows them. Autograd does not see into an operator, so only backends with a backward of their own run in it; the
-reference is plain torch, and traced as such.
+torch.compile cannot trace collectives, Triton launches and choices by shape, and need not: to the compiler a
+loss is `maskreid_kernels::loss_with_gradient`, whose fake kernel gives shapes alone. Its forward computes the
+gradient too, as training always wants it; the backward scales it. Losses register what the operator calls
+(`register`), so nothing here knows them. Autograd does not see into an operator, so only backends with a
+backward of their own run in it; the reference is plain torch, and traced as such.
 
-There are two of the operator: a loss that reads something on the host (any with a group, ranking to choose its backward,
-the log-sum-exp family the largest identity) cannot be captured in a CUDA graph, and its operator is tagged so: the
-compiler captures what lies before and after it. Batch-hard and softmax without a group are captured whole.
+There are two of the operator: a loss that reads something on the host (any with a group, ranking to choose
+its backward, the log-sum-exp family the largest identity) cannot be captured in a CUDA graph, and its
+operator is tagged so: the compiler captures what lies before and after it. Batch-hard and softmax without a
+group are captured whole.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def _loss_with_gradient(
     group_name: str,
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss (0-d), statistics (float64, as many as the loss has) and gradient on the rows (empty if not wanted)."""
+    """Loss (0-d), statistics (float64, as many as the loss has) and gradient on the rows (empty if not
+    wanted)."""
     call = _unpacked(options, group_name)
     # Casts would be plain autograd, too: rows are cast here, and the preset of their dtype is passed on.
     call = call._replace(precision=preset_of_rows(call.precision, rows_BD.dtype, call.backend))
@@ -191,7 +193,8 @@ def _crossed_shapes(
 
 @torch.library.custom_op("maskreid_kernels::scaled_gradient", mutates_args=())
 def scaled_gradient(gradient_BD: Tensor, of_loss: Tensor, rows_BD: Tensor) -> Tensor:
-    """The gradient of the rows. Its derivative raises; taking the rows ties it to them, or none would be asked for."""
+    """The gradient of the rows. Its derivative raises; taking the rows ties it to them, or none would be
+    asked for."""
     return (gradient_BD * of_loss).to(gradient_BD.dtype)
 
 

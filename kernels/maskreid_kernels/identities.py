@@ -1,7 +1,7 @@
 """Products within identities: an anchor and the few rows that share its label.
 
-Names: N = rows of all ranks, D = columns, b = rows of a block, P = rows of the largest identity. Lists of P places are
-those of `Positives.of_rows`.
+Names: N = rows of all ranks, D = columns, b = rows of a block, P = rows of the largest identity. Lists of P
+places are those of `Positives.of_rows`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ GATHERED_UP_TO = 1 / 64  # of all rows
 
 
 def blocks_of_identities(x_ND: Tensor, positives: Positives, own: slice) -> list[tuple[slice, slice]]:
-    """Blocks of a rank's rows whose products within identities fit in the workspace; see `own_and_global_blocks`."""
+    """Blocks of a rank's rows whose products within identities fit in the workspace; see
+    `own_and_global_blocks`."""
     row = x_ND.shape[1] if _few(x_ND, positives.widest) else 2 * len(x_ND)
     return own_and_global_blocks(own, x_ND.element_size() * row + 40 * positives.widest)
 

@@ -109,10 +109,11 @@ NOTHING = nullcontext()
 
 
 def on_their_device(rows: Tensor, *, launches: bool) -> AbstractContextManager[None]:
-    """Full precision, on the rows' GPU: autocast is off, and launches go to the stream of the device the rows are on.
+    """Full precision, on the rows' GPU: autocast is off, and launches go to the stream of the device the rows
+    are on.
 
-    Triton launches on the current device, whatever its arguments are on. Where nothing has to change, on a CPU, the
-    context managers below would be a tenth of a small batch's calls.
+    Triton launches on the current device, whatever its arguments are on. Where nothing has to change, on a
+    CPU, the context managers below would be a tenth of a small batch's calls.
     """
     if rows.is_cpu and not launches and not torch.is_autocast_enabled("cpu"):
         return NOTHING

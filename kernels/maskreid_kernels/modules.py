@@ -1,6 +1,7 @@
 """The losses as modules: options once, then `module(embeddings, labels)`, or with `reference=` too.
 
-A scale or temperature may be learned: it is then a parameter, stored as its logarithm so that it stays above 0.
+A scale or temperature may be learned: it is then a parameter, stored as its logarithm so that it stays above
+0.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from .softmax import softmax_loss
 class LossModule(nn.Module):
     """A loss with its options, which are those of the function (TypeError for one it does not have).
 
-    Calling it with (embeddings [B, D], labels [B]) gives what the function gives. The state dict holds what is learned and
-    nothing else.
+    Calling it with (embeddings [B, D], labels [B]) gives what the function gives. The state dict holds what
+    is learned and nothing else.
     """
 
     loss: ClassVar[Callable[..., Tensor]]
@@ -68,7 +69,8 @@ class PairLoss(LossModule):
 
 
 class _Learnable(PairLoss):
-    """`learnable=True` makes the number `learned` names a parameter, of the value given or the function's default."""
+    """`learnable=True` makes the number `learned` names a parameter, of the value given or the function's
+    default."""
 
     learned: ClassVar[str]
 

@@ -24,11 +24,12 @@ class Reference(NamedTuple):
 class Call(NamedTuple):
     """How a loss is computed, whichever loss it is.
 
-    group: the ranks whose rows are one batch (convention: `maskreid_kernels.ranks`); None: this process alone. backend:
-    see `maskreid_kernels.backends`; precision: see `maskreid_kernels.precision`. reduction: "mean" over the valid
-    anchors of all ranks (softmax: rows), "sum" over them, or "none", each anchor's value [B], 0 where it is not valid:
-    of one process, not by "triton", under torch.compile by "reference" alone. ignore_index: rows of this label take no
-    part, neither as anchors nor as candidates, and get no gradient; None: every integer is a label.
+    group: the ranks whose rows are one batch (convention: `maskreid_kernels.ranks`); None: this process
+    alone. backend: see `maskreid_kernels.backends`; precision: see `maskreid_kernels.precision`. reduction:
+    "mean" over the valid anchors of all ranks (softmax: rows), "sum" over them, or "none", each anchor's
+    value [B], 0 where it is not valid: of one process, not by "triton", under torch.compile by "reference"
+    alone. ignore_index: rows of this label take no part, neither as anchors nor as candidates, and get no
+    gradient; None: every integer is a label.
 
     reference: a pair (rows [R, D], labels [R]): the only candidates (a memory bank, another view, embeddings
     of text); None: the batch itself. One option, as neither tensor means anything without the other, and a
@@ -51,7 +52,8 @@ class Call(NamedTuple):
 
 
 def check_group(group: object) -> None:
-    """Raise ValueError unless `group` is None or a group of this process. Nobody can be told over a group that is none."""
+    """Raise ValueError unless `group` is None or a group of this process. Nobody can be told over a group
+    that is none."""
     if group is None:
         return
     if group is dist.GroupMember.NON_GROUP_MEMBER:
@@ -99,7 +101,8 @@ def requires_grad(value: object) -> TypeGuard[Tensor]:
 def finite(name: str, value: Any) -> float:
     """The value as a float; a tensor of one element is taken as its number.
 
-    Raises ValueError unless finite, and for a tensor that requires grad: it would wait for a gradient in vain.
+    Raises ValueError unless finite, and for a tensor that requires grad: it would wait for a gradient in
+    vain.
     """
     if isinstance(value, Tensor):
         if value.requires_grad:

@@ -12,7 +12,8 @@ from .inputs import under_transforms, without_autocast
 
 
 def rows_gradient(G_NN: Tensor, x_ND: Tensor, inverse_N1: Tensor | None, own: slice, scale: Tensor) -> Tensor:
-    """scale times the gradient [B, D] of the rows that `own` are, through S = x x^T and through x = row * inverse.
+    """scale times the gradient [B, D] of the rows that `own` are, through S = x x^T and through x = row *
+    inverse.
 
     G_NN: dL/dS, anchors by candidates. inverse_N1: 1 / |row|, or None where rows are not normalised.
     """
@@ -48,9 +49,10 @@ class _Products(torch.autograd.Function):
 def products(a_MD: Tensor, b_ND: Tensor) -> Tensor:
     """a b^T [M, N] for plain autograd, with derivatives of any order.
 
-    Its backward's products are in the operands' dtype also where `backward()` is called inside autocast. torch.func and
-    forward mode, which an own backward would not serve, get torch's product; the compiler too, whose backwards run out of
-    autocast's reach, and which takes a function of the same rows twice for one of two inputs.
+    Its backward's products are in the operands' dtype also where `backward()` is called inside autocast.
+    torch.func and forward mode, which an own backward would not serve, get torch's product; the compiler too,
+    whose backwards run out of autocast's reach, and which takes a function of the same rows twice for one of
+    two inputs.
     """
     if torch.compiler.is_compiling() or under_transforms() or fwAD._current_level >= 0:
         return a_MD @ b_ND.t()

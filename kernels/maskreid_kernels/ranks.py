@@ -82,8 +82,8 @@ def agree_on_layouts(
     group: dist.ProcessGroup | None,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[RankLayout, ReferenceLayout]:
-    """Exchange row counts over the group; raise ValueError, the same line on every rank, when any rank's input is
-    bad or the ranks' widths, dtypes or options differ.
+    """Exchange row counts over the group; raise ValueError, the same line on every rank, when any rank's
+    input is bad or the ranks' widths, dtypes or options differ.
 
     Every rank of the group takes part (`agree`). A group of one rank is no group: nothing is exchanged.
     `problem` is what this rank found wrong with its own input, None when nothing: rows_BD is a tensor then.

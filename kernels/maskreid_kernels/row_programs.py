@@ -29,7 +29,8 @@ def inverse_of(squares, EPSILON: tl.constexpr):
 @triton.jit(do_not_specialize=["B"])
 def norms_program(
     x_ptr, out_ptr, B, D,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, INVERSE: tl.constexpr, EPSILON: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, INVERSE: tl.constexpr, EPSILON: tl.constexpr,
+    ACC: tl.constexpr,
 ):  # fmt: skip
     """out [B]: |x|^2, or with INVERSE 1 / |x|."""
     r = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -57,7 +58,8 @@ def unit_rows_program(
 
 @triton.jit(do_not_specialize=["B"])
 def unit_rows_gradient_program(
-    g_ptr, unit_ptr, inverse_ptr, out_ptr, B, D, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ACC: tl.constexpr
+    g_ptr, unit_ptr, inverse_ptr, out_ptr, B, D,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """out = (g - unit (unit . g)) inverse."""
     r = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)

@@ -1,7 +1,7 @@
 """Cost of an exact evaluation beside its floor, the bare float32 product, and a plain argsort.
 
-Single-threaded CPU time of this thread, the smallest of several rounds: other programs on the machine change it
-little. Features are Gaussian. In `random` rows have no structure, so good images lie all over the list; in
+Single-threaded CPU time of this thread, the smallest of several rounds: other programs on the machine change
+it little. Features are Gaussian. In `random` rows have no structure, so good images lie all over the list; in
 `clustered` rows of an identity lie around a centre. The last two are what used to be cliffs.
 """
 

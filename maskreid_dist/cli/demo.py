@@ -60,7 +60,8 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
     print_table(console, rows)
     result = trained.result
     console.print(
-        f"{result.valid_queries} queries, {result.skipped_queries} skipped; {len(shards.split('gallery'))} gallery images"
+        f"{result.valid_queries} queries, {result.skipped_queries} skipped; {len(shards.split('gallery'))} "
+        "gallery images"
     )
     best = max(histograms, key=lambda row: row.result.mAP_hits)
     figures = {"untrained": untrained, "histogram": best, "trained": trained}

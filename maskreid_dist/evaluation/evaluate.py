@@ -73,7 +73,8 @@ class Labels:
 
 
 def split_labels(shards: ShardSet, cameras: Cameras) -> Labels:
-    """cameras "none": camera ids are passed over; of a query's identity only its own image, by key, is left out."""
+    """cameras "none": camera ids are passed over; of a query's identity only its own image, by key, is left
+    out."""
     query, gallery = shards.split("query"), shards.split("gallery")
     camids = query.camids, gallery.camids
     if cameras == "none":

@@ -50,13 +50,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint directory whose files were verified by it. Raises CheckpointError naming the file."""
+    """The manifest of a checkpoint directory whose files were verified by it. Raises CheckpointError naming
+    the file."""
     manifest_path = path / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(manifest_path.read_text())
         if manifest["format"] != FORMAT:
             raise CheckpointError(
-                f"{manifest_path}: format {manifest['format']!r}, not {FORMAT!r}; save it again with this version"
+                f"{manifest_path}: format {manifest['format']!r}, not {FORMAT!r}; save it again with this "
+                "version"
             )
         files: dict[str, dict[str, Any]] = manifest["files"]
         for name, expected in files.items():

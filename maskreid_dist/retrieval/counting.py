@@ -2,10 +2,10 @@
 
 Shapes: B queries of the block, U rows of a tile, R the largest number of good images of a query, I items.
 The list of a query is ordered by (distance, gallery index). Its good images are ordered among themselves
-directly; what remains is to count, for each of them, the negatives that come before it. A tile's matrix product
-puts every negative at a place with a bounded error (`distance.py`). Sorted places are searched for each good
-image's own place, less and plus the bound: what lies below comes before it, what lies above comes after it, and
-the few in between, the items, are compared by a closer sum and, where
+directly; what remains is to count, for each of them, the negatives that come before it. A tile's matrix
+product puts every negative at a place with a bounded error (`distance.py`). Sorted places are searched for
+each good image's own place, less and plus the bound: what lies below comes before it, what lies above comes
+after it, and the few in between, the items, are compared by a closer sum and, where
 that does not tell, by the exact pair distance. The count is thus the same for every
 tiling, every sharding and every precision. The first precision is float32; a block for which it leaves much
 open (many good images a query, or a gallery of near copies) goes on in float64.
@@ -177,7 +177,8 @@ class BlockCounter:
         return _find(keys_BU, *self._bounds[2:], self.good.number_B)
 
     def _keys_around(self, tile: Tile, precision: Precision) -> tuple[Tensor, Tensor]:
-        """Keys below the first that are undecided for each good image, and below the first after them: (B, R)."""
+        """Keys below the first that are undecided for each good image, and below the first after them: (B,
+        R)."""
         distance_BR = torch.from_numpy(self.good.distance_BR)
         place_BR = places(distance_BR, self.query.norms.cpu(), tile.metric, tile.scale)
         bound = place_bound(self.query.features.shape[1], precision)
@@ -197,7 +198,8 @@ def _take_out(keys_BU: Tensor, query_rows: IntArray, rows: IntArray) -> None:
 
 
 def _sort_rows(keys_BU: Tensor) -> Tensor:
-    """Ascending rows, in place on the CPU, where NumPy's vectorised sort is several times faster than torch's."""
+    """Ascending rows, in place on the CPU, where NumPy's vectorised sort is several times faster than
+    torch's."""
     if keys_BU.device.type != "cpu":
         return keys_BU.sort(dim=1).values
     keys_BU.numpy().sort(axis=1)
@@ -261,7 +263,8 @@ class _Counted:
         return np.take_along_axis(running, self.intervals.start_BR, axis=1)
 
     def items(self) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
-        """Undecided pairs in chunks: query row, place in the sorted keys, first good image it is undecided for."""
+        """Undecided pairs in chunks: query row, place in the sorted keys, first good image it is undecided
+        for."""
         fresh_BR = self.intervals.fresh_BR
         b, r = (self.intervals.stop_BR > fresh_BR).nonzero()
         first, length = fresh_BR[b, r], (self.intervals.stop_BR - fresh_BR)[b, r]

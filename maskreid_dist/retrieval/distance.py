@@ -12,19 +12,19 @@ Shapes: B queries of a block, U gallery rows of a tile, N pairs, D dimensions.
 
 The bound. Let u be the unit roundoff of the product (2^-24 in float32), a and b the two operands in exact
 arithmetic, K their length. They are computed in float64 and rounded once, so each element carries a relative
-error of at most u (and a few 2^-53, counted below). However a product orders its K terms, and whether it fuses
-multiplication and addition or not, each term passes through at most K roundings (Higham, Accuracy and Stability
-of Numerical Algorithms, section 3.1). Hence |computed - a.b| <= gamma(K + 2) sum_i |a_i b_i| with gamma(n) =
-n u / (1 - n u). The operands are scaled so that sum_i |a_i b_i| <= 1:
+error of at most u (and a few 2^-53, counted below). However a product orders its K terms, and whether it
+fuses multiplication and addition or not, each term passes through at most K roundings (Higham, Accuracy and
+Stability of Numerical Algorithms, section 3.1). Hence |computed - a.b| <= gamma(K + 2) sum_i |a_i b_i| with
+gamma(n) = n u / (1 - n u). The operands are scaled so that sum_i |a_i b_i| <= 1:
 
 - cosine: a = -q/|q|, b = g/|g|, K = D, and sum |a_i b_i| <= |a||b| <= 1 by Cauchy and Schwarz;
 - Euclidean: a = (-2q/c, 1/c), b = (g, |g|^2), K = D + 1, after both rows were divided by a scale of at least
   the tile's largest norm, and c = (|q| + 1)^2: sum |a_i b_i| <= (2|q||g| + |g|^2)/c <= 1.
 
 The definition is itself rounded, in float64: a dot product of D terms, norms and quotients, which is at most
-(D + 16) 2^-53 of the same scale; twice that covers the float64 steps of operands and thresholds too. Underflow
-adds at most a few D 2^-126, which the constants in `place_bound` hold many times over. Strassen-like products
-do not satisfy this bound; BLAS libraries do not use them.
+(D + 16) 2^-53 of the same scale; twice that covers the float64 steps of operands and thresholds too.
+Underflow adds at most a few D 2^-126, which the constants in `place_bound` hold many times over.
+Strassen-like products do not satisfy this bound; BLAS libraries do not use them.
 """
 
 import math
@@ -47,7 +47,8 @@ _CHUNK_ELEMENTS = 1 << 16  # float64 elements held at once per operand: 512 KiB,
 class Precision:
     """A product's floating dtype and unit roundoff, and the integers of as many bytes that its places become.
 
-    A place p in [-1, 1] becomes the integer part of p * steps; beside it, COLUMN_BITS of the integer are free.
+    A place p in [-1, 1] becomes the integer part of p * steps; beside it, COLUMN_BITS of the integer are
+    free.
     """
 
     dtype: torch.dtype
@@ -82,8 +83,8 @@ def row_norms(feat_ND: Tensor) -> Tensor:
 
 
 def _rounded_sqrt(squares_N: Tensor) -> Tensor:
-    """The float64 nearest to the root, as IEEE 754 has it. torch's on a CPU may be its neighbour: MKL's has an error of
-    its own, and one that its place in the vector decides.
+    """The float64 nearest to the root, as IEEE 754 has it. torch's on a CPU may be its neighbour: MKL's has
+    an error of its own, and one that its place in the vector decides.
     """
     if squares_N.device.type != "cpu":
         return squares_N.sqrt()
@@ -148,8 +149,8 @@ def block_distances(
 
 
 def tile_scale(gallery_norms_U: Tensor, query_norms_B: Tensor, metric: Metric) -> float:
-    """What Euclidean rows are divided by: the tile's largest norm, kept from the queries' and float64's limits,
-    then the next power of two, which is mostly the same for all tiles."""
+    """What Euclidean rows are divided by: the tile's largest norm, kept from the queries' and float64's
+    limits, then the next power of two, which is mostly the same for all tiles."""
     if metric == "cosine" or not len(gallery_norms_U):
         return 1.0
     largest_query = float(query_norms_B.max())
@@ -200,7 +201,8 @@ def places(distance_BR: Tensor, norms_B: Tensor, metric: Metric, scale: float) -
 
 
 def tree_places(a_BK: Tensor, rows_I: Tensor, b_UK: Tensor, columns_I: Tensor, steps: float) -> Tensor:
-    """Places of chosen pairs by the operands' products, summed in a tree in their own precision: (I,) float64."""
+    """Places of chosen pairs by the operands' products, summed in a tree in their own precision: (I,)
+    float64."""
     step = max(1, 2 * _CHUNK_ELEMENTS // a_BK.shape[1])
     parts = [a_BK.new_zeros(0)]
     for rows, columns in zip(rows_I.split(step), columns_I.split(step), strict=True):
@@ -216,7 +218,8 @@ def place_bound(dimensions: int, precision: Precision) -> float:
 
 
 def tree_bound(dimensions: int, precision: Precision) -> float:
-    """As `place_bound` for `tree_places`: a term passes through a rounding a level of the tree, not one a term."""
+    """As `place_bound` for `tree_places`: a term passes through a rounding a level of the tree, not one a
+    term."""
     n = (dimensions.bit_length() + 8) * precision.roundoff
     return n / (1 - n) + 2 * (dimensions + 32) * DOUBLE.roundoff
 
@@ -230,7 +233,8 @@ def _safe(norms: Tensor) -> Tensor:
 
 
 def _tree_sum(terms_ND: Tensor) -> Tensor:
-    """Row sums by halving: only element-wise additions, so no library chooses the order. Overwrites its terms."""
+    """Row sums by halving: only element-wise additions, so no library chooses the order. Overwrites its
+    terms."""
     for left, right in _halves(terms_ND):
         left.add_(right)
     return terms_ND[:, 0].clone()  # not a view that keeps all terms alive

@@ -17,10 +17,11 @@ def bootstrap_intervals(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Percentile intervals over valid queries drawn with replacement: "mAP", and "rank1" for every rank, as fractions.
+    """Percentile intervals over valid queries drawn with replacement: "mAP", and "rank1" for every rank, as
+    fractions.
 
-    They tell about other queries of the same people and cameras, not about other people: queries of one identity
-    are not independent. Raises ValueError for a level outside (0, 1) or no resample.
+    They tell about other queries of the same people and cameras, not about other people: queries of one
+    identity are not independent. Raises ValueError for a level outside (0, 1) or no resample.
     """
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"level must be in (0, 1) and resamples at least 1, not {level} and {resamples}")

@@ -62,8 +62,9 @@ def single_shot_cmc(
 
     Junk (pid -1, the query's pid in its own camera) is never drawn. Every draw is one random order of the
     gallery, of which each query takes the first image it may of every identity. Queries without a good image
-    are left out. Ties are ordered by gallery index. Arguments as for `evaluate_retrieval`. Costs a distance for
-    every query, identity and draw. Raises RetrievalError when no query has a good image, ValueError for bad input.
+    are left out. Ties are ordered by gallery index. Arguments as for `evaluate_retrieval`. Costs a distance
+    for every query, identity and draw. Raises RetrievalError when no query has a good image, ValueError for
+    bad input.
     """
     if repeats < 1 or max_rank < 1:
         raise ValueError(f"repeats and max_rank must be at least 1, not {repeats} and {max_rank}")
@@ -111,7 +112,8 @@ def _first_good(pid: int, camid: int, g: ImageSet, order: IntArray) -> int:
 
 @dataclass(frozen=True, eq=False)
 class CameraPair:
-    """Queries of one camera against the gallery images of another; result: None where no query has a match."""
+    """Queries of one camera against the gallery images of another; result: None where no query has a
+    match."""
 
     query_camera: int
     gallery_camera: int
@@ -131,7 +133,8 @@ def camera_pairs(
     metric: Metric = "cosine",
     max_rank: int = 50,
 ) -> list[CameraPair]:
-    """Evaluate every pair of different cameras by itself: the gallery is one camera's images, negatives too."""
+    """Evaluate every pair of different cameras by itself: the gallery is one camera's images, negatives
+    too."""
     q = image_set("query", query, query_pids, query_camids, metric=metric)
     g = image_set("gallery", gallery, gallery_pids, gallery_camids, metric=metric)
     check_widths(q, g)

@@ -18,9 +18,9 @@ def average_precisions(ranks: list[IntArray], listed_Q: IntArray) -> tuple[Score
     (1/R) sum_i ((i-1)/(r_i - 1) + i/r_i) / 2, the first fraction 1 at r_i = 1 (Market-1501's MATLAB code).
     INP: R / r_R, the share of good images in the list up to the last of them.
 
-    The terms of AP by hits are summed at their places in a list of `listed` entries, zeros between: NumPy adds
-    pairwise, so the last bit depends on the places, and so it equals that of an implementation that holds the
-    whole list.
+    The terms of AP by hits are summed at their places in a list of `listed` entries, zeros between: NumPy
+    adds pairwise, so the last bit depends on the places, and so it equals that of an implementation that
+    holds the whole list.
     """
     number_Q = np.array([len(rank_R) for rank_R in ranks], dtype=np.int64)
     stop_Q = np.cumsum(number_Q)

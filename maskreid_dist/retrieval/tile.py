@@ -34,8 +34,8 @@ class Tile:
     """features (U, D) and norms (U,) on the queries' device.
 
     index_N: global gallery index of every image, ascending; row_N: its row; position: of an image among the
-    N, by its place in the gallery from `first` on. Where copies were merged, member_N holds row * N + position
-    of all images in ascending order, else None.
+    N, by its place in the gallery from `first` on. Where copies were merged, member_N holds row * N +
+    position of all images in ascending order, else None.
     """
 
     features: Tensor
@@ -81,7 +81,8 @@ class Tile:
     def near(
         self, query: ImageSet, query_rows: Tensor, rows: Tensor, precision: Precision
     ) -> tuple[Tensor, Tensor]:
-        """(I,) float64 distances of chosen pairs, and what they may be wrong by: much closer than a product's."""
+        """(I,) float64 distances of chosen pairs, and what they may be wrong by: much closer than a
+        product's."""
         a_BK, b_UK = self._operands_of(query, precision)
         place_I = tree_places(a_BK, query_rows, b_UK, rows, precision.steps)
         origin_B, unit_B = place_line(query.norms, self.metric, self.scale)

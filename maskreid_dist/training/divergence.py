@@ -1,4 +1,5 @@
-"""What is done about values that are not finite: the step, its images and the ranks' values are named; stop or skip."""
+"""What is done about values that are not finite: the step, its images and the ranks' values are named; stop
+or skip."""
 
 import json
 import math
@@ -22,7 +23,8 @@ NEVER = -1
 
 
 class FiniteWatch:
-    """The first step since the last `clear` at which this rank saw a loss, or embeddings of its own, not finite.
+    """The first step since the last `clear` at which this rank saw a loss, or embeddings of its own, not
+    finite.
 
     `note` works on the device, without a host sync.
     """
@@ -59,7 +61,8 @@ class Divergence:
     skipped: int = 0
 
     def stop(self, watch: FiniteWatch, step: int, broken: list[int]) -> NoReturn:
-        """Raise UserError on every rank: the loss or the weights are not finite after `step` steps. All take part.
+        """Raise UserError on every rank: the loss or the weights are not finite after `step` steps. All take
+        part.
 
         broken: the ranks whose weights are not. Steps count from 1, as in the log.
         """
@@ -80,7 +83,8 @@ class Divergence:
         seen = self.world.meeting.gather(watch.read())
         watch.clear()
         self.skipped += 1
-        text = f"the gradients are not finite at step {step + 1}{self._values(seen, step)}; {self._images(seen, step)}"
+        values, images = self._values(seen, step), self._images(seen, step)
+        text = f"the gradients are not finite at step {step + 1}{values}; {images}"
         if self.config.non_finite == "stop":
             raise UserError(
                 f"{text}; lower optimizer.lr (--resume --set optimizer.lr=...), or leave such steps out "
@@ -115,8 +119,9 @@ class Divergence:
         return f" ({', '.join(parts)})" if parts else ""
 
     def _images(self, seen: list[dict[str, Any]], step: int) -> str:
-        """The keys of a step's images by rank, of those ranks whose embeddings were not finite if only some; all of
-        them go into a file, with those of the step before, whose update made the weights of this one."""
+        """The keys of a step's images by rank, of those ranks whose embeddings were not finite if only some;
+        all of them go into a file, with those of the step before, whose update made the weights of this
+        one."""
         rows = [rank for rank, of_rank in enumerate(seen) if of_rank["embeddings_step"] == step]
         keys = {s + 1: self._keys(s) for s in (step - 1, step) if s >= 0}
         file = self.run / NON_FINITE
@@ -143,8 +148,8 @@ class Divergence:
 def update(engine: Any, config: RunConfig, world: World, kept: "Buffers | None") -> bool:
     """Take the optimizer's step, unless gradients are not finite and it can be left out. All ranks take part.
 
-    Under ZeRO DeepSpeed leaves such a step out by itself. Without it only the policy "skip" looks, for a host sync
-    each step; under "stop" the next check of loss and weights finds it.
+    Under ZeRO DeepSpeed leaves such a step out by itself. Without it only the policy "skip" looks, for a host
+    sync each step; under "stop" the next check of loss and weights finds it.
     """
     applied = True
     if config.non_finite == "skip" and engine.zero_optimization_stage() == 0:

@@ -32,7 +32,8 @@ class Fact(NamedTuple):
 
 
 def facts_of_rank(config: Config, split: Split, resume: bool, device: torch.device) -> dict[str, Fact]:
-    """The recipe as resolved, the shards, the versions and sources of what computes, by the name a line gives them.
+    """The recipe as resolved, the shards, the versions and sources of what computes, by the name a line gives
+    them.
 
     Not compared: host names, the folders of shards, cache, runs and sources, the model of a GPU.
     """
@@ -55,7 +56,8 @@ def facts_of_rank(config: Config, split: Split, resume: bool, device: torch.devi
 
 
 def agree_on_facts(meeting: Meeting, facts: Mapping[str, Fact]) -> None:
-    """Raise UserError on every rank if any fact differs: a line each, with its values and their ranks. All take part."""
+    """Raise UserError on every rank if any fact differs: a line each, with its values and their ranks. All
+    take part."""
     values = {key: fact.value for key, fact in facts.items()}
     digests = meeting.gather(hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest())
     if len(set(digests)) == 1:

@@ -1,7 +1,9 @@
-"""Gradient cache (Gao et al. 2021, arXiv 2101.06983): a global batch of any size in the memory of a micro batch.
+"""Gradient cache (Gao et al. 2021, arXiv 2101.06983): a global batch of any size in the memory of a micro
+batch.
 
 A rank's rows pass the network in micro batches without a graph; the loss of the whole global batch gives each
-embedding its gradient; then every micro batch passes once more, with a graph, and hands its rows' gradient back.
+embedding its gradient; then every micro batch passes once more, with a graph, and hands its rows' gradient
+back.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +19,8 @@ from maskreid_dist.training.divergence import Buffers
 def micro_batches(rows: int, images: int) -> list[slice]:
     """`rows` dealt in turn to as few parts as hold at most `images`; their sizes differ by one at most.
 
-    Dealt, as a batch lies identity by identity, and batch normalisation should see as many of them as it can. It
-    cannot train on a single row, which joins another part: with images = 2, one may have 3.
+    Dealt, as a batch lies identity by identity, and batch normalisation should see as many of them as it can.
+    It cannot train on a single row, which joins another part: with images = 2, one may have 3.
     """
     parts = max(1, min(-(-rows // images), rows // 2))
     return [slice(part, rows, parts) for part in range(parts)]
@@ -31,12 +33,13 @@ def cached_backward(
     objective: Callable[[Output], tuple[Tensor, dict[str, Tensor]]],
     before: Buffers,
 ) -> tuple[Output, Tensor, dict[str, Tensor]]:
-    """The gradients of one step in the engine, as backward of the unsplit loss would leave them, and what it returns:
-    the rows' output without a graph, the loss, what to log. All ranks take part.
+    """The gradients of one step in the engine, as backward of the unsplit loss would leave them, and what it
+    returns: the rows' output without a graph, the loss, what to log. All ranks take part.
 
-    parts: this rank's rows. ZeRO from stage 2 on reduces gradients after each, so that every rank needs as many.
-    forward: the engine on a part, by number and rows; alike in both passes (dropout). objective: of all rows, with
-    those of other ranks. before: the buffers before the step, as running statistics see a part in the second pass only.
+    parts: this rank's rows. ZeRO from stage 2 on reduces gradients after each, so that every rank needs as
+    many. forward: the engine on a part, by number and rows; alike in both passes (dropout). objective: of all
+    rows, with those of other ranks. before: the buffers before the step, as running statistics see a part in
+    the second pass only.
     """
     with torch.no_grad():
         output = _joined(parts, [forward(part, rows) for part, rows in enumerate(parts)])
@@ -66,6 +69,7 @@ def _in_order(parts: list[slice], values: Sequence[Tensor]) -> Tensor:
 
 
 def _with_gradient(rows: list[Tensor], gradients: list[Tensor | None]) -> Tensor:
-    """A 0-d float32 whose derivative by each of `rows` is its gradient, to the bit: DeepSpeed takes scalars only."""
+    """A 0-d float32 whose derivative by each of `rows` is its gradient, to the bit: DeepSpeed takes scalars
+    only."""
     pairs = zip(rows, gradients, strict=True)
     return torch.stack([(own.float() * g.float()).sum() for own, g in pairs if g is not None]).sum()

@@ -1,8 +1,9 @@
-"""How ranks leave together: whatever ends one of them is one line on rank 0's terminal, and soon all have left.
+"""How ranks leave together: whatever ends one of them is one line on rank 0's terminal, and soon all have
+left.
 
 A rank that fails says its last words in the store and closes its connections, which ends the collective that
-others wait in. Everybody then reads everybody's words; the first rank of each machine prints them. A rank that says
-nothing is known by its pulse.
+others wait in. Everybody then reads everybody's words; the first rank of each machine prints them. A rank
+that says nothing is known by its pulse.
 """
 
 import json
@@ -84,9 +85,11 @@ def lost_in_collective(error: Exception) -> bool:
 
 
 def leave_together(meeting: Meeting, error: Exception) -> int:
-    """Tell the others why this rank leaves, print why all do, and return the exit status, the same on all ranks.
+    """Tell the others why this rank leaves, print why all do, and return the exit status, the same on all
+    ranks.
 
-    Every rank that lives comes here soon, through its own error or through the collective that this rank has left.
+    Every rank that lives comes here soon, through its own error or through the collective that this rank has
+    left.
     """
     meeting.pulse.leaves = True
     own = last_words(error)
@@ -181,7 +184,8 @@ def _all_words(meeting: Meeting) -> tuple[dict[int, LastWords], dict[int, Silent
 
 
 def verdict(meeting: Meeting, words: dict[int, LastWords], silent: dict[int, Silent]) -> list[str]:
-    """The lines to print: what ranks found wrong; else who is silent or stuck; else what the collective said."""
+    """The lines to print: what ranks found wrong; else who is silent or stuck; else what the collective
+    said."""
     causes = {rank: said.text for rank, said in words.items() if said.kind in CAUSES}
     if causes:
         problems = [causes.get(rank) for rank in range(meeting.place.size)]
@@ -196,7 +200,8 @@ def verdict(meeting: Meeting, words: dict[int, LastWords], silent: dict[int, Sil
         for rank, of in silent.items()
     }
     absent |= {
-        rank: f"has not arrived, the others waited in vain (it was at: {said.text}; its stacks are in its log)"
+        rank: f"has not arrived, the others waited in vain (it was at: {said.text}; its stacks are in its "
+        "log)"
         for rank, said in words.items()
         if said.kind == "stuck" and waited
     }

@@ -44,10 +44,11 @@ from maskreid_shards.atomic import naming
 
 
 def train(recipe: Path, overrides: Sequence[str], runs: Path, resume: bool) -> int:
-    """Train a recipe in `runs/<name>`; returns the exit status (maskreid_dist.exit_status). All ranks call it.
+    """Train a recipe in `runs/<name>`; returns the exit status (maskreid_dist.exit_status). All ranks call
+    it.
 
-    resume: continue from the newest checkpoint that verifies, from the start if there is none; without it a run
-    directory that holds checkpoints is an error. Whatever ends it on any rank is printed, once a machine.
+    resume: continue from the newest checkpoint that verifies, from the start if there is none; without it a
+    run directory that holds checkpoints is an error. Whatever ends it on any rank is printed, once a machine.
     Raises UserError: the launcher's variables are wrong.
     """
     place = place_of_process()
@@ -224,7 +225,8 @@ def training_step(
 
 
 def _forward(engine: Any, batch: Batch, seed: int, step: int, world: World, part: int, rows: slice) -> Output:
-    """The network on the rows of a part of a batch; dropout is the same after a resume, and in a second pass."""
+    """The network on the rows of a part of a batch; dropout is the same after a resume, and in a second
+    pass."""
     # Channels last is faster on CPUs and tensor cores; the weights stay as they are, DeepSpeed wants them
     # contiguous.
     image = batch.image_B3HW[rows].to(world.device, non_blocking=True, memory_format=torch.channels_last)

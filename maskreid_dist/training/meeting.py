@@ -1,7 +1,9 @@
-"""Where the ranks meet: short texts through a key-value store, before there is a process group and after one failed.
+"""Where the ranks meet: short texts through a key-value store, before there is a process group and after one
+failed.
 
-Rank 0's process holds the store (torchrun's agent, under torchrun). A rank that does not come is known by name
-here; a collective only says that it has waited. For rare things: an exchange costs rank 0 a message a rank.
+Rank 0's process holds the store (torchrun's agent, under torchrun). A rank that does not come is known by
+name here; a collective only says that it has waited. For rare things: an exchange costs rank 0 a message a
+rank.
 """
 
 import errno
@@ -68,15 +70,16 @@ class Meeting:
     def join(self) -> None:
         """Meet all ranks of the launch: the first thing that they do.
 
-        Raises PeersLost: a rank does not come. UserError, on every rank: the launchers tell different world sizes.
+        Raises PeersLost: a rank does not come. UserError, on every rank: the launchers tell different world
+        sizes.
         """
         told = self.gather([socket.gethostname(), str(self.place.local_rank), str(self.place.size)])
         self.members = [Member(host, int(local_rank)) for host, local_rank, _ in told]
         sizes = {size for _, _, size in told} | {str(self.place.size)}
         if len(sizes) > 1:
             raise UserError(
-                f"the launchers tell different numbers of ranks (WORLD_SIZE): {', '.join(sorted(sizes, key=int))}; "
-                "start all with the same hosts and ranks per host"
+                "the launchers tell different numbers of ranks (WORLD_SIZE): "
+                f"{', '.join(sorted(sizes, key=int))}; start all with the same hosts and ranks per host"
             )
 
     def store_of_group(self) -> Store:
@@ -109,7 +112,8 @@ class Meeting:
         return first
 
     def refuse(self, problem: str | None) -> None:
-        """Raise UserError on every rank if any rank has a problem: a line for each, with its ranks and hosts."""
+        """Raise UserError on every rank if any rank has a problem: a line for each, with its ranks and
+        hosts."""
         lines = self.lines(self.gather(problem))
         if lines:
             raise UserError("\n".join(lines))
@@ -133,7 +137,8 @@ class Meeting:
         return f"rank{'s' if len(chosen) > 1 else ''} {_spans(chosen)}{where}"
 
     def _wait(self, keys: Sequence[str], timeout_s: float) -> list[str]:
-        """The texts of the keys, once all are there. Polls: a wait of the store's own would not see a rank leave."""
+        """The texts of the keys, once all are there. Polls: a wait of the store's own would not see a rank
+        leave."""
         start = time.monotonic()
         listener = Listener(self.store)
         missing = list(keys)
@@ -189,7 +194,10 @@ def open_store(place: Place, timeout_s: float) -> Store:
         reason = "the port is taken; give the launcher another (--master_port)"
         raise OSError(errno.EADDRINUSE, reason, f"{address}:{port}")
     if isinstance(store, DistError):
-        reason = f"rank 0 does not answer there within {timeout_s:g} s; see its log, and MASTER_ADDR and MASTER_PORT"
+        reason = (
+            f"rank 0 does not answer there within {timeout_s:g} s; see its log, and MASTER_ADDR and "
+            "MASTER_PORT"
+        )
         raise OSError(errno.ETIMEDOUT, reason, f"{address}:{port}")
     # torchrun's agent keeps its store when it starts the ranks again.
     return PrefixStore(f"maskreid_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)

@@ -54,8 +54,8 @@ def candidates(embedding_BD: Tensor, labels_B: Tensor, past: Sequence[Rows]) -> 
 
 
 def whole_memory(memory: Memory, width: int, world: World) -> dict[str, Tensor]:
-    """The memory of all ranks, on the host: `embeddings` (R, width) and `labels` (R,), rank by rank and in each
-    oldest first, `rows` (W, steps) how many of each. All ranks take part, at a save.
+    """The memory of all ranks, on the host: `embeddings` (R, width) and `labels` (R,), rank by rank and in
+    each oldest first, `rows` (W, steps) how many of each. All ranks take part, at a save.
 
     Every rank must have kept as many steps as the others.
     """
@@ -73,8 +73,8 @@ def whole_memory(memory: Memory, width: int, world: World) -> dict[str, Tensor]:
 
 
 def own_part(whole: dict[str, Tensor], rank: int, world: int) -> list[Rows]:
-    """A rank's rows of a saved memory, oldest first: those that it saved, or, on another number of ranks, an equal
-    share of each step's."""
+    """A rank's rows of a saved memory, oldest first: those that it saved, or, on another number of ranks, an
+    equal share of each step's."""
     counts: list[list[int]] = whole["rows"].tolist()
     sizes = [size for of_rank in counts for size in of_rank]
     pieces = [

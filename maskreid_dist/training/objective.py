@@ -22,8 +22,9 @@ def objective(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss (0-d, the global mean on every rank) and what to log beside it (0-d tensors).
 
-    labels_B: int64 class numbers 0 ... C-1. past: this rank's rows of the cross-batch memory; None: it has no part. All ranks of `group` take part; its gradient convention is that
-    of maskreid_kernels.ranks: data-parallel averaging gives the gradient of one process on the whole batch.
+    labels_B: int64 class numbers 0 ... C-1. past: this rank's rows of the cross-batch memory; None: it has no
+    part. All ranks of `group` take part; its gradient convention is that of maskreid_kernels.ranks:
+    data-parallel averaging gives the gradient of one process on the whole batch.
     """
     if config.name == "softmax":
         assert output.logits_BC is not None
@@ -51,8 +52,8 @@ def pair_loss(
     group: dist.ProcessGroup | None,
     memory: Rows | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The losses that compare embeddings; arguments and results as in `objective`. memory: the only candidates; None:
-    the batch itself."""
+    """The losses that compare embeddings; arguments and results as in `objective`. memory: the only
+    candidates; None: the batch itself."""
     call: dict[str, Any] = {
         "embeddings": rows_BD,
         "labels": labels_B,

@@ -1,7 +1,8 @@
-"""A thread of each rank that tells the others what it is doing, and ends it when it is stuck while they leave.
+"""A thread of each rank that tells the others what it is doing, and ends it when it is stuck while they
+leave.
 
-A beat is a text in the store; no collective, nothing on the GPU. A process that is stopped or gone beats no more; one
-whose main thread hangs goes on beating.
+A beat is a text in the store; no collective, nothing on the GPU. A process that is stopped or gone beats no
+more; one whose main thread hangs goes on beating.
 """
 
 import faulthandler
@@ -34,7 +35,8 @@ class Pulse:
     _thread: threading.Thread | None = None
 
     def start(self, store: Store, others_leave: Callable[[], bool], leave: Callable[[str], None]) -> None:
-        """store: a connection for this thread alone. leave: ends the process; gets what the rank was doing."""
+        """store: a connection for this thread alone. leave: ends the process; gets what the rank was
+        doing."""
         self._thread = threading.Thread(
             target=self._beat, args=(store, others_leave, leave), name="maskreid pulse", daemon=True
         )

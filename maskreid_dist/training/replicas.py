@@ -1,4 +1,5 @@
-"""Whether the ranks' copies of the weights are still one network, and finite: looked at before a save commits."""
+"""Whether the ranks' copies of the weights are still one network, and finite: looked at before a save
+commits."""
 
 from dataclasses import dataclass
 
@@ -24,7 +25,8 @@ def weights_digest(module: nn.Module) -> Tensor:
 
 
 def largest_value(module: nn.Module) -> Tensor:
-    """0-d float: the largest magnitude in the weights and floating-point buffers, NaN if any is NaN. One fused norm."""
+    """0-d float: the largest magnitude in the weights and floating-point buffers, NaN if any is NaN. One
+    fused norm."""
     tensors = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]
     return get_total_norm([t.detach() for t in tensors], float("inf"))
 
@@ -36,8 +38,8 @@ class Replicas:
     alike_after: int
 
     def check(self, module: nn.Module, world: World, step: int) -> list[int]:
-        """The ranks whose weights or buffers are not finite after `step` steps. All ranks take part: one small
-        all-gather, read on the host.
+        """The ranks whose weights or buffers are not finite after `step` steps. All ranks take part: one
+        small all-gather, read on the host.
 
         Raises TrainingError on every rank: their weights differ.
         """
@@ -56,8 +58,9 @@ class Replicas:
                 f"{value % 2**64:016x} on {world.meeting.who(own)}" for value, own in ranks.items()
             )
             raise TrainingError(
-                f"the ranks hold different weights after step {step} (the same after step {self.alike_after}): bit "
-                f"sums {sums}; nothing was saved since, --resume continues from the last checkpoint"
+                f"the ranks hold different weights after step {step} (the same after step "
+                f"{self.alike_after}): bit sums {sums}; nothing was saved since, --resume continues from the "
+                "last checkpoint"
             )
         self.alike_after = step
         return []

@@ -29,8 +29,8 @@ RECORDED = {"optimizer.lr", "optimizer.steps"}
 def checkpoint_to_continue(
     config: Config, folder: RunFolder, fingerprint: str, meeting: Meeting
 ) -> Checkpoint | None:
-    """The newest checkpoint that every run directory's keeper has and can verify, checked against the recipe and the
-    split's fingerprint. All ranks take part.
+    """The newest checkpoint that every run directory's keeper has and can verify, checked against the recipe
+    and the split's fingerprint. All ranks take part.
 
     Raises CheckpointError on every rank.
     """
@@ -58,13 +58,13 @@ def checkpoint_to_continue(
         passed_over += problems
     if len(keepers) == 1:
         raise CheckpointError(
-            f"{folder.path}: no usable checkpoint here ({len(passed_over)} damaged: {passed_over[0]}); remove them to "
-            "start afresh"
+            f"{folder.path}: no usable checkpoint here ({len(passed_over)} damaged: {passed_over[0]}); "
+            "remove them to start afresh"
         )
     held = "; ".join(f"{', '.join(sorted(listed[k])) or 'none'} of {meeting.who([k])}" for k in keepers)
     raise CheckpointError(
-        f"no checkpoint is whole in the run directories of all machines (there are {held}; {'; '.join(passed_over)}); "
-        "bring back what is missing, or choose another run name to start afresh"
+        f"no checkpoint is whole in the run directories of all machines (there are {held}; "
+        f"{'; '.join(passed_over)}); bring back what is missing, or choose another run name to start afresh"
     )
 
 
@@ -90,7 +90,8 @@ def _verified(folder: RunFolder, name: str) -> tuple[dict[str, Any] | None, str 
     if missing and manifest["config"]["engine"]["zero_stage"]:
         return (
             None,
-            f"{path}: the pieces of ranks {sorted(missing)} are not here; start each rank on its machine of before",
+            f"{path}: the pieces of ranks {sorted(missing)} are not here; start each rank on its machine of "
+            "before",
         )
     return manifest, None
 
@@ -127,18 +128,20 @@ def check_continues(checkpoint: Checkpoint, config: Config, shards_fingerprint: 
         )
     if checkpoint.shards_fingerprint != shards_fingerprint:
         raise CheckpointError(
-            f"{checkpoint.path}: was trained on other shards than {config.data.shards}; use another run name to start afresh"
+            f"{checkpoint.path}: was trained on other shards than {config.data.shards}; use another run name "
+            "to start afresh"
         )
     if config.batch.sampling == "paper" and checkpoint.world_size != world_size:
         raise CheckpointError(
-            f"{checkpoint.path}: saved by {checkpoint.world_size} ranks, now there are {world_size}: the paper's batch is one "
-            "a rank, so continue with as many"
+            f"{checkpoint.path}: saved by {checkpoint.world_size} ranks, now there are {world_size}: the "
+            "paper's batch is one a rank, so continue with as many"
         )
     stages = {checkpoint.config.engine.zero_stage, config.engine.zero_stage}
     if stages != {0} and (len(stages) > 1 or checkpoint.world_size != world_size):
         raise CheckpointError(
             f"{checkpoint.path}: saved by {checkpoint.world_size} ranks with ZeRO stage "
-            f"{checkpoint.config.engine.zero_stage}; continue with the same, the optimizer's state is split that way"
+            f"{checkpoint.config.engine.zero_stage}; continue with the same, the optimizer's state is split "
+            "that way"
         )
 
 

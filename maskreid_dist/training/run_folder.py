@@ -1,8 +1,8 @@
-"""The run directory as the ranks see it: who writes there, that the others read the same one, and that no other
-training does.
+"""The run directory as the ranks see it: who writes there, that the others read the same one, and that no
+other training does.
 
-One rank keeps the directory: rank 0, or with `run.local_checkpoints` the first rank of each machine, on a disk of
-its own. Every rank must see what the keeper of its directory wrote there.
+One rank keeps the directory: rank 0, or with `run.local_checkpoints` the first rank of each machine, on a
+disk of its own. Every rank must see what the keeper of its directory wrote there.
 """
 
 import fcntl
@@ -46,11 +46,11 @@ class RunFolder:
 
 
 def hold_run_folder(meeting: Meeting, path: Path, resume: bool, local: bool) -> RunFolder:
-    """Make and lock the run directory, by its keeper, and see that every rank has its keeper's before it. All ranks
-    take part.
+    """Make and lock the run directory, by its keeper, and see that every rank has its keeper's before it. All
+    ranks take part.
 
-    local: each machine has its own. Raises UserError on every rank: a directory cannot be written, another training
-    holds it, it holds checkpoints and this is no resume, or the ranks do not see the same one.
+    local: each machine has its own. Raises UserError on every rank: a directory cannot be written, another
+    training holds it, it holds checkpoints and this is no resume, or the ranks do not see the same one.
     """
     path = path.absolute()
     keeps = meeting.place.local_rank == 0 if local else meeting.is_first
@@ -118,22 +118,25 @@ def _seen(path: Path, nonce: str) -> list[str]:
 
 
 def agree_on_keepers(meeting: Meeting, seen: list[list[str]], local: bool) -> tuple[int, ...]:
-    """`seen`: for each rank, its run directory and the keepers that it sees there. Raises UserError, the same on
-    every rank."""
+    """`seen`: for each rank, its run directory and the keepers that it sees there. Raises UserError, the same
+    on every rank."""
     problems: list[str | None] = []
     for path, *keepers in seen:
         problem = None
         if not keepers and local:
-            problem = f"{path}: local rank 0 of this machine writes elsewhere; give all ranks of a machine the same --runs"
+            problem = (
+                f"{path}: local rank 0 of this machine writes elsewhere; give all ranks of a machine the "
+                "same --runs"
+            )
         elif not keepers:
             problem = (
-                f"{path}: is not the run directory that rank 0 writes; the ranks need one that all machines share "
-                "(--runs), or run.local_checkpoints = true"
+                f"{path}: is not the run directory that rank 0 writes; the ranks need one that all machines "
+                "share (--runs), or run.local_checkpoints = true"
             )
         elif len(keepers) > 1:
             problem = (
-                f"{path}: local rank 0 of several machines writes here (ranks {', '.join(keepers)}); it is shared: "
-                "leave out run.local_checkpoints"
+                f"{path}: local rank 0 of several machines writes here (ranks {', '.join(keepers)}); it is "
+                "shared: leave out run.local_checkpoints"
             )
         problems.append(problem)
     lines = meeting.lines(problems)

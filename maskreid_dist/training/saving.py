@@ -40,8 +40,8 @@ def save_checkpoint(
 ) -> Path:
     """Save the engine's state after `step` steps. All ranks take part; each run directory's keeper commits.
 
-    facts: what the manifest holds besides: the network's classes, the shards' fingerprint, changed keys. Raises
-    OSError on a rank whose files cannot be written: no rank commits, the barrier before ends with it.
+    facts: what the manifest holds besides: the network's classes, the shards' fingerprint, changed keys.
+    Raises OSError on a rank whose files cannot be written: no rank commits, the barrier before ends with it.
     """
     average_buffers(engine.module, world)
     tag = f"step_{step:08d}"
@@ -88,7 +88,8 @@ def save_checkpoint(
 
 
 def check_pieces(folder: Path, zero_stage: int, ranks: Sequence[int]) -> None:
-    """Raise FileNotFoundError naming the first file that DeepSpeed should have written for the ranks and is not here."""
+    """Raise FileNotFoundError naming the first file that DeepSpeed should have written for the ranks and is
+    not here."""
     wanted = ["mp_rank_00_model_states.pt"]
     if zero_stage:
         wanted += [f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in ranks]

@@ -84,7 +84,8 @@ def write_synced(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an error of the operating system that names no file this one: a write does not know whose it is."""
+    """Give an error of the operating system that names no file this one: a write does not know whose it
+    is."""
     try:
         yield
     except OSError as error:

@@ -1,10 +1,11 @@
-"""Run by path, with a checkout's kernels on PYTHONPATH: time steps of one loss there, and the bare product beside them.
+"""Run by path, with a checkout's kernels on PYTHONPATH: time steps of one loss there, and the bare product
+beside them.
 
     python loss_step.py LOSS ROWS COLUMNS THREADS SECONDS ONE_RANK
 
-Prints one JSON object: the least seconds of a step (forward + backward) and of x x^T. With one thread CPU seconds of
-the process, which another program on the machine disturbs less; else wall seconds. Only what commits of long ago have,
-too, is called: the public functions and `backend`.
+Prints one JSON object: the least seconds of a step (forward + backward) and of x x^T. With one thread CPU
+seconds of the process, which another program on the machine disturbs less; else wall seconds. Only what
+commits of long ago have, too, is called: the public functions and `backend`.
 """
 
 import json

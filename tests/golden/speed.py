@@ -1,6 +1,8 @@
-"""`python -m golden.speed BASE`: time steps of the losses at a commit and in the working tree, turn about, on this CPU.
+"""`python -m golden.speed BASE`: time steps of the losses at a commit and in the working tree, turn about, on
+this CPU.
 
-Times are as multiples of the bare product x x^T, the least of all that were measured; `auto` chooses the backend.
+Times are as multiples of the bare product x x^T, the least of all that were measured; `auto` chooses the
+backend.
 """
 
 import argparse
@@ -45,7 +47,8 @@ def compare(checkout: Path, options: argparse.Namespace) -> None:
     unit = "CPU ms" if options.threads == 1 else f"ms on {options.threads} threads"
     print(f"least of {options.rounds} processes each, {unit}; x: multiples of the product")
     print(
-        f"| loss | N x D | product | {options.base} | x | now | x | faster |\n|---|---|---|---|---|---|---|---|"
+        f"| loss | N x D | product | {options.base} | x | now | x | faster "
+        "|\n|---|---|---|---|---|---|---|---|"
     )
     for shape in options.shapes:
         for loss in options.losses:

@@ -1,4 +1,5 @@
-"""Batch-hard triplet loss called as open-metric-learning's TripletLossWithMiner: `criterion(features, labels)`."""
+"""Batch-hard triplet loss called as open-metric-learning's TripletLossWithMiner: `criterion(features,
+labels)`."""
 
 from __future__ import annotations
 
@@ -15,11 +16,12 @@ HARD = "HardTripletsMiner"
 
 
 class TripletLossWithMiner(nn.Module):
-    """The library's TripletLossWithMiner with its HardTripletsMiner: euclidean distance of the features as they are.
+    """The library's TripletLossWithMiner with its HardTripletsMiner: euclidean distance of the features as
+    they are.
 
-    margin: above 0, or None for log(1 + exp(gap)). miner: the library's HardTripletsMiner or its name; the library's
-    default, all triplets, is not computed here. need_logs: `last_logs` then holds what the library's does, for one more
-    pass over the distances and three host syncs a call.
+    margin: above 0, or None for log(1 + exp(gap)). miner: the library's HardTripletsMiner or its name; the
+    library's default, all triplets, is not computed here. need_logs: `last_logs` then holds what the
+    library's does, for one more pass over the distances and three host syncs a call.
     Where the library refuses a batch (an identity of one row, or one identity), such rows do not count.
     """
 
@@ -73,7 +75,8 @@ class TripletLossWithMiner(nn.Module):
 
     @property
     def last_logs(self) -> dict[str, float]:
-        """Of the last batch, with need_logs: the share of active triplets, mean distance of positives and negatives."""
+        """Of the last batch, with need_logs: the share of active triplets, mean distance of positives and
+        negatives."""
         return self._last_logs
 
 

@@ -1,12 +1,15 @@
-"""Losses called as pytorch-metric-learning's are: `loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)`.
+"""Losses called as pytorch-metric-learning's are: `loss(embeddings, labels, indices_tuple, ref_emb,
+ref_labels)`.
 
-Constructors have the library's names and defaults, and take its distance and reducer objects, or a reducer's name. Value
-and gradient are the library's, computed in float32 (float64 for float64 rows), which is also the dtype of the value.
+Constructors have the library's names and defaults, and take its distance and reducer objects, or a reducer's
+name. Value and gradient are the library's, computed in float32 (float64 for float64 rows), which is also the
+dtype of the value.
 
-reducer: the library's "avg_non_zero" (over anchors, or triplets, of a loss above 0), "mean" or "sum", which need each
-anchor's value and so one process, a backend other than "triton", and no torch.compile; or "valid_anchors", this package's
-own mean over the anchors with a positive and a negative: by the fused programs and over all ranks of a `group`, where it
-also takes the place of the library's DistributedLossWrapper.
+reducer: the library's "avg_non_zero" (over anchors, or triplets, of a loss above 0), "mean" or "sum", which
+need each anchor's value and so one process, a backend other than "triton", and no torch.compile; or
+"valid_anchors", this package's own mean over the anchors with a positive and a negative: by the fused
+programs and over all ranks of a `group`, where it also takes the place of the library's
+DistributedLossWrapper.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ REDUCERS = {
 
 
 class Options(TypedDict, total=False):
-    """distance, reducer: the library's objects; a reducer also by name. group, backend, precision: of every loss here."""
+    """distance, reducer: the library's objects; a reducer also by name. group, backend, precision: of every
+    loss here."""
 
     distance: object
     reducer: object
@@ -73,8 +77,8 @@ class _Loss(nn.Module):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
-        """The loss (0-d) of embeddings [B, D] and labels [B], whose candidates are ref_emb [R, D] and ref_labels [R]
-        where given. ValueError for what cannot be honoured exactly.
+        """The loss (0-d) of embeddings [B, D] and labels [B], whose candidates are ref_emb [R, D] and
+        ref_labels [R] where given. ValueError for what cannot be honoured exactly.
         """
         name = type(self).__name__
         if labels is None:
@@ -100,10 +104,11 @@ class _Loss(nn.Module):
 
 
 class BatchHardTripletMarginLoss(_Loss):
-    """The library's TripletMarginLoss, of the triplets that its BatchHardMiner finds: there is no miner to call.
+    """The library's TripletMarginLoss, of the triplets that its BatchHardMiner finds: there is no miner to
+    call.
 
-    distance: LpDistance of p = 2 (to the power 1 or 2, normalised or not; None: normalised) or CosineSimilarity.
-    smooth_loss: log(1 + exp(gap)), with margin=0.
+    distance: LpDistance of p = 2 (to the power 1 or 2, normalised or not; None: normalised) or
+    CosineSimilarity. smooth_loss: log(1 + exp(gap)), with margin=0.
     """
 
     pairs = "it mines the hardest triplets itself"
@@ -133,8 +138,8 @@ class SupConLoss(_Loss):
 class NTXentLoss(_Loss):
     """The library's NTXentLoss. distance: CosineSimilarity (None) or DotProductSimilarity.
 
-    The library's reducers run over positive pairs, `valid_anchors` over anchors: the same where all identities have
-    equally many rows. Its NPairsLoss draws one pair per identity, and has no counterpart.
+    The library's reducers run over positive pairs, `valid_anchors` over anchors: the same where all
+    identities have equally many rows. Its NPairsLoss draws one pair per identity, and has no counterpart.
     """
 
     default_reducer = "mean"
@@ -181,8 +186,9 @@ def _reference(ref_emb: object, ref_labels: object, labels: Tensor) -> tuple[Ten
         raise ValueError("ref_emb, ref_labels: expected a torch.Tensor each; pass both, or neither")
     if ref_labels is labels:
         raise ValueError(
-            "ref_labels: the batch's own labels, by which the library leaves each row out of its own candidates; "
-            "pass neither ref_emb nor ref_labels, or ref_labels.clone() where a row may be its own positive"
+            "ref_labels: the batch's own labels, by which the library leaves each row out of its own "
+            "candidates; pass neither ref_emb nor ref_labels, or ref_labels.clone() where a row may be its "
+            "own positive"
         )
     return ref_emb, ref_labels.to(ref_emb.device)
 
@@ -209,8 +215,8 @@ def _distance(distance: object) -> tuple[Distance, bool]:
         word: Distance = "euclidean" if power == 1 else "squared_euclidean"
         return word, bool(getattr(distance, "normalize_embeddings", True))
     raise ValueError(
-        f"distance: no batch-hard loss of {kind} (p={p}, power={power}); pass LpDistance of p=2 and power 1 or 2, or "
-        "CosineSimilarity of power 1"
+        f"distance: no batch-hard loss of {kind} (p={p}, power={power}); pass LpDistance of p=2 and power 1 "
+        "or 2, or CosineSimilarity of power 1"
     )
 
 

@@ -1,4 +1,5 @@
-"""Batch-hard triplet losses called as sentence-transformers': of the model, and of tokenised sentences with labels."""
+"""Batch-hard triplet losses called as sentence-transformers': of the model, and of tokenised sentences with
+labels."""
 
 from __future__ import annotations
 
@@ -25,9 +26,10 @@ DISTANCES: dict[str, Distance] = {
 class BatchHardTripletLoss(nn.Module):
     """The library's BatchHardTripletLoss: `loss([features], labels)` of the model's "sentence_embedding".
 
-    distance_metric: "euclidean", "squared_euclidean" or "cosine", or the library's function of that name. The library
-    wants two sentences of each label in a batch, and takes 0 for the distance of a positive that is not there; here a
-    sentence without one does not count. group: the batch is that of all ranks (the library stays within each).
+    distance_metric: "euclidean", "squared_euclidean" or "cosine", or the library's function of that name. The
+    library wants two sentences of each label in a batch, and takes 0 for the distance of a positive that is
+    not there; here a sentence without one does not count. group: the batch is that of all ranks (the library
+    stays within each).
     """
 
     def __init__(

@@ -74,15 +74,15 @@ def batch_hard_loss(
     distance: "cosine" is 1 - cos and always normalises. The gradient of "euclidean" at distance 0 is 0.
     normalize: L2-normalise here, the gradient goes through; a zero row gets zero gradient.
     Pairs are mined on |a|^2 + |b|^2 - 2 a.b, and the distances of the picked ones computed again from a - b.
-    Of equal mined distances the lowest global row is picked ("triton": the lowest label's; in bfloat16 any of those
-    within rounding). An anchor is not its own positive.
+    Of equal mined distances the lowest global row is picked ("triton": the lowest label's; in bfloat16 any of
+    those within rounding). An anchor is not its own positive.
     A batch without a valid anchor gives 0, with zero gradient.
     group: the batch is that of all its ranks; convention in `maskreid_kernels.ranks`. None: this process
-    alone. backend: "reference" (plain autograd, O(N^2) memory), "dense" (O(N^2) memory, its own backward: for small
-    batches), "chunked" (O(N D) memory, the backward has no
+    alone. backend: "reference" (plain autograd, O(N^2) memory), "dense" (O(N^2) memory, its own backward: for
+    small batches), "chunked" (O(N D) memory, the backward has no
     matrix product; differentiating its gradient raises RuntimeError), "triton" (the same on a GPU, fused) or
-    "auto". precision: of "triton" alone, a preset of `maskreid_kernels.precision` for the mining; "auto" follows the
-    rows' dtype and torch.set_float32_matmul_precision. reduction, ignore_index: see
+    "auto". precision: of "triton" alone, a preset of `maskreid_kernels.precision` for the mining; "auto"
+    follows the rows' dtype and torch.set_float32_matmul_precision. reduction, ignore_index: see
     `maskreid_kernels.options`. reference: a pair (rows [R, D], labels [R]) that are the only candidates, the
     batch's rows being anchors alone; see there. By "chunked" and "reference". Raises ValueError on bad input
     or an unavailable backend.

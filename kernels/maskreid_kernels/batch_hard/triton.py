@@ -135,8 +135,8 @@ def anchor_numbers(
     numbers_B6 = x_ND.new_empty((anchors, NUMBERS.value), dtype=torch.float64)
     if anchors:
         picks_program[(triton.cdiv(anchors, PICKS_ROWS),)](
-            x_ND, square_N, rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, best_CM, place_CM, numbers_B6,
-            anchors, places, columns, chunks, rows.own.start, *split_float(terms.margin or 0.0),
+            x_ND, square_N, rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, best_CM, place_CM,
+            numbers_B6, anchors, places, columns, chunks, rows.own.start, *split_float(terms.margin or 0.0),
             **_picks_options(columns, terms), ACC=accumulator(x_ND.dtype)[1],
         )  # fmt: skip
     return numbers_B6
@@ -158,8 +158,8 @@ def pairs_gradient(
     first = torch.searchsorted(picked, wanted)
     slab = _slab(columns)
     pairs_gradient_program[(rows, triton.cdiv(columns, slab))](
-        x_ND, numbers_N6, sums_6, of_loss.contiguous(), first, pair, gradient_BD, own.start, layout.world_size,
-        columns, BLOCK_D=slab, COSINE=cosine, ACC=accumulator(x_ND.dtype)[1], num_warps=4,
+        x_ND, numbers_N6, sums_6, of_loss.contiguous(), first, pair, gradient_BD, own.start,
+        layout.world_size, columns, BLOCK_D=slab, COSINE=cosine, ACC=accumulator(x_ND.dtype)[1], num_warps=4,
     )  # fmt: skip
     return gradient_BD
 

@@ -1,4 +1,5 @@
-"""How many anchors of a batch have something to learn: a backward that is nearly empty is no measure of a loss step."""
+"""How many anchors of a batch have something to learn: a backward that is nearly empty is no measure of a
+loss step."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ SAMPLED_PAIRS = 1 << 25
 
 @dataclass(frozen=True)
 class Sample:
-    """S_aN similarities of some anchors to all rows; positive_aN, negative_aN bool, without anchors that lack either."""
+    """S_aN similarities of some anchors to all rows; positive_aN, negative_aN bool, without anchors that lack
+    either."""
 
     S_aN: Tensor
     positive_aN: Tensor
@@ -42,8 +44,8 @@ def sample(x_ND: Tensor, y_N: Tensor) -> Sample:
 def active_share(kernel: str, sampled: Sample, constants: dict[str, Any]) -> float:
     """Share of the sampled anchors that push negatives away; `constants`: the loss's keywords.
 
-    With a margin: a negative is inside it. In the log-sum-exp family, where every negative has a weight: dL/dA, the
-    negatives' part of the gradient, is at least LEAST_PUSH. 0 without a valid anchor.
+    With a margin: a negative is inside it. In the log-sum-exp family, where every negative has a weight:
+    dL/dA, the negatives' part of the gradient, is at least LEAST_PUSH. 0 without a valid anchor.
     """
     if not len(sampled.S_aN):
         return 0.0

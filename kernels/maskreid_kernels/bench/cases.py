@@ -1,4 +1,5 @@
-"""The batches that losses are measured on: identities of K images, and a stated share of negatives in the margin."""
+"""The batches that losses are measured on: identities of K images, and a stated share of negatives in the
+margin."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +10,20 @@ from torch import Tensor
 
 from .activity import active_share, margin_of, sample, share_inside
 
-# Noise beside a centre of length 1, from the tightest identity to the widest. Batch-hard's are spread until its hardest
-# distances overlap: with equal noise of 1, at D = 2048, next to no anchor would have a negative inside the margin.
+# Noise beside a centre of length 1, from the tightest identity to the widest. Batch-hard's are spread until
+# its hardest distances overlap: with equal noise of 1, at D = 2048, next to no anchor would have a negative
+# inside the margin.
 NOISE = {"batch_hard": (0.7, 2.0)}
 PLAIN_NOISE = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One shape. `violators`: share of (anchor, negative) pairs inside the ranking loss's margin; None where a loss has none.
+    """One shape. `violators`: share of (anchor, negative) pairs inside the ranking loss's margin; None where
+    a loss has none.
 
-    `ranks`: processes that share the N rows equally, so that each computes M = N / ranks anchors by N candidates.
+    `ranks`: processes that share the N rows equally, so that each computes M = N / ranks anchors by N
+    candidates.
     """
 
     kernel: str
@@ -35,7 +39,8 @@ class Case:
 class CaseData:
     """x_ND unit rows, y_N labels in random order, and the margin that gives the share of violators.
 
-    `violators` is that share as measured, `active` the share of anchors that push a negative away (activity.py).
+    `violators` is that share as measured, `active` the share of anchors that push a negative away
+    (activity.py).
     """
 
     x_ND: Tensor

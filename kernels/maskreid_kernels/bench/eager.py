@@ -1,4 +1,5 @@
-"""The losses as their users write them today: plain autograd on N x N matrices, and the lean forms of experts.
+"""The losses as their users write them today: plain autograd on N x N matrices, and the lean forms of
+experts.
 
 Each takes unit or raw rows x_ND and labels_N and returns the mean over valid anchors, like the losses of
 maskreid_kernels that they are compared with.
@@ -49,7 +50,8 @@ def batch_hard(x_ND: Tensor, y_N: Tensor, *, margin: float = 0.3) -> Tensor:
 
 
 def batch_hard_mined(x_ND: Tensor, y_N: Tensor, *, margin: float = 0.3) -> Tensor:
-    """Mining in blocks of rows without gradient, then the distances of what was picked: the lean form, O(N) memory."""
+    """Mining in blocks of rows without gradient, then the distances of what was picked: the lean form, O(N)
+    memory."""
     positives, negatives, valids = [], [], []
     with torch.no_grad():
         square_N = torch.linalg.vecdot(x_ND, x_ND)

@@ -57,10 +57,11 @@ def _cells(e: "Exactness") -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Exactness:
-    """Relative errors of the averaged parameter gradients beside one process on the whole batch, and logged / true value.
+    """Relative errors of the averaged parameter gradients beside one process on the whole batch, and logged /
+    true value.
 
-    `gradient_error`: that process computes in float32 too, so what differs is the distribution. `rounding_error`: it
-    computes in float64.
+    `gradient_error`: that process computes in float32 too, so what differs is the distribution.
+    `rounding_error`: it computes in float64.
     """
 
     kernel: str
@@ -72,7 +73,8 @@ class Exactness:
 
 
 def measure_exactness(world_size: int, rows: int, columns: int) -> list[Exactness]:
-    """Every loss and provider on `world_size` ranks, through a linear layer whose gradients data parallelism averages."""
+    """Every loss and provider on `world_size` ranks, through a linear layer whose gradients data parallelism
+    averages."""
     found: list[Exactness] = result_over_ranks(world_size, _exactness, rows, columns)
     return found
 
@@ -113,7 +115,8 @@ def _through_layer(
 
 
 def _forms(kernel: str, loss: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor]]:
-    """Ours; what toolkits do without a gather (each rank alone); pytorch-metric-learning's wrapper, both settings."""
+    """Ours; what toolkits do without a gather (each rank alone); pytorch-metric-learning's wrapper, both
+    settings."""
     forms: dict[str, Callable[..., Tensor]] = {
         "maskreid": partial(loss, group=dist.group.WORLD),
         "each rank alone": loss,

@@ -1,7 +1,7 @@
 """The figures of the GPU program as the model predicts them, key by key. Nothing here was measured on a GPU.
 
-A whole loss is its passes, its bytes from memory, and the host's launches where these take longer. Names: N rows, D
-columns, K images an identity; times in ms.
+A whole loss is its passes, its bytes from memory, and the host's launches where these take longer. Names: N
+rows, D columns, K images an identity; times in ms.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from .providers import OURS
 from .traffic import Traffic, traffic
 
 IMAGES = 4
-# Share of the tiles in which a pair is recorded, by the share of negatives inside the margin: counted on made-up rows.
+# Share of the tiles in which a pair is recorded, by the share of negatives inside the margin: counted on
+# made-up rows.
 MARKED_TILES = {0.001: 0.998, 0.003: 1.0, 0.01: 1.0, 0.02: 1.0, 0.04: 1.0, 0.05: 1.0, 0.5: 1.0}
 BOTH_ROLES = 1.8  # pairs inside the margin in either role, to those in one
-# The host's time for an operator of torch with its part of autograd, and for a Triton launch: assumed. In a compiled form
-# operators are fused into a few kernels, and a pair's matrices are read and written about eight times in bfloat16.
+# The host's time for an operator of torch with its part of autograd, and for a Triton launch: assumed. In a
+# compiled form operators are fused into a few kernels, and a pair's matrices are read and written about eight
+# times in bfloat16.
 OPERATOR_MS, LAUNCH_MS = 6e-3, 10e-3
 COMPILED_BYTES_PER_PAIR, COMPILED_KERNELS, COMPILED_CALL_MS = 16.0, 14, 0.06
 # Launches of a step in Triton, operators of torch among them, as counted without a GPU.
@@ -54,7 +56,8 @@ CONSTANTS = {
 def chunks_of(program: Compiled, rows: int, card: Card) -> int:
     """Chunks of columns whose programs run side by side, as `column_chunks` takes them.
 
-    A band goes panel by panel, and a panel about fits the L2 cache: it is counted as a pass in such chunks is.
+    A band goes panel by panel, and a panel about fits the L2 cache: it is counted as a pass in such chunks
+    is.
     """
     if program.program.startswith(BANDS):
         return SIDE_BY_SIDE
@@ -101,7 +104,8 @@ class Model:
         return 1e3 * size / self.card.bytes_per_second
 
     def bands(self, name: str, N: int, D: int) -> float:
-        """A backward by bands of weights: the pass that makes them, the product with the rows, both ways of the band."""
+        """A backward by bands of weights: the pass that makes them, the product with the rows, both ways of
+        the band."""
         return (
             self.over_tiles(name, N, D).total + 1e3 * 2 * N * N * D / self.card.flops + self.memory(4 * N * N)
         )

@@ -13,11 +13,12 @@ RESULTS = Path(__file__).parents[2] / "bench" / "results"
 FILE = "predictions.json"
 TEXT = """# What a GPU is predicted to measure, {date}
 
-Written before any of these programs ran on a GPU, so that the first run tests the model: `python -m maskreid_kernels.bench
-gpu` prints each figure beside its prediction. The model is `predict.py` and `predicted_figures.py` in
-`maskreid_kernels/bench`: instruction counts of sm_90 machine code, products, bytes from the L2 cache at an assumed rate,
-bytes from memory by launch order, the branch that records pairs, one program per processor that overlaps nothing. Times in
-ms. Made by `python -m maskreid_kernels.bench ahead-of-time --predictions`, once under each version of Triton.
+Written before any of these programs ran on a GPU, so that the first run tests the model: `python -m
+maskreid_kernels.bench gpu` prints each figure beside its prediction. The model is `predict.py` and
+`predicted_figures.py` in `maskreid_kernels/bench`: instruction counts of sm_90 machine code, products, bytes
+from the L2 cache at an assumed rate, bytes from memory by launch order, the branch that records pairs, one
+program per processor that overlaps nothing. Times in ms. Made by `python -m maskreid_kernels.bench
+ahead-of-time --predictions`, once under each version of Triton.
 """
 
 
@@ -28,7 +29,8 @@ def read_predictions(triton: str, device: str, folder: Path = RESULTS) -> dict[s
 
 
 def write_predictions(folder: Path, triton: str, figures: dict[str, dict[str, float]]) -> None:
-    """predictions.json and .md in the folder; `figures` by card for one version, those of other versions stay."""
+    """predictions.json and .md in the folder; `figures` by card for one version, those of other versions
+    stay."""
     known = _read(folder) | {triton: figures}
     known = dict(sorted(known.items()))
     date = datetime.date.today().isoformat()

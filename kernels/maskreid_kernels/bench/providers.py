@@ -19,8 +19,8 @@ FLOOR = "gemm"  # the product x x^T alone: no loss over all pairs can be faster
 
 @dataclass(frozen=True)
 class Provider:
-    """`matrices`: N x N matrices of float32 that it holds at its peak; 0 where memory is O(N D). `exact`: its gradient is
-    that of our loss, so errors are comparable."""
+    """`matrices`: N x N matrices of float32 that it holds at its peak; 0 where memory is O(N D). `exact`: its
+    gradient is that of our loss, so errors are comparable."""
 
     name: str
     loss: Loss
@@ -29,7 +29,8 @@ class Provider:
 
 
 def providers(case: Case, data: CaseData, *, compiled: bool, max_autotune: bool = False) -> list[Provider]:
-    """Everything that can compute `case`'s loss here, ours first. `max_autotune`: minutes of search for a compiled form."""
+    """Everything that can compute `case`'s loss here, ours first. `max_autotune`: minutes of search for a
+    compiled form."""
     keywords = constants(case, data.margin)
     loss, plain = OURS[case.kernel], getattr(eager, case.kernel)
 

@@ -16,10 +16,11 @@ from .providers import FLOOR, OURS, Provider, providers
 KERNELS = tuple(OURS)
 CHECK_ROWS = 192
 CHECK_ERROR = 1e-4
-# Rows in bfloat16: mining on rounded distances picks other pairs, which is no mistake. Up to this, or twice what the
-# eager form is off by there.
+# Rows in bfloat16: mining on rounded distances picks other pairs, which is no mistake. Up to this, or twice
+# what the eager form is off by there.
 LOW_ERROR, LOW_ERROR_AT_MOST = 5e-2, 0.9  # a gradient that is 0 is off by 1
-# The chunked float64 gradient that errors are measured against costs this many products; beyond, it is left out.
+# The chunked float64 gradient that errors are measured against costs this many products; beyond, it is left
+# out.
 ERROR_UP_TO_FLOP = {"cpu": 2e12, "cuda": 2e15}
 Say = Callable[[str], None]
 
@@ -118,7 +119,8 @@ def run_job(
 
 
 def _run_over_ranks(case: Case, data: CaseData, budget: Budget, say: Say) -> list[Record]:
-    """M = N / ranks anchors by N candidates, a process and a thread each, over gloo; the slowest rank counts."""
+    """M = N / ranks anchors by N candidates, a process and a thread each, over gloo; the slowest rank
+    counts."""
     say(f"{_title(case, data)}, over {case.ranks} ranks")
     return [
         _record(case, data, f"{name}, {case.ranks} ranks", "both", "time", quantiles, "ms", "ok")
@@ -129,14 +131,16 @@ def _run_over_ranks(case: Case, data: CaseData, budget: Budget, say: Say) -> lis
 def _is_idle(job: Job, data: CaseData) -> str | None:
     if data.active >= job.active_from:
         return None
-    return f"not measured: {100 * data.active:.0f} % of the anchors are active, {100 * job.active_from:.0f} % are wanted"
+    found, wanted = (f"{100 * share:.0f} %" for share in (data.active, job.active_from))
+    return f"not measured: {found} of the anchors are active, {wanted} are wanted"
 
 
 def _why_not(case: Case, provider: Provider, budget: Budget) -> str | None:
     """Why a provider is left out of a case: it would be driven out of memory, or take for ever."""
     wanted = provider.matrices * case.rows**2 * 4
     if wanted > budget.memory_bytes:
-        return f"out of memory: about {wanted / 1e9:.0f} GB of N x N matrices, {budget.memory_bytes / 1e9:.0f} GB are free"
+        free = f"{budget.memory_bytes / 1e9:.0f} GB"
+        return f"out of memory: about {wanted / 1e9:.0f} GB of N x N matrices, {free} are free"
     products = 1 if provider.name == FLOOR else 3
     seconds = products * 2 * case.rows**2 * case.columns / budget.flop_per_s
     if seconds > 20 * budget.seconds:
@@ -147,7 +151,8 @@ def _why_not(case: Case, provider: Provider, budget: Budget) -> str | None:
 def _fails_check(case: Case, name: str, device: str) -> str | None:
     """The gradient at a small size against the float64 reference; only what is right is measured.
 
-    On float32 copies of the rows first: what is wrong there is wrong, whatever the rounding of the rows' own dtype.
+    On float32 copies of the rows first: what is wrong there is wrong, whatever the rounding of the rows' own
+    dtype.
     """
     small = Case(case.kernel, CHECK_ROWS, case.columns, case.images, case.violators, dtype=case.dtype)
     data = make_case(small, torch.device(device))

@@ -33,7 +33,8 @@ def all_pairs_loss(
 
         L(k) = log(1 + sum_{i in B+} sum_{j in B-} exp(scale (S_kj - S_ki + margin)))
 
-    The double sum is the product of one sum over the negatives and one over the positives. For one anchor, in torch:
+    The double sum is the product of one sum over the negatives and one over the positives. For one anchor, in
+    torch:
 
         A = torch.logsumexp(scale * S_k[negatives], 0)
         L = F.softplus(A + torch.logsumexp(scale * (margin - S_k[positives]), 0))

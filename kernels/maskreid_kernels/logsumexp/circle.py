@@ -27,7 +27,8 @@ def circle_loss(
 ) -> Tensor:
     """Circle loss, as a 0-d tensor; the defaults are the paper's for person re-identification.
 
-        L(k) = log(1 + sum_{j in B-} exp(gamma a_n (S_kj - margin)) sum_{i in B+} exp(-gamma a_p (S_ki - 1 + margin)))
+        L(k) = log(1 + sum_{j in B-} exp(gamma a_n (S_kj - margin))
+                     * sum_{i in B+} exp(-gamma a_p (S_ki - 1 + margin)))
         a_n = [S_kj + margin]_+     a_p = [1 + margin - S_ki]_+     constants: no gradient goes through them
 
     For one anchor, in torch:

@@ -73,7 +73,8 @@ def _may_be_scaled(embeddings: object, call: Call) -> bool:
 
 
 def scaled_rows(embeddings: Tensor, scale: Tensor | None, constants: Mapping[str, Any], call: Call) -> Tensor:
-    """sqrt(scale) x: their similarities are scale times those of x, so the loss of a scale of 1 is that of x and scale.
+    """sqrt(scale) x: their similarities are scale times those of x, so the loss of a scale of 1 is that of x
+    and scale.
 
     Beside references scale x, and of the references (scale None) x: or they would need a gradient for the
     scale's sake. The scale's gradient is one more sum per row, in plain autograd, whatever the backend; over

@@ -100,7 +100,8 @@ def merge_program(top_ptr, sum_ptr, A_ptr, M, chunks, BLOCK_M: tl.constexpr, ACC
 
 @triton.jit(do_not_specialize=["M", "N", "own_start"])
 def numbers_program(
-    value_ptr, log_weight_ptr, level_ptr, anchor_ptr, order_ptr, start_ptr, stop_ptr, numbers_ptr, M, N, own_start,
+    value_ptr, log_weight_ptr, level_ptr, anchor_ptr, order_ptr, start_ptr, stop_ptr, numbers_ptr, M, N,
+    own_start,
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Write the numbers of a band of anchors at their rows among the rank's own; 0, 0, -inf, 0 of one that is

@@ -36,8 +36,8 @@ def supervised_contrastive_loss(
         f = S_k / temperature
         L = torch.logsumexp(f[everybody_else], 0) - f[positives].mean()
 
-    Unlike `n_pair_loss`, an anchor's other positives stand in the denominator. An anchor without a negative is not
-    counted. Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, `reduction`,
+    Unlike `n_pair_loss`, an anchor's other positives stand in the denominator. An anchor without a negative
+    is not counted. Shapes, dtypes, valid anchors, `normalize`, `group`, `backend`, `precision`, `reduction`,
     `ignore_index`, `reference`, errors: see `maskreid_kernels.logsumexp`.
     """
     constants = {"temperature": temperature, "normalize": normalize}

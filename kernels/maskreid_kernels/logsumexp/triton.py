@@ -154,8 +154,8 @@ def _write_numbers_(
 ) -> None:
     anchor_b = rows.anchor_M[band]
     numbers_program[(triton.cdiv(len(anchor_b), MERGE_ROWS),)](
-        value_b, log_weight_b, level_b, anchor_b, rows.order_N, rows.start_N, rows.stop_N, own_B4, len(anchor_b),
-        len(rows.order_N), rows.own.start, BLOCK_M=MERGE_ROWS, num_warps=4,
+        value_b, log_weight_b, level_b, anchor_b, rows.order_N, rows.start_N, rows.stop_N, own_B4,
+        len(anchor_b), len(rows.order_N), rows.own.start, BLOCK_M=MERGE_ROWS, num_warps=4,
     )  # fmt: skip
 
 
@@ -223,8 +223,8 @@ def _add_negatives_(
         G_bc = x_ND.new_empty((len(anchor_b), stop - start))
         tiles = triton.cdiv(len(anchor_b), tile.block_m) * triton.cdiv(stop - start, tile.block_n)
         pairs_program[(tiles,)](
-            x_ND, anchor_b, rows.order_N, rows.start_N, rows.stop_N, numbers_N4, G_bc, len(anchor_b), start, stop,
-            D, *_constants(exponent), CIRCLE=exponent.margin is not None, EXACT=exact,
+            x_ND, anchor_b, rows.order_N, rows.start_N, rows.stop_N, numbers_N4, G_bc, len(anchor_b), start,
+            stop, D, *_constants(exponent), CIRCLE=exponent.margin is not None, EXACT=exact,
             **tile_options(tile, D, precision, acc),
         )  # fmt: skip
         add_product_(band_bD, G_bc, x_ND.index_select(0, rows.order_N[start:stop]))

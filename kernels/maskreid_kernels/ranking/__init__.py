@@ -108,11 +108,11 @@ def ranking_loss(
     group: the batch is that of all its ranks; convention in `maskreid_kernels.ranks`. None: this process
     alone. backend: "reference" (plain autograd, O(N^2) memory), "dense" (O(N^2) memory, its own backward: for
     small batches), "chunked" (O(N D) memory; differentiating its
-    gradient raises RuntimeError), "triton" (the same on a GPU, fused) or "auto". precision: of "triton" alone, a
-    preset of `maskreid_kernels.precision` for the negatives' similarities; "auto" follows the rows' dtype and
-    torch.set_float32_matmul_precision. reduction, ignore_index: see `maskreid_kernels.options`. reference: a
-    pair (rows [R, D], labels [R]) that are the only candidates, the batch's rows being anchors alone; see
-    there. By "chunked" and "reference". Raises ValueError on bad input or an unavailable backend.
+    gradient raises RuntimeError), "triton" (the same on a GPU, fused) or "auto". precision: of "triton"
+    alone, a preset of `maskreid_kernels.precision` for the negatives' similarities; "auto" follows the rows'
+    dtype and torch.set_float32_matmul_precision. reduction, ignore_index: see `maskreid_kernels.options`.
+    reference: a pair (rows [R, D], labels [R]) that are the only candidates, the batch's rows being anchors
+    alone; see there. By "chunked" and "reference". Raises ValueError on bad input or an unavailable backend.
     """
     constants = {"margin": margin, "pull": pull, "negatives": negatives, "normalize": normalize}
     call = Call(group, backend, precision, reduction, ignore_index, reference)

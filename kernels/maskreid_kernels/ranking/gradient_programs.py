@@ -57,8 +57,8 @@ def sum_over_positives(
 
 @triton.jit
 def sum_over_marks(
-    a, x_ptr, inverse_ptr, order_ptr, t_ptr, numbers_ptr, mark_ptr, mark_count_ptr, m, M, a_row, D, chunks, mark_cap,
-    BLOCK_D: tl.constexpr, SPAN: tl.constexpr, ACC: tl.constexpr,
+    a, x_ptr, inverse_ptr, order_ptr, t_ptr, numbers_ptr, mark_ptr, mark_count_ptr, m, M, a_row, D, chunks,
+    mark_cap, BLOCK_D: tl.constexpr, SPAN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_D] sum over the marked pairs of (w_a(b) + w_b(a)) x_b.
 
@@ -134,8 +134,8 @@ def gradient_program(
         total += load_row(pushed_ptr, tl.program_id(0).to(tl.int64), D, BLOCK_D, ACC)
     else:
         total += sum_over_marks(
-            a, x_ptr, inverse_ptr, order_ptr, t_ptr, numbers_ptr, mark_ptr, mark_count_ptr, m, M, a_row, D, chunks,
-            mark_cap, BLOCK_D, SPAN, ACC,
+            a, x_ptr, inverse_ptr, order_ptr, t_ptr, numbers_ptr, mark_ptr, mark_count_ptr, m, M, a_row, D,
+            chunks, mark_cap, BLOCK_D, SPAN, ACC,
         )  # fmt: skip
     if inverse_ptr is not None:  # from the unit row's gradient to the row's
         inverse = tl.load(inverse_ptr + a_row)

@@ -79,8 +79,8 @@ def _finish_(
     count = anchors if listed_b is None else len(listed_b)
     gradient_program[(count,)](
         x_ND, saved.inverse_N, rows.order_N, rows.anchor_M, listed_b, rows.start_N, rows.stop_N, saved.t_N,
-        saved.numbers_N9, saved.sums_9, of_loss.contiguous(), marks.entry, marks.count_CM, pushed_bD, gradient_BD,
-        anchors, places, columns, chunks, cap, rows.own.start, saved.layout.world_size,
+        saved.numbers_N9, saved.sums_9, of_loss.contiguous(), marks.entry, marks.count_CM, pushed_bD,
+        gradient_BD, anchors, places, columns, chunks, cap, rows.own.start, saved.layout.world_size,
         *split_float(saved.terms.pull), **row_options(columns, x_ND.dtype),
     )  # fmt: skip
 
@@ -97,7 +97,8 @@ def _push_(pushed_bD: Tensor, x_ND: Tensor, saved: Saved, anchor_b: Tensor, prec
         G_bc = x_ND.new_empty((len(anchor_b), stop - first))
         tiles = triton.cdiv(len(anchor_b), tile.block_m) * triton.cdiv(stop - first, tile.block_n)
         dense_weights_program[(tiles,)](
-            x_ND, saved.inverse_N, rows.order_N, anchor_b, rows.start_N, rows.stop_N, saved.t_N, saved.numbers_N9,
-            G_bc, len(anchor_b), first, stop - first, columns, **tile_options(tile, columns, precision, acc),
+            x_ND, saved.inverse_N, rows.order_N, anchor_b, rows.start_N, rows.stop_N, saved.t_N,
+            saved.numbers_N9, G_bc, len(anchor_b), first, stop - first, columns,
+            **tile_options(tile, columns, precision, acc),
         )  # fmt: skip
         add_product_(pushed_bD, G_bc, x_ND[rows.order_N[first:stop]])

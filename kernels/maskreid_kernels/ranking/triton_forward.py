@@ -92,8 +92,9 @@ def least_positives(
     least_row_M = rows.order_N.new_empty(anchors)
     if anchors:
         positives_program[(anchors,)](
-            x_ND, inverse_N, rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, least_row_M, squares_M, t_B,
-            places, columns, rows.own.start, *split_float(terms.margin), **row_options(columns, x_ND.dtype),
+            x_ND, inverse_N, rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, least_row_M, squares_M,
+            t_B, places, columns, rows.own.start, *split_float(terms.margin),
+            **row_options(columns, x_ND.dtype),
         )  # fmt: skip
     return least_row_M, squares_M, t_B
 
@@ -136,8 +137,8 @@ def anchor_numbers(
     if anchors:
         anchors_program[(triton.cdiv(anchors, ANCHORS),)](
             rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, least_row_M, squares_M, partials.sum_CM,
-            partials.shift_CM, partials.active_CM, partials.count_CM, numbers_B9, many_M, anchors, places, chunks,
-            cap, max(int(SPARSE_UP_TO * places), FEW_MARKS), rows.own.start, *split_float(terms.pull),
+            partials.shift_CM, partials.active_CM, partials.count_CM, numbers_B9, many_M, anchors, places,
+            chunks, cap, max(int(SPARSE_UP_TO * places), FEW_MARKS), rows.own.start, *split_float(terms.pull),
             BLOCK_M=ANCHORS, ALL=terms.negatives == "all", ACC=accumulator(squares_M.dtype)[1], num_warps=4,
         )  # fmt: skip
     return numbers_B9, Marks(partials.entry, partials.count_CM, many_M)

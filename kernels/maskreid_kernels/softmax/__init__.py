@@ -78,8 +78,8 @@ def softmax_loss(
     gradient raises RuntimeError) or "auto": torch's own cross-entropy without a group, else "chunked".
     Raises ValueError on bad input (targets outside [0, C) are looked for on the CPU only, elsewhere it
     would wait for the device) or an unavailable backend.
-    label_smoothing: in [0, 1]; the target's share 1 - label_smoothing, the rest equal over all C, as in torch.
-    reduction, ignore_index: see `maskreid_kernels.options`.
+    label_smoothing: in [0, 1]; the target's share 1 - label_smoothing, the rest equal over all C, as in
+    torch. reduction, ignore_index: see `maskreid_kernels.options`.
     """
     call = Call(group, backend, reduction=reduction, ignore_index=ignore_index)
     alone = backend == "auto" and group is None and ignore_index is None

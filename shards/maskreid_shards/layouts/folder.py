@@ -73,8 +73,8 @@ def _check_meanings(folder: Path, split: str, names: list[str], queries: set[str
     for name in names:
         if name in MEANINGS and (split != "gallery" or name in queries):
             raise ShardError(
-                f"{folder / name}: {name} means {MEANING_OF[MEANINGS[name]]} and belongs in the gallery alone; "
-                "if it is a person, rename it"
+                f"{folder / name}: {name} means {MEANING_OF[MEANINGS[name]]} and belongs in the gallery "
+                "alone; if it is a person, rename it"
             )
 
 

@@ -17,7 +17,8 @@ NO_ROOM = "does not fit in memory"
 
 
 def losses(setting: Setting) -> Iterator[Figure]:
-    """The losses that MaskReID and its baselines train with, at 65536 rows beside the product, at 32768 beside eager."""
+    """The losses that MaskReID and its baselines train with, at 65536 rows beside the product, at 32768
+    beside eager."""
     batch = Batch.of(setting, "batch_hard", 65536, 2048)
     product = batch.product_ms(setting)
     ours = batch.ms(setting, batch.ours())
@@ -58,7 +59,8 @@ def beside_product(
 def beside_eager(
     setting: Setting, kernel: str, columns: int, bars: tuple[float | None, float | None]
 ) -> Iterator[Figure]:
-    """How many times faster than the eager form and than torch.compile of it, at 32768 rows, 1 % violators."""
+    """How many times faster than the eager form and than torch.compile of it, at 32768 rows, 1 %
+    violators."""
     batch = Batch.of(setting, kernel, 32768, columns)
     ours = batch.ms(setting, batch.ours()).y50
     forms = {"eager": batch.eager(), "compiled": batch.eager(setting.compiled(getattr(eager, kernel)))}
@@ -70,7 +72,8 @@ def beside_eager(
 
 
 def errors(setting: Setting) -> Iterator[Figure]:
-    """Error of the gradient, against float64, beside that of the same loss in plain torch on the same rows."""
+    """Error of the gradient, against float64, beside that of the same loss in plain torch on the same
+    rows."""
     for kernel in OURS:
         batch = Batch.of(setting, kernel, 4096, 256)
         exact = gradient(batch.eager(), batch.x_ND.detach().double(), batch.y_N)
