@@ -235,6 +235,8 @@ class EngineConfig(Section):
     zero_stage: Annotated[int, Field(ge=0, le=2)] = 0
     autocast: Literal["float32", "bfloat16"] = "float32"  # of activations; weights stay float32
     collective_timeout_s: Positive = 600  # then a rank that does not come is named, and all leave
+    # Ranks that the recipe is for; another number is an error at the start. Without it, any.
+    world: Positive | None = None
 
 
 class RunConfig(Section):

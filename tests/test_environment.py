@@ -8,6 +8,8 @@ from maskreid_dist.training.environment import Place, is_first_process, place_of
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8"}
+MPIRUN = {"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+MPIRUN["OMPI_COMM_WORLD_LOCAL_SIZE"] = "4"
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,8 @@ SRUN = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_S
         ({**SRUN, **TORCHRUN, "RANK": "6"}, Place(6, 1, 8, 4)),  # torchrun below srun: its own count
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, Place()),  # a batch script
         ({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, Place()),
+        ({**MPIRUN, "MASTER_ADDR": "node1"}, Place(5, 1, 8, 4)),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, Place()),
     ],
 )
 def test_the_place_of_a_process(environment: dict[str, str], place: Place) -> None:
@@ -34,6 +38,7 @@ def test_the_place_of_a_process(environment: dict[str, str], place: Place) -> No
         ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK is 'first', not a number"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE is 2"),
         (SRUN, "srun starts 8 tasks, and MASTER_ADDR is not set"),
+        (MPIRUN, "mpirun starts 8 tasks, and MASTER_ADDR is not set"),
     ],
 )
 def test_what_is_wrong_is_one_line(environment: dict[str, str], words: str) -> None:
@@ -59,3 +64,4 @@ def test_one_process_says_what_is_wrong() -> None:
     assert is_first_process({**TORCHRUN, "RANK": "nine"})
     assert not is_first_process(TORCHRUN) and not is_first_process(SRUN)
     assert is_first_process({**SRUN, "SLURM_PROCID": "0"})
+    assert not is_first_process(MPIRUN) and is_first_process({**MPIRUN, "OMPI_COMM_WORLD_RANK": "0"})

@@ -3,7 +3,8 @@
 `deepspeed` and `torchrun` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Slurm's `srun` sets
 SLURM_PROCID, SLURM_NTASKS and SLURM_LOCALID, and leaves MASTER_ADDR to the user: without it a process is
 alone, since a batch script that has several tasks has these variables too. Tried by setting the variables;
-not yet under Slurm itself. With neither, a process is rank 0 of 1.
+not yet under Slurm itself. Open MPI's `mpirun` sets OMPI_COMM_WORLD_RANK and its like, and leaves MASTER_ADDR
+to the user too. With none of them, a process is rank 0 of 1.
 """
 
 import os
@@ -39,23 +40,30 @@ def place_of_process(environment: Mapping[str, str] = os.environ) -> Place:
         return _place(
             environment, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ("SLURM_NTASKS_PER_NODE",)
         )
-    # Only srun's own steps have it: several processes that take themselves for rank 0 would spoil each
-    # other's run.
-    if _number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
-        raise UserError(
-            f"srun starts {environment['SLURM_STEP_NUM_TASKS']} tasks, and MASTER_ADDR is not set: "
-            "export the first node's name there, and a free port in MASTER_PORT"
+    if "MASTER_ADDR" in environment and "OMPI_COMM_WORLD_RANK" in environment:
+        world = "OMPI_COMM_WORLD_"
+        return _place(
+            environment, f"{world}RANK", f"{world}SIZE", f"{world}LOCAL_RANK", (f"{world}LOCAL_SIZE",)
         )
+    # Only the launchers' own steps have these: several processes that take themselves for rank 0 would spoil
+    # each other's run.
+    for launcher, tasks in (("srun", "SLURM_STEP_NUM_TASKS"), ("mpirun", "OMPI_COMM_WORLD_SIZE")):
+        if _number(environment, tasks, 1) > 1:
+            raise UserError(
+                f"{launcher} starts {environment[tasks]} tasks, and MASTER_ADDR is not set: "
+                "export the first node's name there, and a free port in MASTER_PORT"
+            )
     return Place()
 
 
 def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process speaks for all; one whose variables are wrong speaks, of srun's tasks the
-    first."""
+    """Whether this process speaks for all; one whose variables are wrong speaks, of srun's and mpirun's
+    tasks the first."""
     try:
         return place_of_process(environment).is_first
     except UserError:
-        return "RANK" in environment or environment.get("SLURM_PROCID", "0") == "0"
+        first = environment.get("SLURM_PROCID", environment.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
+        return "RANK" in environment or first
 
 
 def tell_libraries(place: Place, environment: MutableMapping[str, str] = os.environ) -> None:
@@ -97,6 +105,8 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
     try:
         return int(environment[name])
     except KeyError:
-        raise UserError(f"{name} is not set; start with deepspeed, torchrun or srun, or unset RANK") from None
+        raise UserError(
+            f"{name} is not set; start with deepspeed, torchrun, srun or mpirun, or unset RANK"
+        ) from None
     except ValueError:
         raise UserError(f"{name} is {environment[name]!r}, not a number") from None

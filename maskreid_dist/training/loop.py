@@ -98,7 +98,8 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
         batches = iter(training_loader(split, plan, config, start, world.rank, world.size, world.device))
     with RunLog(run, start, last) if world.is_first else nullcontext() as log:
         if log:
-            log.say_all([*plan.summary().lines(), f"ranks: {world.size}, steps: {start} of {last} done"])
+            ranks = f"ranks: {world.size}, threads of rank 0: {torch.get_num_threads()}"
+            log.say_all([*plan.summary().lines(), f"{ranks}, steps: {start} of {last} done"])
             log.say_changes(start, changes)
         meter = Meter(config.run.log_every)
         bad_samples = BadSamples(config.data.bad_samples)

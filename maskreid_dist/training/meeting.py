@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import timedelta
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: i
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.training.environment import Place
+from maskreid_dist.training.machine import network_here, processors_here
 from maskreid_dist.training.pulse import DEAD_S, Listener, Pulse
 
 T = TypeVar("T")
@@ -47,6 +48,17 @@ class Member:
 
     host: str
     local_rank: int
+    processors: int = 1  # those it may run on, as a mask
+    network: str = ""  # machine.network_here
+
+    @classmethod
+    def here(cls, place: Place) -> "Member":
+        return cls(socket.gethostname(), place.local_rank, processors_here(), network_here())
+
+    @property
+    def machine(self) -> str:
+        """The same for containers of one machine, whatever their host names."""
+        return self.network.partition("/")[0] or self.host
 
 
 @dataclass
@@ -67,20 +79,25 @@ class Meeting:
     def is_first(self) -> bool:
         return self.place.is_first
 
-    def join(self) -> None:
-        """Meet all ranks of the launch: the first thing that they do.
+    def join(self, own: Member | None = None) -> None:
+        """Meet all ranks of the launch: the first thing that they do. own: `Member.here` unless given.
 
         Raises PeersLost: a rank does not come. UserError, on every rank: the launchers tell different world
         sizes.
         """
-        told = self.gather([socket.gethostname(), str(self.place.local_rank), str(self.place.size)])
-        self.members = [Member(host, int(local_rank)) for host, local_rank, _ in told]
-        sizes = {size for _, _, size in told} | {str(self.place.size)}
+        told = self.gather((astuple(own or Member.here(self.place)), self.place.size))
+        self.members = [Member(*member) for member, _ in told]
+        sizes = {size for _, size in told} | {self.place.size}
         if len(sizes) > 1:
             raise UserError(
                 "the launchers tell different numbers of ranks (WORLD_SIZE): "
-                f"{', '.join(sorted(sizes, key=int))}; start all with the same hosts and ranks per host"
+                f"{', '.join(map(str, sorted(sizes)))}; start all with the same hosts and ranks per host"
             )
+
+    def beside(self) -> list[Member]:
+        """The ranks of this rank's machine, itself among them."""
+        machine = self.members[self.place.rank].machine
+        return [member for member in self.members if member.machine == machine]
 
     def store_of_group(self) -> Store:
         """The same store under names of its own, for torch's process group."""

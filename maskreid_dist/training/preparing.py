@@ -12,6 +12,7 @@ from maskreid_dist.errors import UserError
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.training.environment import Place
 from maskreid_dist.training.facts import agree_on_facts, facts_of_rank
+from maskreid_dist.training.interfaces import check_interfaces
 from maskreid_dist.training.meeting import Meeting
 from maskreid_dist.training.world import choose_device
 from maskreid_shards import Plan, ShardError, Split
@@ -46,6 +47,7 @@ def prepare_alike(meeting: Meeting, recipe: Path, overrides: Sequence[str], resu
     assert prepared is not None
     agree_on_facts(meeting, facts_of_rank(prepared.config, prepared.split, resume, prepared.device))
     check_gpus(meeting, prepared.device)
+    check_interfaces(meeting)
     return prepared
 
 
@@ -65,6 +67,7 @@ def check_gpus(meeting: Meeting, device: torch.device) -> None:
 def prepare(recipe: Path, overrides: Sequence[str], place: Place) -> Preparation:
     """Raises UserError and maskreid_shards.ShardError; no other rank takes part."""
     config = load_recipe(recipe, overrides)
+    check_world(config, place.size)
     device = choose_device(place)
     if config.data.decoder == "gpu" and device.type != "cuda":
         raise UserError('data.decoder = "gpu": torch finds no GPU here; use "torchvision" or "pillow"')
@@ -72,6 +75,18 @@ def prepare(recipe: Path, overrides: Sequence[str], place: Place) -> Preparation
     _ = split.index  # of its size, and its checksums: read before the others count on it
     _check_deepspeed()
     return Preparation(config, split, make_plan(split, config.batch, config.seed, place.size), device)
+
+
+def check_world(config: Config, size: int) -> None:
+    """Raise UserError where another number of ranks was started than the recipe is for (engine.world)."""
+    wanted = config.engine.world
+    if wanted is None or wanted == size:
+        return
+    started = "1 rank was started" if size == 1 else f"{size} ranks were started"
+    hint = "see the launcher's hosts and ranks per host"
+    if size < wanted:  # what `deepspeed` makes of it is a line in its log
+        hint += "; deepspeed takes this machine alone where its --hostfile is missing"
+    raise UserError(f"{started}, the recipe expects engine.world = {wanted}; {hint}")
 
 
 def _check_deepspeed() -> None:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.training.environment import Place
+from maskreid_dist.training.machine import threads_of_rank
 from maskreid_dist.training.meeting import Meeting
 
 
@@ -73,7 +74,10 @@ def start_world(meeting: Meeting, device: torch.device) -> World:
         if place.size > 1:
             options["device_id"] = device
     else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.local_size))
+        own, beside = meeting.members[place.rank], meeting.beside()
+        threads = threads_of_rank(os.environ, own.processors, (member.processors for member in beside))
+        if threads is not None:
+            torch.set_num_threads(threads)
         # DeepSpeed would compile a shared-memory all-reduce at the first start (needs g++) and leave a 69 MB
         # file in /dev/shm for each rank. Plain gloo does without both.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
