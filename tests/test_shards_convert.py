@@ -14,7 +14,7 @@ from PIL import Image
 
 from market import jpeg, write_market, write_pair
 from maskreid_shards import OnBadMask, ShardError, convert_market1501, open_shards, scan_market1501
-from maskreid_shards.convert import deal
+from maskreid_shards.dealing import deal
 
 SHARD_BYTES = 30_000
 
@@ -170,11 +170,10 @@ def test_bad_masks_under_each_policy(src: Path, tmp_path: Path, case: str) -> No
     kind, spoil = BAD_MASKS[case]
     mask = src / "bounding_box_train_seg" / "0099_c2s1_000001_01.png"
     spoil(mask)
-    before = names(tmp_path)
     with pytest.raises(ShardError) as caught:
         convert_market1501(src, tmp_path / "fail")
     assert str(mask) in str(caught.value) and "\n" not in str(caught.value)
-    assert names(tmp_path) == before
+    assert not (tmp_path / "fail").exists()
 
     policies: tuple[OnBadMask, ...] = ("full", "skip")
     for policy in policies:
@@ -201,9 +200,9 @@ def test_no_masks_at_all(src: Path, tmp_path: Path) -> None:
     (src / "query_seg").rename(src / "nowhere")
     with pytest.raises(ShardError, match="no mask file"):
         convert_market1501(src, tmp_path / "out")
-    with pytest.raises(ShardError, match="split query: the mask policy skipped every sample"):
+    with pytest.raises(ShardError, match="split query: every sample was left out"):
         convert_market1501(src, tmp_path / "out", on_bad_mask="skip")
-    assert names(tmp_path) == ["market"]
+    assert names(tmp_path) == [".out.maskreid-partial", "market"]
     assert convert_market1501(src, tmp_path / "out", on_bad_mask="full").manifest.masks.counts["missing"] == 2
 
 
@@ -223,12 +222,14 @@ def _too_large(path: Path) -> None:
     ("spoil", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-300]), "truncated or broken JPEG data"),
-        (lambda path: path.write_bytes(b""), "not a readable JPEG"),
-        (_png_as_jpeg, "not a readable JPEG"),
+        (lambda path: path.write_bytes(b""), "an empty file"),
+        (lambda path: path.write_bytes(b"no picture"), r"not a readable JPEG file \(10 bytes\)"),
+        (lambda path: path.write_bytes(b"\n<!DOCTYPE html>"), "a page of HTML named .jpg"),
+        (_png_as_jpeg, "a PNG named .jpg; rename it .png"),
         (_too_large, r"pixels, more than the limit|pixels\) exceeds limit"),
     ],
 )
-def test_a_bad_image_is_named_and_nothing_remains(
+def test_a_bad_image_is_named(
     src: Path, tmp_path: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
     image = src / "bounding_box_test" / "0201_c2s1_000002_01.jpg"
@@ -236,18 +237,29 @@ def test_a_bad_image_is_named_and_nothing_remains(
     with pytest.raises(ShardError, match=message) as caught:
         convert_market1501(src, tmp_path / "deep" / "er" / "out", on_bad_mask="full")
     assert str(image) in str(caught.value) and "\n" not in str(caught.value)
-    assert names(tmp_path) == ["market"]
+    assert "or leave such images out (--on-bad-image skip)" in str(caught.value)
+    assert not (tmp_path / "deep" / "er" / "out").exists()
+    report = convert_market1501(src, tmp_path / "out", on_bad_mask="full", on_bad_image="skip")
+    images = report.manifest.images
+    assert images is not None and (images.checked, images.bad, report.manifest.masks.checked) == (39, 1, 38)
+    assert "0201_c2s1_000002_01.jpg" in images.examples[0]
+    assert "images: 39 checked, 1 bad (policy: skip)" in report.lines()
+    gallery = open_shards(tmp_path / "out").split("gallery")
+    assert len(gallery) == 11 and gallery.images_of(201).size == 2
 
 
-def test_an_exception_in_the_middle_leaves_nothing(src: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "kept"), [(20, []), (30, [".out.maskreid-partial"])])
+def test_an_exception_leaves_finished_shards_or_nothing(
+    src: Path, tmp_path: Path, before: int, kept: list[str]
+) -> None:
     def stop(done: int, total: int) -> None:
-        if done == 30:
+        if done == before:
             assert (tmp_path / ".out.maskreid-partial" / "train" / "000000.tar").exists()
             raise RuntimeError
 
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError):  # train, of 25 images, is one shard
         convert_market1501(src, tmp_path / "out", progress=stop)
-    assert names(tmp_path) == ["market"]
+    assert names(tmp_path) == [*kept, "market"]
 
 
 def test_two_conversions_to_one_place(src: Path, tmp_path: Path) -> None:

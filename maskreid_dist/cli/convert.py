@@ -46,6 +46,13 @@ def convert_layout(
             "full image, or skip the pair. Default: fail."
         ),
     ] = None,
+    on_bad_image: Annotated[
+        Literal["fail", "skip"],
+        typer.Option(
+            help="An image that is missing, unreadable or no picture for a shard: stop and name all of them, "
+            "or leave the pair out and count it."
+        ),
+    ] = "fail",
     on_orientation: flags.OnOrientation = "fail",
     recipe: Annotated[Path | None, typer.Option(help="Take data.on_bad_mask from this recipe.")] = None,
     masks: flags.Masks = None,
@@ -109,6 +116,7 @@ def convert_layout(
                 on_bad_mask=on_bad_mask,
                 mask_options=mask_options,
                 on_orientation=on_orientation,
+                on_bad_image=on_bad_image,
                 shard_bytes=shard_size,
                 seed=seed,
                 workers=workers or len(os.sched_getaffinity(0)),

@@ -6,10 +6,12 @@ A shard folder is a set of plain WebDataset tar files with a manifest and an ind
 
 from collections.abc import Callable
 
-from .convert import SHARD_BYTES, ConversionReport, convert, convert_market1501
+from .bad_inputs import BadInput, BadInputs, ImageReport, OnBadImage
+from .convert import convert, convert_market1501
 from .decode import decode_mask, decode_pair, image_size
 from .errors import RemoteError, ShardError
 from .identities import IdentityTable
+from .job import SHARD_BYTES
 from .layouts.cuhk01 import scan_cuhk01
 from .layouts.cuhk03 import scan_cuhk03
 from .layouts.cuhk03_np import scan_cuhk03_np
@@ -29,6 +31,7 @@ from .masks.options import MaskKind, MaskOptions, place_masks
 from .masks.policy import MaskReport, OnBadMask
 from .plan import Draws, FewImages, Plan, PlanSummary, augmentation_key
 from .reading import RawPair, ShardSet, Split, open_shards
+from .report import ConversionReport
 from .samples import Layout, Source
 from .verification.folder import verify
 from .verification.problems import KINDS, Problem
@@ -54,16 +57,20 @@ __all__ = [
     "KINDS",
     "LAYOUTS",
     "SHARD_BYTES",
+    "BadInput",
+    "BadInputs",
     "ConversionReport",
     "Draws",
     "FewImages",
     "IdentityTable",
+    "ImageReport",
     "JudgedMask",
     "Layout",
     "MaskKind",
     "MaskOptions",
     "MaskQuality",
     "MaskReport",
+    "OnBadImage",
     "OnBadMask",
     "Plan",
     "PlanSummary",

@@ -4,18 +4,18 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import ShardError
 
 
 @contextlib.contextmanager
-def partial_folder(out: Path) -> Iterator[Path]:
+def partial_folder(out: Path, worth_keeping: Callable[[Path], bool] = lambda folder: False) -> Iterator[Path]:
     """A hidden sibling folder that becomes `out` when the block ends well, and disappears when it fails.
 
-    It stays when the process is killed or interrupted (KeyboardInterrupt), and is found again, as it was
-    left, by the next block for the same `out`.
+    It stays when the process is killed or interrupted (KeyboardInterrupt), or `worth_keeping` says so of it
+    after a failure; the next block for the same `out` finds it again, as it was left.
     """
     out = out.resolve()
     partial = out.parent / f".{out.name}.maskreid-partial"
@@ -32,12 +32,15 @@ def partial_folder(out: Path) -> Iterator[Path]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in new_parents:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
+        kept = worth_keeping(partial)
+        if not kept:
+            shutil.rmtree(partial, ignore_errors=True)
+            for parent in new_parents:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
         if isinstance(error, OSError):
-            raise ShardError(f"{out}: cannot be written ({error.strerror}); nothing was kept") from error
+            what = "what was finished is kept, the same command goes on" if kept else "nothing was kept"
+            raise ShardError(f"{out}: cannot be written ({error.strerror}); {what}") from error
         raise
     finally:
         os.close(lock)

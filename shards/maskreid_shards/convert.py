@@ -3,85 +3,29 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from .atomic import partial_folder, sync_folder, write_synced
-from .checks import check_layout, evaluation_notes
+from .bad_inputs import BadInputs, ImageReport, OnBadImage
+from .checks import evaluation_notes
 from .errors import ShardError
-from .image_policy import (
-    OnOrientation,
-    OrientationError,
-    change_lines,
-    check_orientation_policy,
-    orientation_message,
-)
-from .index_limits import fit_index
-from .keyed import keyed_bits
+from .image_policy import OnOrientation, OrientationError, change_lines, orientation_message
+from .job import SHARD_BYTES, Job, checked_job
 from .layouts.market1501 import scan_market1501
-from .leftovers import find_leftovers
-from .manifest import Manifest, SplitEntry, index_bytes, index_name, shard_name, write_manifest
-from .masks.options import MaskOptions, place_masks
-from .masks.policy import DEFAULT_MASKS, MaskReport, OnBadMask, check_policy
+from .manifest import Manifest, SplitEntry, index_bytes, index_name, write_manifest
+from .masks.options import MaskOptions
+from .masks.policy import DEFAULT_MASKS, MaskReport, OnBadMask
 from .parallel import await_workers, write_shards
+from .precheck import check_inputs
+from .report import ConversionReport
 from .resume import RECORDS, ShardTask
-from .samples import DISTRACTOR_PID, JUNK_PID, Layout, Source
-from .writing import WrittenShard, member_bytes, sample_json
+from .samples import DISTRACTOR_PID, JUNK_PID, Layout
+from .writing import WrittenShard
 
-SHARD_BYTES = 64_000_000
-ARRAY_BYTES = 20_000  # an image inside a larger file: about that of CUHK03 as PNG
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class ConversionReport:
-    """What a conversion did: the manifest it wrote, where, and what was found beside it.
-
-    `differences` are the counts that are not the published ones, `checked` how many were compared. `warnings`
-    are what makes the shards useless for most: they end the report.
-    """
-
-    out: Path
-    manifest: Manifest
-    strays: tuple[str, ...]
-    notes: tuple[str, ...]
-    differences: tuple[str, ...]
-    checked: int
-    warnings: tuple[str, ...] = ()
-
-    def lines(self) -> list[str]:
-        """The report for people, one fact a line."""
-        lines = [f"{self.manifest.dataset} ({self.manifest.layout}) -> {self.out}"]
-        for name, split in self.manifest.splits.items():
-            size_mb = sum(shard.bytes for shard in split.shards) / 1e6
-            others = (
-                f" (of them {split.junk} junk, {split.distractors} distractors)"
-                if split.junk or split.distractors
-                else ""
-            )
-            lines.append(
-                f"{name}: {split.samples} images{others}, {split.identities} identities, "
-                f"{len(split.cameras)} cameras, {len(split.shards)} shards, {size_mb:.1f} MB"
-            )
-            if split.single_image_identities:
-                lines.append(f"{name}: {split.single_image_identities} identities have a single image")
-            if len(split.cameras) == 1:
-                lines.append(f"{name}: all images come from camera {split.cameras[0]}")
-        masks = self.manifest.masks
-        lines.append(f"masks: {masks.checked} checked, {masks.bad} bad (policy: {masks.policy})")
-        lines += [f"masks: {count} {kind}" for kind, count in masks.counts.items() if count]
-        lines += [f"masks: {example}" for example in masks.examples]
-        lines += self.notes
-        lines += [f"NOT AS PUBLISHED: {difference}" for difference in self.differences]
-        if self.checked:
-            lines.append(f"{self.checked - len(self.differences)} of {self.checked} counts are as published")
-        if self.strays:
-            lines.append(f"{len(self.strays)} other files ignored: {', '.join(self.strays[:3])}")
-        lines.append(f"fingerprint {self.manifest.fingerprint}")
-        return lines + list(self.warnings)
 
 
 def convert_market1501(
@@ -92,6 +36,7 @@ def convert_market1501(
     on_bad_mask: OnBadMask = "fail",
     mask_options: MaskOptions = DEFAULT_MASKS,
     on_orientation: OnOrientation = "fail",
+    on_bad_image: OnBadImage = "fail",
     shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
     workers: int = 1,
@@ -112,6 +57,7 @@ def convert_market1501(
         on_bad_mask=on_bad_mask,
         mask_options=mask_options,
         on_orientation=on_orientation,
+        on_bad_image=on_bad_image,
         shard_bytes=shard_bytes,
         seed=seed,
         workers=workers,
@@ -127,6 +73,7 @@ def convert(
     on_bad_mask: OnBadMask = "fail",
     mask_options: MaskOptions = DEFAULT_MASKS,
     on_orientation: OnOrientation = "fail",
+    on_bad_image: OnBadImage = "fail",
     shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
     workers: int = 1,
@@ -136,41 +83,52 @@ def convert(
 
     The same sources, seed and sizes give the same bytes for any number of `workers` (processes; with more
     than one the calling script needs an `if __name__ == "__main__"`). Everything goes into a hidden sibling
-    folder first, is synced and then renamed to `out`. On a failure the sibling is removed; after a kill or
-    KeyboardInterrupt the same call keeps its finished shards, once their sha256 is checked. `shard_bytes` is
+    folder first, is synced and then renamed to `out`. After a failure, a kill or KeyboardInterrupt the same
+    call keeps its finished shards, once their sha256 is checked; where there is none, the sibling is removed.
+    Before the first byte all inputs are looked at (`check_inputs`); all bad ones are named together, up to
+    `bad_inputs.CAP`, or left out and counted (`on_bad_image`, `on_bad_mask`). `shard_bytes` is
     the size aimed at: an identity is never divided, so shards may exceed it. `progress(done, total)` is
     called with counts of samples.
 
-    Raises ShardError: `out` is not new or empty, an unreadable image, a bad mask under the policy "fail", a
-    split left without samples, no space to write; an image with an EXIF orientation under "fail".
+    Raises ShardError: `out` is not new or empty, or a mount point, a bad image or mask under the policy
+    "fail", a split left without samples, no space to write; an image with an EXIF orientation under "fail".
     """
-    check_policy(on_bad_mask)
-    check_orientation_policy(on_orientation)
     if workers < 1:
         raise ShardError(f"{workers} workers: give at least 1")
-    layout = place_masks(layout, mask_options)
-    if shard_bytes < 1:
-        raise ShardError(f"shard size of {shard_bytes} bytes: give at least 1")
     check_fresh(out)
-    odd = check_layout(layout)
-    layout = fit_index(layout)
-    leftovers = find_leftovers(layout)
-    total = sum(map(len, layout.splits.values()))
-    with partial_folder(out) as folder:
-        tasks = [
-            ShardTask(folder, name, number, sources, dataset, on_bad_mask, mask_options, on_orientation)
-            for name, number, sources in _dealt(layout, dataset, shard_bytes, seed)
-        ]
-        resumed, started_afresh = _prepare(folder, layout, tasks)
-        kept = sum(len(task.sources) for task in tasks if task.name in resumed)
-        try:
-            written = _write(folder, tasks, resumed, workers, _Ticker(progress, kept, total))
-        except OrientationError as error:
-            raise ShardError(orientation_message(error, layout.sources())) from None
+    job = checked_job(
+        layout,
+        dataset=dataset,
+        on_bad_mask=on_bad_mask,
+        mask_options=mask_options,
+        on_orientation=on_orientation,
+        on_bad_image=on_bad_image,
+        shard_bytes=shard_bytes,
+        seed=seed,
+    )
+    return write_job(job, out, workers=workers, progress=progress)
+
+
+def write_job(job: Job, out: Path, *, workers: int, progress: Progress | None) -> ConversionReport:
+    """The shards, the indexes and the manifest of a checked conversion; see `convert`."""
+    layout = job.layout
+    with partial_folder(out, has_finished_shards) as folder:
+        tasks = job.tasks(folder)
+        finished, foreign = prepare(folder, layout, tasks)
+        written = write_missing(job, folder, tasks, finished, workers, progress)
         splits = {split: _finish_split(folder, split, written) for split in layout.splits}
+        left_out = [bad for shard in written for bad in shard.left_out]
         problems = [problem for shard in written for problem in shard.problems]
-        masks = MaskReport.of(problems, policy=on_bad_mask, checked=total, form=mask_options.describe())
-        manifest = Manifest(dataset, layout.name, seed, shard_bytes, splits, masks)
+        masks = MaskReport.of(
+            problems,
+            policy=job.on_bad_mask,
+            checked=job.total - len(left_out),
+            form=job.mask_options.describe(),
+        )
+        images = ImageReport.of(left_out, checked=job.total)
+        manifest = Manifest(
+            job.dataset, layout.name, job.seed, job.shard_bytes, splits, masks, images, dict(layout.numbering)
+        )
         for directory in [*splits, "index"]:
             sync_folder(folder / directory)
         write_manifest(folder, manifest)
@@ -178,27 +136,65 @@ def convert(
         sync_folder(folder)
     notes = [
         *layout.notes,
-        *odd,
-        *leftovers.lines(),
+        *job.odd,
+        *job.leftovers.lines(),
         *change_lines(change for shard in written for change in shard.changes),
     ]
-    if resumed:
-        notes.append(f"{len(resumed)} of {len(tasks)} shards were kept from an interrupted conversion")
-    if started_afresh:
+    if finished:
+        notes.append(f"{len(finished)} of {len(tasks)} shards were kept from an interrupted conversion")
+    if foreign:
         notes.append("an interrupted conversion of other inputs or options was removed")
-    warnings = (*evaluation_notes(layout), *leftovers.warnings(total), *masks.warnings())
+    warnings = (
+        *evaluation_notes(layout),
+        *job.leftovers.warnings(job.total),
+        *(images.warnings() if images is not None else ()),
+        *masks.warnings(),
+    )
     return ConversionReport(
         out, manifest, layout.strays, tuple(notes), layout.differences(), len(layout.published), warnings
     )
 
 
-def _dealt(
-    layout: Layout, dataset: str, shard_bytes: int, seed: int
-) -> Iterator[tuple[str, int, tuple[Source, ...]]]:
-    """Every shard to write: its name, its number in its split, its sources."""
-    for split, sources in layout.splits.items():
-        for number, part in enumerate(deal(sources, dataset=dataset, shard_bytes=shard_bytes, seed=seed)):
-            yield shard_name(split, number), number, tuple(part)
+def has_finished_shards(folder: Path) -> bool:
+    """Whether an interrupted or failed conversion has left something that its next run keeps."""
+    return any((folder / RECORDS).glob("*.json"))
+
+
+def write_missing(
+    job: Job,
+    folder: Path,
+    tasks: Sequence[ShardTask],
+    finished: dict[str, WrittenShard],
+    workers: int,
+    progress: Progress | None,
+) -> list[WrittenShard]:
+    """All shards in the order of the tasks; those that are finished are not written again.
+
+    Raises ShardError, which says what is kept.
+    """
+    missing = [task for task in tasks if task.name not in finished]
+    kept = sum(len(task.sources) for task in tasks if task.name in finished)
+    tick = _Ticker(progress, kept, sum(len(task.sources) for task in tasks))
+    try:
+        check_inputs(
+            (source for task in missing for source in task.sources),
+            folder,
+            on_bad_image=job.on_bad_image,
+            on_bad_mask=job.on_bad_mask,
+        )
+        written = iter(write_shards(missing, workers, tick, folder / RECORDS))
+    except OrientationError as error:
+        message = orientation_message(error, job.layout.sources())
+        raise ShardError(f"{message}{_what_is_kept(folder)}") from None
+    except BadInputs as error:
+        raise ShardError(f"{error}{_what_is_kept(folder)}") from None
+    return [finished[task.name] if task.name in finished else next(written) for task in tasks]
+
+
+def _what_is_kept(folder: Path) -> str:
+    count = sum(1 for _ in (folder / RECORDS).glob("*.json"))
+    shards = f"{count} finished shard{'s are' if count > 1 else ' is'} kept in {folder}"
+    return f" ({shards}: the same command goes on)" if count else ""
 
 
 class _Ticker:
@@ -215,9 +211,7 @@ class _Ticker:
             self.progress(self.done, self.total)
 
 
-def _prepare(
-    folder: Path, layout: Layout, tasks: Sequence[ShardTask]
-) -> tuple[dict[str, WrittenShard], bool]:
+def prepare(folder: Path, layout: Layout, tasks: Sequence[ShardTask]) -> tuple[dict[str, WrittenShard], bool]:
     """Make the folders, find the finished shards by name, and remove all else that an earlier run left.
 
     The second result: there were finished shards, of other inputs or options.
@@ -239,59 +233,14 @@ def _prepare(
     return finished, foreign
 
 
-def _write(
-    folder: Path, tasks: Sequence[ShardTask], finished: dict[str, WrittenShard], workers: int, tick: _Ticker
-) -> list[WrittenShard]:
-    """All shards in the order of the tasks; those that are finished are not written again."""
-    missing = [task for task in tasks if task.name not in finished]
-    written = iter(write_shards(missing, workers, tick, folder / RECORDS))
-    return [finished[task.name] if task.name in finished else next(written) for task in tasks]
-
-
-def deal(sources: Sequence[Source], *, dataset: str, shard_bytes: int, seed: int) -> list[list[Source]]:
-    """Divide a split's sources among shards of about equal size, near `shard_bytes`.
-
-    Identities stand in an order keyed by (seed, pid), each whole in one shard, its images in source order.
-    Junk and distractors are no identities, so their runs may continue in the next shard. Sizes are those of
-    the source files.
-    """
-    pids = np.array([source.pid for source in sources], np.int64)
-    by_identity = np.lexsort((np.arange(len(pids)), pids, keyed_bits(seed, pids)))
-    pids = pids[by_identity]
-    sizes = np.array([_estimate(sources[position], dataset) for position in by_identity], np.int64)
-    # A unit is what must not be divided: an identity, or one image of junk or distractors.
-    starts_unit = np.r_[True, (pids[1:] != pids[:-1]) | (pids[1:] <= DISTRACTOR_PID)]
-    unit_start_bytes = (np.cumsum(sizes) - sizes)[starts_unit]
-    total = int(sizes.sum())
-    count = -(-total // shard_bytes)
-    shard_of_unit = unit_start_bytes * count // total
-    # A unit larger than a shard leaves numbers unused: renumber.
-    shard_of_unit = np.unique(shard_of_unit, return_inverse=True)[1]
-    shard_of = shard_of_unit[np.cumsum(starts_unit) - 1]
-    parts: list[list[Source]] = [[] for _ in range(int(shard_of[-1]) + 1)]
-    for position, shard in zip(by_identity, shard_of, strict=True):
-        parts[shard].append(sources[position])
-    return parts
-
-
-def _estimate(source: Source, dataset: str) -> int:
-    """A sample's bytes in a tar file, from the file sizes; a missing mask counts as one block."""
-    sizes = [len(sample_json(source, dataset))] + [ARRAY_BYTES] * (source.array is not None)
-    for path in (source.path if source.array is None else None, source.mask_path):
-        try:
-            sizes.append(path.stat().st_size if path is not None else 1)
-        except OSError:
-            sizes.append(1)  # writing decides what a missing file means
-    return sum(map(member_bytes, sizes))
-
-
 def _finish_split(folder: Path, split: str, written: Sequence[WrittenShard]) -> SplitEntry:
     """Write the split's index and sum up its entry. `written`: the shards of all splits."""
     written = [shard for shard in written if shard.entry.name.startswith(f"{split}/")]
     rows = np.concatenate([shard.rows for shard in written])
     if not len(rows):
         raise ShardError(
-            f"split {split}: the mask policy skipped every sample; are the masks where they should be?"
+            f"split {split}: every sample was left out; are its images sound, and the masks where they "
+            "should be?"
         )
     data = index_bytes(rows)
     name = index_name(split)
@@ -316,6 +265,11 @@ def check_fresh(out: Path) -> None:
     """Refuse an output that holds anything: shards are never overwritten or mixed."""
     if not os.path.lexists(out):
         return
+    if os.path.ismount(out):
+        raise ShardError(
+            f"{out}: is a mount point, and shards appear by renaming a folder to it, which nobody can; give "
+            f"a new folder in it, such as {out / 'shards'}"
+        )
     if not out.is_dir():
         raise ShardError(f"{out}: is a file; give a folder that does not exist yet")
     names = sorted(child.name for child in out.iterdir())

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from .decode import GREY_16_MODES, IMAGE_MODES, UPRIGHT, CheckedPicture, header_orientation
-from .errors import ShardError
+from .errors import BadImageError, ShardError
 from .samples import Source
 
 OnOrientation = Literal["fail", "transpose", "ignore"]
@@ -50,7 +50,10 @@ def needed_changes(
 ) -> tuple[ImageChange, ...]:
     """Raises ShardError for a mode that is not in the table, OrientationError under "fail"."""
     if found.mode not in (*IMAGE_MODES, *GREY_16_MODES):
-        raise ShardError(f"{source.path}: mode {found.mode}; images are {', '.join(IMAGE_MODES)}")
+        raise BadImageError(
+            f"{source.path}: mode {found.mode}, and images are {', '.join(IMAGE_MODES)}; convert it first",
+            "mode",
+        )
     changes = []
     if found.mode in GREY_16_MODES:
         changes.append(ImageChange("grey16", source.name, f"mode {found.mode}"))

@@ -34,4 +34,5 @@ def fit_index(layout: Layout) -> Layout:
     }
     said = ", ".join(f"{camid} is {position}" for camid, position in number.items())
     note = f"cameras are numbered anew, as {camids[-1]} does not fit the index: {said}"
-    return replace(layout, splits=splits, notes=(*layout.notes, note))
+    numbering = {**layout.numbering, "camid": {str(camid): position for camid, position in number.items()}}
+    return replace(layout, splits=splits, notes=(*layout.notes, note), numbering=numbering)

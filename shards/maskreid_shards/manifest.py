@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .atomic import write_synced
+from .bad_inputs import ImageReport
 from .errors import ShardError
 from .masks.policy import MaskReport
 
@@ -77,7 +78,11 @@ class SplitEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `manifest.json`. `layout` is the source's, `seed` dealt the identities to shards."""
+    """The content of `manifest.json`. `layout` is the source's, `seed` dealt the identities to shards.
+
+    `images` is there where images were left out, `numbering` where pids or cameras are not those of the
+    source: {"pid" or "camid": {as it stands in the source: as it is here}}.
+    """
 
     dataset: str
     layout: str
@@ -85,11 +90,17 @@ class Manifest:
     shard_bytes: int
     splits: dict[str, SplitEntry]
     masks: MaskReport
+    images: ImageReport | None = None
+    numbering: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        if not self.masks.form:  # left out: shards written before it was recorded keep their fingerprint
+        # What says nothing is left out: shards written before it was recorded keep their fingerprint.
+        if not self.masks.form:
             del content["masks"]["form"]
+        for name in ("images", "numbering"):
+            if not content[name]:
+                del content[name]
         return content
 
     @property
@@ -175,8 +186,12 @@ def _parse(content: dict[str, Any]) -> Manifest:
         cameras = tuple(entry["cameras"])
         splits[name] = _typed(SplitEntry(**{**entry, "shards": shards, "cameras": cameras}))
     masks = MaskReport(**{**content["masks"], "examples": tuple(content["masks"]["examples"])})
+    images = content.get("images")
+    if images is not None:
+        images = _typed(ImageReport(**{**images, "examples": tuple(images["examples"])}))
+    numbering = {what: dict(numbers) for what, numbers in content.get("numbering", {}).items()}
     fields = {name: content[name] for name in ("dataset", "layout", "seed", "shard_bytes")}
-    return _typed(Manifest(**fields, splits=splits, masks=_typed(masks)))
+    return _typed(Manifest(**fields, splits=splits, masks=_typed(masks), images=images, numbering=numbering))
 
 
 def _typed(entry: T) -> T:

@@ -6,13 +6,15 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from ctypes import c_bool, c_int64
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .bad_inputs import CAP, BadInput, BadInputs
 from .errors import ShardError
 from .resume import ShardTask
 from .writing import WrittenShard
@@ -32,13 +34,13 @@ def write_shards(
 ) -> list[WrittenShard]:
     """Run the tasks, in order of the list or `workers` at a time; the results stand in the list's order.
 
-    `tick` gets the number of samples written since its last call. Of several failures the first in order is
-    raised. Workers hold a shared lock on `lock_folder`, so that who takes an exclusive one knows that none is
-    left (see `await_workers`).
+    `tick` gets the number of samples written since its last call. Bad inputs are collected over the shards,
+    up to CAP, and raised together; of other failures the first in order is raised. Workers hold a shared lock
+    on `lock_folder`, so that who takes an exclusive one knows that none is left (see `await_workers`).
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
-        return [task.run(lambda: tick(1)) for task in tasks]
+        return _gathered(partial(task.run, lambda: tick(1)) for task in tasks)
     # Not fork: the caller may have threads (a progress bar), and locks taken by them.
     context = multiprocessing.get_context("spawn")
     done: Any = context.Value(c_int64)
@@ -48,7 +50,7 @@ def write_shards(
         try:
             with _interrupts_held():
                 futures = [pool.submit(_run, task) for task in tasks]
-            return _collect(futures, done, tick)
+            return _gathered(_awaited(futures, done, tick))
         except BrokenProcessPool:
             raise ShardError("a worker process was killed (memory?); try fewer --workers") from None
         finally:
@@ -67,16 +69,31 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _collect(
+def _gathered(results: Iterable[Callable[[], WrittenShard]]) -> list[WrittenShard]:
+    """All results, in order. Raises BadInputs: those of all, the first CAP of them."""
+    written: list[WrittenShard] = []
+    bad: list[BadInput] = []
+    for result in results:
+        try:
+            written.append(result())
+        except BadInputs as error:
+            bad += error.found
+            if len(bad) >= CAP:
+                break
+    if bad:
+        raise BadInputs(bad[:CAP])
+    return written
+
+
+def _awaited(
     futures: list["Future[WrittenShard]"], done: Any, tick: Callable[[int], None]
-) -> list[WrittenShard]:
-    reported, results = 0, []
+) -> Iterator[Callable[[], WrittenShard]]:
+    reported = 0
     for future in futures:
         while not wait([future], timeout=POLL_S).done:
             reported = _report(done.value, reported, tick)
-        results.append(future.result())
+        yield future.result
         reported = _report(done.value, reported, tick)
-    return results
 
 
 def _report(done: int, reported: int, tick: Callable[[int], None]) -> int:

@@ -11,10 +11,11 @@ import numpy as np
 import PIL
 
 from .atomic import write_atomically
+from .bad_inputs import BadInput, OnBadImage
 from .image_policy import ImageChange, OnOrientation
 from .manifest import INDEX_DTYPE, VERSION, ShardEntry
 from .masks.options import MaskOptions
-from .masks.policy import MaskProblem, OnBadMask
+from .masks.policy import CHANGES, MaskProblem, OnBadMask
 from .samples import Source
 from .writing import WrittenShard, write_shard
 
@@ -33,6 +34,7 @@ class ShardTask:
     on_bad_mask: OnBadMask
     mask_options: MaskOptions
     on_orientation: OnOrientation = "fail"
+    on_bad_image: OnBadImage = "fail"
 
     def run(self, tick: Callable[[], None]) -> WrittenShard:
         """Write the shard, then the record of it. Raises ShardError as `write_shard` does."""
@@ -46,6 +48,7 @@ class ShardTask:
             on_bad_mask=self.on_bad_mask,
             mask_options=self.mask_options,
             on_orientation=self.on_orientation,
+            on_bad_image=self.on_bad_image,
             tick=tick,
         )
         record = {
@@ -54,6 +57,8 @@ class ShardTask:
             "rows": base64.b64encode(written.rows.tobytes()).decode(),
             "problems": [asdict(problem) for problem in written.problems],
             "changes": [asdict(change) for change in written.changes],
+            "left_out": [asdict(bad) for bad in written.left_out],
+            "on_bad_mask": self.on_bad_mask,
         }
         write_atomically(self.record, json.dumps(record).encode())
         return written
@@ -70,7 +75,14 @@ class ShardTask:
             rows = np.frombuffer(base64.b64decode(record["rows"]), INDEX_DTYPE)
             problems = tuple(MaskProblem(**problem) for problem in record["problems"])
             changes = tuple(ImageChange(**change) for change in record["changes"])
-            return WrittenShard(entry, rows, problems, changes)
+            left_out = tuple(BadInput(**bad) for bad in record["left_out"])
+            # Policies are no part of the digest: where nothing was bad, the shard is the same under each.
+            bad_masks = any(problem.kind not in CHANGES for problem in problems)
+            if (bad_masks and record["on_bad_mask"] != self.on_bad_mask) or (
+                left_out and self.on_bad_image == "fail"
+            ):
+                return None
+            return WrittenShard(entry, rows, problems, changes, left_out)
         except (OSError, ValueError, KeyError, TypeError):
             return None  # a file of a killed machine, or of another version: written again
 
@@ -85,7 +97,6 @@ class ShardTask:
         options = (
             self.name,
             self.dataset,
-            self.on_bad_mask,
             self.mask_options,
             self.on_orientation,
             VERSION,

@@ -38,7 +38,8 @@ class Layout:
     folder does not say which data set it is. `more_counts` are those that splits do not show (tracklets);
     `notes` what the user should know, such as how a split was drawn. `root` is the folder that the names of a
     list's images are relative to, where the list did not say; `searched` are the folders below which every
-    image is converted, a mask, or counted in the report.
+    image is converted, a mask, or counted in the report. `numbering` says what became of pids and cameras
+    that are numbered here: {"pid" or "camid": {as it stands in the source: as it is here}}.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Layout:
     notes: tuple[str, ...] = ()
     root: Path | None = None
     searched: tuple[Path, ...] = ()
+    numbering: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def sources(self) -> list[Source]:
         """Those of all splits."""

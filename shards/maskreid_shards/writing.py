@@ -14,9 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .decode import checked_picture, decode
-from .errors import ShardError
-from .image_policy import ImageChange, OnOrientation, changed_picture, needed_changes
+from .bad_inputs import CAP, BadInput, BadInputs, ImageKind, OnBadImage, bad_image
+from .decode import TooManyPixels, checked_picture, decode
+from .errors import BadImageError, ShardError
+from .file_kinds import HEAD_BYTES, misnamed
+from .image_policy import (
+    ImageChange,
+    OnOrientation,
+    OrientationError,
+    changed_picture,
+    needed_changes,
+)
 from .layouts.cuhk03 import read_array
 from .layouts.matlab import open_hdf5
 from .manifest import INDEX_DTYPE, ShardEntry
@@ -29,6 +37,7 @@ BLOCK = tarfile.BLOCKSIZE
 # the caches.
 TOGETHER = 32
 FORMAT_OF_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+ALL_FORMATS = {**FORMAT_OF_SUFFIX, ".bmp": "BMP"}  # that an image may have on disk
 
 
 # Type "regular file", no link, magic and version; no user, group, device or prefix.
@@ -61,6 +70,7 @@ class WrittenShard:
     rows: NDArray[np.void]
     problems: tuple[MaskProblem, ...]
     changes: tuple[ImageChange, ...] = ()
+    left_out: tuple[BadInput, ...] = ()
 
 
 class _TarFile:
@@ -115,6 +125,7 @@ def write_shard(
     on_bad_mask: OnBadMask,
     mask_options: MaskOptions = DEFAULT_MASKS,
     on_orientation: OnOrientation = "fail",
+    on_bad_image: OnBadImage = "fail",
     tick: Callable[[], None] = lambda: None,
 ) -> WrittenShard:
     """Write `folder/name`, the split's shard `number`, from `sources`; `tick` is called after each.
@@ -122,44 +133,74 @@ def write_shard(
     Every image and mask is decoded completely first. Shards are independent of each other: any order, any
     process.
 
-    Raises ShardError: an unreadable image, or a bad mask under the policy "fail".
+    Raises BadInputs: all bad images and masks of this shard (at most CAP) under the policy "fail"; the shard
+    is removed then.
     """
     rows = np.zeros(len(sources), INDEX_DTYPE)
     kept = 0
     problems: list[MaskProblem] = []
     changes: list[ImageChange] = []
+    left_out: list[BadInput] = []
+    refused: list[BadInput] = []
     with open(folder / name, "wb") as file:
         tar = _TarFile(file)
         for source, image, (mask, found) in _read_pairs(sources, mask_options, on_orientation):
-            if mask is None:
-                if on_bad_mask == "fail":
-                    raise _bad_mask(source, found[0])
-                mask = full_mask(image.size) if on_bad_mask == "full" else None
-            problems += found
-            changes += image.changes
-            if mask is not None:
-                rows[kept] = _append_sample(tar, source, image, mask, dataset, number)
-                kept += 1
             tick()
-        tar.finish()
+            if isinstance(image, BadInput):
+                (refused if on_bad_image == "fail" else left_out).append(image)
+            elif mask is None and on_bad_mask == "fail":
+                refused.append(bad_mask(source, found[0]))
+            elif not refused:
+                if mask is None and on_bad_mask == "full":
+                    mask = full_mask(image.size)
+                problems += found
+                changes += image.changes
+                if mask is not None:
+                    rows[kept] = _append_sample(tar, source, image, mask, dataset, number)
+                    kept += 1
+            if len(refused) >= CAP:
+                break
+        if not refused:
+            tar.finish()
+    if refused:
+        (folder / name).unlink()
+        raise BadInputs(refused)
     rows = rows[:kept]
     identities = np.unique(rows["pid"])
     entry = ShardEntry(name, tar.offset, tar.digest.hexdigest(), kept, int((identities > 0).sum()))
-    return WrittenShard(entry, rows, tuple(problems), tuple(changes))
+    return WrittenShard(entry, rows, tuple(problems), tuple(changes), tuple(left_out))
 
 
 def _read_pairs(
     sources: Sequence[Source], mask_options: MaskOptions, on_orientation: OnOrientation
-) -> Iterator[tuple[Source, ReadImage, ReadMask]]:
-    """Each source with what `read_image` and `read_mask` say of it."""
+) -> Iterator[tuple[Source, ReadImage | BadInput, ReadMask]]:
+    """Each source with what `read_image` and `read_mask` say of it; no mask is read for a bad image."""
     for first in range(0, len(sources), TOGETHER):
         part = sources[first : first + TOGETHER]
-        images = [read_image(source, on_orientation) for source in part]
-        masks = [
-            read_mask(source.mask_path, image.size, where=source.name, options=mask_options, image=image.data)
+        images = [_read_or_refuse(source, on_orientation) for source in part]
+        masks: list[ReadMask] = [
+            (None, ())
+            if isinstance(image, BadInput)
+            else read_mask(
+                source.mask_path, image.size, where=source.name, options=mask_options, image=image.data
+            )
             for source, image in zip(part, images, strict=True)
         ]
         yield from zip(part, images, masks, strict=True)
+
+
+def _read_or_refuse(source: Source, on_orientation: OnOrientation) -> ReadImage | BadInput:
+    try:
+        return read_image(source, on_orientation)
+    except OrientationError:
+        raise
+    except BadImageError as error:
+        kind: ImageKind = error.kind  # type: ignore[assignment]  # one of them, by its class
+        return bad_image(kind, source.name, error, str(source.path))
+    except TooManyPixels as error:
+        return bad_image("pixels", source.name, error, str(source.path))
+    except ShardError as error:
+        return bad_image("unreadable", source.name, error, str(source.path))
 
 
 def _append_sample(
@@ -200,20 +241,20 @@ def read_image(source: Source, on_orientation: OnOrientation = "fail") -> ReadIm
     What a shard cannot hold becomes PNG: a BMP, an array in a MATLAB file, 16-bit grey (as 8 bits), and under
     "transpose" an image with an EXIF orientation (upright).
 
-    Raises ShardError: no such file, an unknown suffix or mode, broken data; OrientationError under "fail".
+    Raises ShardError: no such file, an unknown suffix or mode, another format than the suffix says, broken
+    data; OrientationError under "fail".
     """
     if source.array is not None:
         picture = Image.fromarray(_read_array(source))
         return ReadImage(png_bytes(picture), picture.size, ".png")
-    suffix = source.path.suffix.lower()
-    expected = "BMP" if suffix == ".bmp" else FORMAT_OF_SUFFIX.get(suffix)
-    if expected is None:
-        raise ShardError(f"{source.path}: images are {', '.join(FORMAT_OF_SUFFIX)}, .bmp; convert it first")
+    suffix, expected = image_format(source)
     try:
         data = source.path.read_bytes()
     except OSError as error:
-        raise ShardError(f"{source.path}: cannot be read ({error.strerror}); check the file") from error
+        raise no_file(source, error) from error
     where = str(source.path)
+    if wrong := misnamed(data[:HEAD_BYTES], len(data), suffix, expected):
+        raise BadImageError(f"{where}: {wrong}", "unreadable")
     if expected == "BMP":
         picture = decode(data, formats=("BMP",), where=where)
         return ReadImage(png_bytes(picture.convert("RGB")), picture.size, ".png")
@@ -225,6 +266,23 @@ def read_image(source: Source, on_orientation: OnOrientation = "fail") -> ReadIm
     return ReadImage(png_bytes(picture), picture.size, ".png", changes)
 
 
+def image_format(source: Source) -> tuple[str, str]:
+    """The suffix of an image's file, in small letters, and the format that it says. Raises BadImageError."""
+    suffix = source.path.suffix.lower()
+    if suffix not in ALL_FORMATS:
+        raise BadImageError(
+            f"{source.path}: {f'a {suffix} file' if suffix else 'no suffix'}, and images are "
+            f"{', '.join(ALL_FORMATS)}; convert it first",
+            "suffix",
+        )
+    return suffix, ALL_FORMATS[suffix]
+
+
+def no_file(source: Source, error: OSError) -> BadImageError:
+    """What is said of an image that the operating system does not give."""
+    return BadImageError(f"{source.path}: cannot be read ({error.strerror}); check the file", "missing")
+
+
 def _read_array(source: Source) -> NDArray[np.uint8]:
     assert source.array is not None
     with open_hdf5(source.path) as file:
@@ -232,11 +290,13 @@ def _read_array(source: Source) -> NDArray[np.uint8]:
     return pixels
 
 
-def _bad_mask(source: Source, problem: MaskProblem) -> ShardError:
+def bad_mask(source: Source, problem: MaskProblem) -> BadInput:
+    """The bad mask of an image, for people."""
     where = source.mask_path if source.mask_path is not None else source.path
     detail = "" if problem.kind == "missing" else f" ({problem.detail})"
-    return ShardError(
+    message = (
         f"{where}: mask of {source.name}: {ALL_KINDS[problem.kind]}{detail}; repair it, or choose what "
         "happens to "
         'bad masks (--on-bad-mask): "full" (whole image) or "skip" (leave the image out)'
     )
+    return BadInput("mask", problem.kind, source.name, f"{ALL_KINDS[problem.kind]}{detail}", message)

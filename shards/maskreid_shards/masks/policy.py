@@ -122,16 +122,14 @@ def read_mask(
     nearest pixel (labels). A mask with few foreground pixels is valid; one without any at PERSON_LEVEL or
     above is empty: so is a 0/1 label map read as "soft", which would otherwise train as "no person anywhere".
     """
+    if path is None:
+        return None, (_missing(path, where),)
     try:
-        data = path.read_bytes() if path is not None else None
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        data = None
+        return None, (_missing(path, where),)
     except OSError as error:
         return None, (MaskProblem("unreadable", where, str(error.strerror)),)
-    if data is None:
-        # Details go into the manifest, so they must not hold the path of the data set's folder.
-        expected = "none was given" if path is None else f"expected {path.parent.name}/{path.name}"
-        return None, (MaskProblem("missing", where, expected),)
     if data and data == image:
         raise ShardError(f"{path}: mask of {where}: is the image itself; say where the masks are (--masks)")
     try:
@@ -139,6 +137,17 @@ def read_mask(
     except ShardError as error:
         return None, (MaskProblem("unreadable", where, str(error).removeprefix("mask: ")),)
     return _valid_mask(picture, data, size, where, options)
+
+
+def find_mask(path: Path | None, where: str) -> MaskProblem | None:
+    """The problem that there is no mask file; None where there is one. Nothing is opened."""
+    return None if path is not None and path.exists() else _missing(path, where)
+
+
+def _missing(path: Path | None, where: str) -> MaskProblem:
+    # Details go into the manifest, so they must not hold the path of the data set's folder.
+    expected = "none was given" if path is None else f"expected {path.parent.name}/{path.name}"
+    return MaskProblem("missing", where, expected)
 
 
 def _valid_mask(

@@ -1,0 +1,56 @@
+"""What a conversion says when it is done."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .manifest import Manifest
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did: the manifest it wrote, where, and what was found beside it.
+
+    `differences` are the counts that are not the published ones, `checked` how many were compared. `warnings`
+    are what makes the shards useless for most: they end the report.
+    """
+
+    out: Path
+    manifest: Manifest
+    strays: tuple[str, ...]
+    notes: tuple[str, ...]
+    differences: tuple[str, ...]
+    checked: int
+    warnings: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The report for people, one fact a line."""
+        lines = [f"{self.manifest.dataset} ({self.manifest.layout}) -> {self.out}"]
+        for name, split in self.manifest.splits.items():
+            size_mb = sum(shard.bytes for shard in split.shards) / 1e6
+            others = (
+                f" (of them {split.junk} junk, {split.distractors} distractors)"
+                if split.junk or split.distractors
+                else ""
+            )
+            lines.append(
+                f"{name}: {split.samples} images{others}, {split.identities} identities, "
+                f"{len(split.cameras)} cameras, {len(split.shards)} shards, {size_mb:.1f} MB"
+            )
+            if split.single_image_identities:
+                lines.append(f"{name}: {split.single_image_identities} identities have a single image")
+            if len(split.cameras) == 1:
+                lines.append(f"{name}: all images come from camera {split.cameras[0]}")
+        if self.manifest.images is not None:
+            lines += self.manifest.images.lines()
+        masks = self.manifest.masks
+        lines.append(f"masks: {masks.checked} checked, {masks.bad} bad (policy: {masks.policy})")
+        lines += [f"masks: {count} {kind}" for kind, count in masks.counts.items() if count]
+        lines += [f"masks: {example}" for example in masks.examples]
+        lines += self.notes
+        lines += [f"NOT AS PUBLISHED: {difference}" for difference in self.differences]
+        if self.checked:
+            lines.append(f"{self.checked - len(self.differences)} of {self.checked} counts are as published")
+        if self.strays:
+            lines.append(f"{len(self.strays)} other files ignored: {', '.join(self.strays[:3])}")
+        lines.append(f"fingerprint {self.manifest.fingerprint}")
+        return lines + list(self.warnings)
