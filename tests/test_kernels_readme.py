@@ -96,3 +96,11 @@ def test_the_code_runs() -> None:
     for block in blocks:
         exec(block, names)
     assert names["embeddings"].grad.abs().sum() > 0
+
+
+def test_the_examples_of_candidates_that_are_not_the_batch_run_alone() -> None:
+    examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    examples = [code for code in examples if "reference=" in code]
+    assert len(examples) == 2
+    for code in examples:
+        exec(code, {})
