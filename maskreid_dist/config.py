@@ -110,6 +110,9 @@ class ModelConfig(Section):
     width: Annotated[float, Field(gt=0)] = 1.0
     embedding_dim: Positive = 256
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    # First weights: a safetensors file, a run directory or one of its checkpoints; what has the same name and
+    # shape is taken.
+    init: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -35,6 +35,7 @@ class Checkpoint:
     classes: int
     world_size: int
     shards_fingerprint: str
+    initial_weights: dict[str, Any] | None  # the map of what model.init gave (maskreid_dist.model.initial)
     changes: list[dict[str, Any]]  # keys that were changed when a training was continued: step, key, from, to
 
 
@@ -90,6 +91,7 @@ def described_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
         manifest["classes"],
         manifest["world_size"],
         manifest["shards_fingerprint"],
+        manifest.get("initial_weights"),
         manifest.get("changes", []),  # none in those of before they were recorded
     )
 

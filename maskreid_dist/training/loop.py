@@ -21,6 +21,7 @@ from maskreid_dist.data.batches import Batch, training_loader
 from maskreid_dist.errors import SampleError, UserError
 from maskreid_dist.model import Output, build_network
 from maskreid_dist.model.checkpoint import Checkpoint
+from maskreid_dist.model.initial import InitialWeights
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_directory import STOP
 from maskreid_dist.training.divergence import Buffers, Divergence, FiniteWatch, update
@@ -32,7 +33,7 @@ from maskreid_dist.training.meeting import Meeting, open_store
 from maskreid_dist.training.memory import Memory, start_memory
 from maskreid_dist.training.meter import Meter
 from maskreid_dist.training.objective import objective
-from maskreid_dist.training.preparing import Preparation, prepare_alike
+from maskreid_dist.training.preparing import Preparation, initial_weights_alike, prepare_alike
 from maskreid_dist.training.replicas import Replicas
 from maskreid_dist.training.resuming import changes_of, checkpoint_to_continue, load_engine
 from maskreid_dist.training.run_folder import RunFolder, hold_run_folder
@@ -86,12 +87,13 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
     checkpoint = checkpoint_to_continue(config, folder, split.fingerprint, world.meeting)
     classes = identity_classes(split)
     head_classes = len(classes) if config.loss.classifies else 0
-    engine = _start_engine(prepared, head_classes, checkpoint, folder, world)
+    engine, initial = _start_engine(prepared, head_classes, checkpoint, folder, world)
     memory = start_memory(config.loss, checkpoint, world)
     step = start = checkpoint.step if checkpoint else 0
     last = config.optimizer.steps
     changes = changes_of(checkpoint, config)
     facts = {"classes": head_classes, "shards_fingerprint": split.fingerprint, "changes": changes}
+    facts["initial_weights"] = initial.facts() if initial else checkpoint and checkpoint.initial_weights
     stop = StopRequest(run / STOP)
     stop.listen()
     with naming(Path("/dev/shm")):  # where the workers' semaphores and batches are
@@ -101,6 +103,7 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
             ranks = f"ranks: {world.size}, threads of rank 0: {torch.get_num_threads()}"
             log.say_all([*plan.summary().lines(), f"{ranks}, steps: {start} of {last} done"])
             log.say_changes(start, changes)
+            log.say_all(initial.lines() if initial else [])
         meter = Meter(config.run.log_every)
         bad_samples = BadSamples(config.data.bad_samples)
         watch = FiniteWatch(world.device)
@@ -152,16 +155,19 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
 
 def _start_engine(
     prepared: Preparation, classes: int, checkpoint: Checkpoint | None, folder: RunFolder, world: World
-) -> Any:
-    """The engine of a new network, or of the checkpoint's. All ranks take part."""
+) -> tuple[Any, InitialWeights | None]:
+    """The engine of a new network, and what model.init gave it, or of the checkpoint's. All take part."""
     config = prepared.config
     torch.manual_seed(config.seed)  # every rank starts from the same weights
     network = build_network(config, classes)
+    initial = None
+    if config.model.init and not checkpoint:
+        initial = initial_weights_alike(network, Path(config.model.init), world.meeting)
     rows = int(prepared.plan.summary().batch) // world.size
     engine = start_engine(network, config, rows, world.size, folder.path if world.is_first else None)
     if checkpoint:
         load_engine(engine, checkpoint)
-    return engine
+    return engine, initial
 
 
 def _agree_on_step(

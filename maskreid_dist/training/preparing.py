@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from maskreid_dist.config import Config
 from maskreid_dist.data.batches import make_plan, open_recipe_shards
-from maskreid_dist.errors import UserError
+from maskreid_dist.errors import CheckpointError, UserError
+from maskreid_dist.model.initial import InitialWeights, initial_file, take_initial_weights
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.training.environment import Place
-from maskreid_dist.training.facts import agree_on_facts, facts_of_rank
+from maskreid_dist.training.facts import Fact, agree_on_facts, facts_of_rank
 from maskreid_dist.training.interfaces import check_interfaces
 from maskreid_dist.training.meeting import Meeting
 from maskreid_dist.training.world import choose_device
@@ -39,6 +41,8 @@ def prepare_alike(meeting: Meeting, recipe: Path, overrides: Sequence[str], resu
     problem = None
     try:
         prepared = prepare(recipe, overrides, meeting.place)
+        if prepared.config.model.init and not resume:  # a checkpoint needs it no more
+            initial_file(Path(prepared.config.model.init))
     except (UserError, ShardError) as error:  # others wait for this rank: it says so before it leaves
         problem = str(error)
     except OSError as error:
@@ -49,6 +53,24 @@ def prepare_alike(meeting: Meeting, recipe: Path, overrides: Sequence[str], resu
     check_gpus(meeting, prepared.device)
     check_interfaces(meeting)
     return prepared
+
+
+def initial_weights_alike(network: nn.Module, path: Path, meeting: Meeting) -> InitialWeights:
+    """`take_initial_weights` on every rank. All ranks take part.
+
+    Raises UserError on every rank: any of them cannot, or has another file there.
+    """
+    taken: InitialWeights | None = None
+    problem = None
+    try:
+        taken = take_initial_weights(network, path)
+    except CheckpointError as error:
+        problem = str(error)
+    meeting.refuse(problem)
+    assert taken is not None
+    shown = f"{taken.sha256[:12]} ({path})"
+    agree_on_facts(meeting, {"the file of model.init": Fact(taken.sha256, shown)})
+    return taken
 
 
 def check_gpus(meeting: Meeting, device: torch.device) -> None:

@@ -1,0 +1,111 @@
+"""Initial weights: tensors of another network's file, by name and shape, and the map of what was taken."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import nn
+
+from maskreid_dist.errors import CheckpointError
+from maskreid_dist.model.checkpoint import WEIGHTS, find_checkpoint
+
+NAMES_OF_A_LINE = 6  # the manifest has all
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Where a network's first weights are from. Names are those of its state: parameters and buffers."""
+
+    file: str
+    sha256: str
+    taken: tuple[str, ...]
+    other_shape: tuple[str, ...]  # "NAME: (200, 256) there, (751, 256) here"; kept as drawn
+    not_there: tuple[str, ...]  # of the network; kept as drawn
+    left_out: tuple[str, ...]  # of the file
+
+    def lines(self) -> list[str]:
+        """For a log."""
+        all_here = len(self.taken) + len(self.other_shape) + len(self.not_there)
+        lines = [f"initial weights: {len(self.taken)} of {all_here} tensors from {self.file}"]
+        for what, names in (
+            ("of another shape, not taken", self.other_shape),
+            ("not there, kept as drawn", self.not_there),
+            ("there and not in this network", self.left_out),
+        ):
+            if names:
+                lines.append(f"  {what}: {_shown(names)}")
+        return lines
+
+    def facts(self) -> dict[str, Any]:
+        """For a manifest."""
+        return asdict(self)
+
+
+def initial_file(path: Path) -> Path:
+    """The safetensors file of `model.init`: itself, of a run's newest usable checkpoint, or a checkpoint's.
+
+    Raises CheckpointError: there is none, or it is damaged.
+    """
+    if path.is_dir():
+        return find_checkpoint(path)[0].path / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(
+            f"model.init = {str(path)!r}: no such file; "
+            "name a safetensors file, a run directory or a checkpoint"
+        )
+    return path
+
+
+def take_initial_weights(network: nn.Module, path: Path) -> InitialWeights:
+    """Copy every tensor that has the name and shape of one of the network's, parameter or buffer.
+
+    path: as in `initial_file`. Raises CheckpointError, with the network as it was: no safetensors, none that
+    fits, values that are not finite.
+    """
+    file = initial_file(path)
+    try:
+        data = file.read_bytes()
+        there = load(data)
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror}; name another model.init") from None
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file}: not a safetensors file ({error}); name another model.init, or convert it"
+        ) from None
+    here = network.state_dict()
+    taken = [name for name in here if name in there and there[name].shape == here[name].shape]
+    other = [name for name in here if name in there and there[name].shape != here[name].shape]
+    if not any(name in dict(network.named_parameters()) for name in taken):
+        raise CheckpointError(
+            f"{file}: none of its tensors has the name and shape of a parameter of this network "
+            f"({_shown(there) or 'it is empty'}); name another model.init"
+        )
+    broken = [name for name in taken if not torch.isfinite(there[name]).all()]
+    if broken:
+        raise CheckpointError(
+            f"{file}: values that are not finite in {_shown(broken)}; name another model.init"
+        )
+    with torch.no_grad():
+        for name in taken:
+            here[name].copy_(there[name])  # its dtype may be another
+    return InitialWeights(
+        file=str(file),
+        sha256=hashlib.sha256(data).hexdigest(),
+        taken=tuple(taken),
+        other_shape=tuple(
+            f"{name}: {tuple(there[name].shape)} there, {tuple(here[name].shape)} here" for name in other
+        ),
+        not_there=tuple(name for name in here if name not in there),
+        left_out=tuple(sorted(name for name in there if name not in here)),
+    )
+
+
+def _shown(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - NAMES_OF_A_LINE} more" if len(listed) > NAMES_OF_A_LINE else ""
+    return ", ".join(listed[:NAMES_OF_A_LINE]) + more
