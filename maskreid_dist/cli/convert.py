@@ -63,7 +63,7 @@ def convert_layout(
     segment_weights: flags.Weights = None,
     segment_device: flags.Device = "auto",
     segment_batch: flags.Batch = 16,
-    segment_height: flags.Height = 512,
+    segment_height: flags.Height = None,
     dataset: Annotated[
         str | None, typer.Option(help="Name written into every sample. Default: the source's name.")
     ] = None,

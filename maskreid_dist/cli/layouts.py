@@ -21,9 +21,7 @@ from maskreid_dist.errors import UserError
 from maskreid_shards import LAYOUTS, Layout, merge_train
 
 convert_app = typer.Typer(no_args_is_help=True, help="Convert a data set into WebDataset shards.")
-segment_app = typer.Typer(
-    no_args_is_help=True, help="Make person masks for a data set with a network of torchvision."
-)
+segment_app = typer.Typer(no_args_is_help=True, help="Make person masks for a data set with a network.")
 
 # What --help says of a scanner's parameters, of one layout or of all that have them.
 HELP = {

@@ -10,7 +10,7 @@ from maskreid_dist.errors import UserError
 from maskreid_dist.progress import progress_bar
 from maskreid_shards import Layout, MaskOptions
 
-Model = Literal["deeplabv3_resnet50", "fcn_resnet50", "maskrcnn_resnet50"]
+Model = Literal["pose", "deeplabv3_resnet50", "fcn_resnet50", "maskrcnn_resnet50"]
 
 Masks = Annotated[
     str | None,
@@ -40,23 +40,19 @@ OnOrientation = Annotated[
         "made and expected for what is stored."
     ),
 ]
-Segment = Annotated[
-    Model | None, typer.Option(help="Make the masks with this network of torchvision; resumable.")
-]
+Segment = Annotated[Model | None, typer.Option(help="Make the masks with this network; resumable.")]
 Weights = Annotated[
     Path | None,
     typer.Option(
-        "--segment-weights", help="State dict. Default: torchvision's, from torch.hub's cache or the network."
+        "--segment-weights",
+        help="Weights. Default: the published ones, from torch.hub's cache or the network.",
     ),
 ]
 Device = Annotated[str, typer.Option("--segment-device", help="auto, cpu, cuda or cuda:N.")]
 Batch = Annotated[int, typer.Option("--segment-batch", min=1, help="Images a batch of the network.")]
-Height = Annotated[
-    int,
-    typer.Option(
-        "--segment-height", min=64, help="Height in pixels that crops are enlarged to for the network."
-    ),
-]
+HEIGHT_HELP = "Pixels that crops are brought to: 512 of height; for pose 192, its square's side."
+Height = Annotated[int | None, typer.Option("--segment-height", min=64, help=HEIGHT_HELP, show_default=False)]
+PixelHeight = Annotated[int | None, typer.Option("--height", min=64, help=HEIGHT_HELP, show_default=False)]
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class MaskFlags:
     segment_weights: Path | None = None
     segment_device: str = "auto"
     segment_batch: int = 16
-    segment_height: int = 512
+    segment_height: int | None = None
 
     def options(self, out: Path) -> MaskOptions:
         """What `convert` is told; nothing is made yet.
@@ -81,7 +77,7 @@ class MaskFlags:
         if self.segment is None:
             if self.segment_weights is not None:
                 raise UserError(
-                    "--segment-weights without --segment: name the network, such as --segment fcn_resnet50"
+                    "--segment-weights without --segment: name the network, such as --segment pose"
                 )
             kind = self.mask_kind or ("label" if self.person_labels else "soft")
             return MaskOptions(self.masks, kind, self.person_labels, self.invert_masks)

@@ -20,17 +20,19 @@ def segment_layout(
     out: Annotated[
         Path, typer.Argument(help="Folder for the masks; existing ones are kept.", show_default=False)
     ],
-    model: Annotated[flags.Model, typer.Option(help="Network of torchvision.")] = "deeplabv3_resnet50",
+    model: Annotated[
+        flags.Model, typer.Option(help="MediaPipe's pose network, or one of torchvision.")
+    ] = "pose",
     segment_weights: Annotated[
         Path | None,
         typer.Option(
-            "--weights", help="State dict. Default: torchvision's, from torch.hub's cache or the network."
+            "--weights", help="Weights. Default: the published ones, from torch.hub's cache or the network."
         ),
     ] = None,
     on_orientation: flags.OnOrientation = "fail",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
-    height: Annotated[int, typer.Option(min=64, help="Height in pixels that crops are enlarged to.")] = 512,
+    height: flags.PixelHeight = None,
 ) -> None:
     """Make the masks of what `scan` finds, and print the report."""
     from maskreid_dist.segmentation.masks import segment

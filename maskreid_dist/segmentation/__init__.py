@@ -1,4 +1,4 @@
-"""Person masks made by torchvision's segmentation networks."""
+"""Person masks made by a network."""
 
 from maskreid_dist.segmentation.masks import SegmentationReport, segment
 

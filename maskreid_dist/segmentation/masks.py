@@ -19,7 +19,9 @@ from maskreid_dist.segmentation.networks import (
     INPUT_HEIGHT,
     SegmentationModel,
     Segmenter,
+    default_height,
     find_weights,
+    licence_of,
     load_segmenter,
 )
 from maskreid_shards import Layout, Source
@@ -27,10 +29,9 @@ from maskreid_shards.atomic import write_atomically
 from maskreid_shards.checks import check_layout, check_mask_is_no_image
 from maskreid_shards.decode import IMAGE_FORMATS, as_rgb, decode
 from maskreid_shards.image_policy import OnOrientation, OrientationError, orientation_message
+from maskreid_shards.masks.maker import NOTE
 from maskreid_shards.masks.options import mirrored
 from maskreid_shards.writing import read_image
-
-SETTINGS = "segmentation.json"
 
 
 @dataclass(frozen=True)
@@ -69,30 +70,34 @@ def segment(
     weights: Path | None = None,
     device: str = "auto",
     batch_size: int = 16,
-    input_height: int = INPUT_HEIGHT,
+    input_height: int | None = None,
     on_orientation: OnOrientation = "fail",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SegmentationReport:
     """Write a mask for every image of the layout that has none in `folder` yet.
 
     To resume is to run it again. `folder` can then be given as `MaskOptions(location=...)`. `device` "auto"
-    is the GPU where there is one. `progress(done, total)` counts images; a download has a bar of torch's own.
+    is the GPU where there is one; `input_height` None is `default_height(model)`. `progress(done, total)`
+    counts images; a download has a bar of torch's own.
 
     Raises UserError: see `find_weights`, `load_segmenter`, `write_masks`; an unknown device.
     """
     where = _device(device)
+    check_writable(folder, folder=True)  # before anything is fetched
     file = find_weights(model, weights, progress=sys.stderr.isatty())
     with file.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    settings = SegmentationSettings(model, sha256, input_height, on_orientation)
+    height = default_height(model) if input_height is None else input_height
+    settings = SegmentationSettings(model, sha256, height, on_orientation)
     sources = [source for part in layout.splits.values() for source in part]
     # All that can be refused is, before the folder is there.
     check_layout(layout)
     new = is_new_folder(folder, settings)
     mask_files(sources, folder)
-    segmenter = load_segmenter(model, file, where, input_height=input_height)
+    segmenter = load_segmenter(model, file, where, input_height=height)
     if new or on_orientation != "fail":
-        write_atomically(folder / SETTINGS, (json.dumps(asdict(settings), indent=1) + "\n").encode())
+        note = {**asdict(settings), "licence": licence_of(model, weights)}
+        write_atomically(folder / NOTE, (json.dumps(note, indent=1) + "\n").encode())
     try:
         return write_masks(
             sources,
@@ -112,7 +117,7 @@ def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:
     Raises UserError: other settings, a folder that holds something else, or one that cannot be written.
     """
     check_writable(folder, folder=True)
-    note = folder / SETTINGS
+    note = folder / NOTE
     wanted = asdict(settings)
     if note.is_file():
         try:
@@ -135,7 +140,7 @@ def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:
         return False
     if folder.exists() and any(folder.iterdir()):
         raise UserError(
-            f"{folder}: holds no {SETTINGS}, so its files are not ours; choose a new folder for the masks"
+            f"{folder}: holds no {NOTE}, so its files are not ours; choose a new folder for the masks"
         )
     return True
 

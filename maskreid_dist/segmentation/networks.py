@@ -1,6 +1,6 @@
-"""torchvision's segmentation networks as makers of person masks.
+"""The networks that make person masks: torchvision's, and MediaPipe's pose network (`pose.py`).
 
-The networks were trained on photographs and expect at least 224 pixels, so crops are enlarged to
+torchvision's were trained on photographs and expect at least 224 pixels, so crops are enlarged to
 `input_height` first, and the masks come back in the crops' own sizes.
 """
 
@@ -17,8 +17,11 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50
 
 from maskreid_dist.errors import UserError
+from maskreid_dist.segmentation.pose import MASK_SIDE, load_pose
+from maskreid_dist.segmentation.pose_weights import LICENCE as POSE_LICENCE
+from maskreid_dist.segmentation.pose_weights import find_pose_weights
 
-SegmentationModel = Literal["deeplabv3_resnet50", "fcn_resnet50", "maskrcnn_resnet50"]
+SegmentationModel = Literal["pose", "deeplabv3_resnet50", "fcn_resnet50", "maskrcnn_resnet50"]
 Segmenter = Callable[[Sequence[Tensor]], list[Tensor]]
 
 INPUT_HEIGHT = 512
@@ -30,11 +33,13 @@ COCO_PERSON = 1
 
 
 def find_weights(model: SegmentationModel, file: Path | None, *, progress: bool = True) -> Path:
-    """The weights file to use: `file`, or torchvision's published one from
-    torch.hub's cache, downloaded if need be.
+    """The weights file to use: `file`, or the published one from torch.hub's cache, fetched if need be.
 
-    Raises UserError: no such file; not in the cache and the download failed.
+    Raises UserError: no such file; not in the cache and not to be fetched; for pose, another file than the
+    published one.
     """
+    if model == "pose":
+        return find_pose_weights(file)
     if file is not None:
         if not file.is_file():
             raise UserError(f"{file}: no such file; give a state dict of torchvision's {model}")
@@ -57,10 +62,23 @@ def find_weights(model: SegmentationModel, file: Path | None, *, progress: bool 
     return cached
 
 
+def default_height(model: SegmentationModel) -> int:
+    """Pixels that a crop is brought to: its height, for pose the side of the square around it."""
+    return MASK_SIDE if model == "pose" else INPUT_HEIGHT
+
+
+def licence_of(model: SegmentationModel, weights: Path | None) -> str:
+    """The licence of the weights: known where the program says which they are."""
+    if model == "pose":
+        return POSE_LICENCE
+    return "as given by their owner" if weights is not None else "BSD-3-Clause (torchvision), trained on COCO"
+
+
 def load_segmenter(
-    model: SegmentationModel, weights: Path, device: torch.device, *, input_height: int = INPUT_HEIGHT
+    model: SegmentationModel, weights: Path, device: torch.device, *, input_height: int | None = None
 ) -> Segmenter:
-    """The network with the weights of a file (a state dict, or a checkpoint that holds one as "model").
+    """The network with the weights of a file: a state dict, or a checkpoint that holds one as "model"; for
+    pose its TFLite file.
 
     A segmenter takes images, uint8 (3, H, W) of any sizes, and returns the probability of person, float32
     (H, W) in 0..1 on the CPU, for each. Classes are read off the weights: VOC's 21 (person 15) or 2
@@ -70,6 +88,9 @@ def load_segmenter(
     """
     if model not in get_args(SegmentationModel):
         raise UserError(f"segmentation model {model!r}: use one of {', '.join(get_args(SegmentationModel))}")
+    input_height = default_height(model) if input_height is None else input_height
+    if model == "pose":
+        return load_pose(weights, device, input_height)
     state = _read_state(weights)
     if model == "maskrcnn_resnet50":
         classes = _classes(state, "roi_heads.box_predictor.cls_score.weight", model, weights)

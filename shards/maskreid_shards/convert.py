@@ -124,6 +124,7 @@ def write_job(job: Job, out: Path, *, workers: int, progress: Progress | None) -
             policy=job.on_bad_mask,
             checked=job.total - len(left_out),
             form=job.mask_options.describe(),
+            maker=job.maker,
         )
         images = ImageReport.of(left_out, checked=job.total)
         manifest = Manifest(

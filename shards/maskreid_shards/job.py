@@ -11,6 +11,7 @@ from .errors import ShardError
 from .image_policy import OnOrientation, check_orientation_policy
 from .index_limits import fit_index
 from .leftovers import Leftovers, find_leftovers
+from .masks.maker import read_maker
 from .masks.options import MaskOptions, place_masks
 from .masks.policy import DEFAULT_MASKS, OnBadMask, check_policy
 from .resume import ShardTask
@@ -43,6 +44,7 @@ class Job:
     on_bad_image: OnBadImage
     shard_bytes: int
     seed: int
+    maker: dict[str, str]
     odd: tuple[str, ...]
     leftovers: Leftovers
 
@@ -70,7 +72,8 @@ class Job:
 
 def checked_job(layout: Layout, **options: Unpack[JobOptions]) -> Job:
     """Raises ShardError: an unknown policy, a shard size below 1, a layout that nothing may be written from
-    (`check_layout`), masks that cannot be placed (`place_masks`)."""
+    (`check_layout`), masks that cannot be placed (`place_masks`), a note beside them that is none
+    (`read_maker`)."""
     on_bad_mask = options.get("on_bad_mask", "fail")
     on_orientation = options.get("on_orientation", "fail")
     on_bad_image = options.get("on_bad_image", "fail")
@@ -93,6 +96,7 @@ def checked_job(layout: Layout, **options: Unpack[JobOptions]) -> Job:
         on_bad_image,
         shard_bytes,
         options.get("seed", 0),
+        read_maker(mask_options.location),
         tuple(odd),
         find_leftovers(layout),
     )

@@ -101,6 +101,8 @@ class Manifest:
         for name in ("images", "numbering"):
             if not content[name]:
                 del content[name]
+        if not self.masks.maker:
+            del content["masks"]["maker"]
         return content
 
     @property

@@ -44,6 +44,9 @@ class ConversionReport:
             lines += self.manifest.images.lines()
         masks = self.manifest.masks
         lines.append(f"masks: {masks.checked} checked, {masks.bad} bad (policy: {masks.policy})")
+        if masks.maker:
+            about = ", ".join(f"{name} {value}" for name, value in masks.maker.items())
+            lines.append(f"masks: made by {about}")
         lines += [f"masks: {count} {kind}" for kind, count in masks.counts.items() if count]
         lines += [f"masks: {example}" for example in masks.examples]
         lines += self.notes

@@ -3,7 +3,7 @@
 import io
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -59,7 +59,8 @@ class MaskReport:
     """Counts of bad and changed masks by kind, and a few examples as text, in reading order.
 
     Every bad kind has an entry in `counts`. `form` is what the pixels meant (`MaskOptions.describe`), empty
-    for 8-bit grey with 255 = person.
+    for 8-bit grey with 255 = person. `maker` is the network that made the masks, its weights' sha256 and
+    licence (`read_maker`), empty where it is not known.
     """
 
     policy: OnBadMask
@@ -67,6 +68,7 @@ class MaskReport:
     counts: dict[str, int]
     examples: tuple[str, ...]
     form: str = ""
+    maker: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -76,6 +78,7 @@ class MaskReport:
         policy: OnBadMask,
         checked: int,
         form: str = "",
+        maker: dict[str, str] | None = None,
         examples: int = 5,
     ) -> "MaskReport":
         """`examples` of each kind are kept."""
@@ -86,7 +89,7 @@ class MaskReport:
             if counts[problem.kind] <= examples:
                 kept.append(f"{problem.where}: {ALL_KINDS[problem.kind]} ({problem.detail})")
         reported = {kind: counts[kind] for kind in ALL_KINDS if kind in KINDS or counts[kind]}
-        return cls(policy, checked, reported, tuple(kept), form)
+        return cls(policy, checked, reported, tuple(kept), form, maker or {})
 
     @property
     def bad(self) -> int:
