@@ -247,6 +247,10 @@ class RunConfig(Section):
 
     log_every: Positive = 10  # steps
     checkpoint_every: Positive = 500  # steps
+    # Steps from one evaluation to the next, over all ranks; one after the last step too; 0: none. The
+    # checkpoint with the best mAP (hits) is kept besides the newest.
+    evaluate_every: Count = 0
+    evaluate_shards: str | None = None  # with the splits query and gallery; none: data.shards
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2  # the newest can be damaged: the one before must exist
     # Each machine has a run directory of its own (--runs on a local disk) and keeps the pieces of its ranks
     # there. Resuming needs them all.

@@ -6,5 +6,7 @@ NON_FINITE = "non_finite.json"  # the last step whose values were not finite: it
 TENSORBOARD = "tensorboard"
 DEEPSPEED_JSON = "deepspeed.json"  # what DeepSpeed was told
 CHECKPOINTS = "checkpoints"
+# of the evaluations while training: step, figures in per cent, and its checkpoint, which is kept
+BEST = "best.json"
 LOCK = "lock"  # held by the training that writes here
 STOP = "stop"  # asks the training to finish its step, save and leave

@@ -41,7 +41,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         SHARDS,
         *(f"{DIST}/{name}" for name in ("data", "model", "report", "retrieval")),
     },
-    f"{DIST}/training": {DIST, SHARDS, KERNELS, f"{DIST}/data", f"{DIST}/model"},
+    f"{DIST}/training": {
+        DIST,
+        SHARDS,
+        KERNELS,
+        *(f"{DIST}/{name}" for name in ("data", "evaluation", "model", "retrieval")),
+    },
     f"{DIST}/bench": {DIST, SHARDS, f"{KERNELS}/bench", f"{DIST}/data", f"{DIST}/retrieval"},
     "launch": {f"{DIST}/cli"},
     "tests/golden": {KERNELS},  # compares two commits, so it knows of a package what all have

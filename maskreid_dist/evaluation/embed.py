@@ -1,10 +1,11 @@
-"""Embeddings of a whole split, by a network, trained or not."""
+"""Embeddings of images by a network, trained or not: of a whole split, or of a rank's share of one."""
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from maskreid_dist.config import Config
 from maskreid_dist.data.batches import evaluation_loader
@@ -26,16 +27,34 @@ def embed_split(
     Raises SampleError for the first batch that cannot be read or decoded.
     """
     network = network.to(device).eval()
-    rows: list[torch.Tensor] = []
+    embeddings: NDArray[np.float32] = embed_samples(
+        network, split, config, device, np.arange(len(split)), progress
+    ).numpy()
+    return embeddings
+
+
+def embed_samples(
+    network: nn.Module,
+    split: Split,
+    config: Config,
+    device: torch.device,
+    samples: NDArray[np.int64],
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """(len(samples), D) float32 on the CPU, the samples' embeddings in their order, by a network that lies
+    on `device` in eval mode.
+
+    Raises SampleError for the first batch that cannot be read or decoded.
+    """
+    rows: list[Tensor] = []
     done = 0
-    with torch.inference_mode():
-        for batch in evaluation_loader(split, config, np.arange(len(split))):
+    with torch.no_grad():
+        for batch in evaluation_loader(split, config, samples):
             if isinstance(batch, SampleError):
                 raise batch
             image = batch.image_B3HW.to(device, memory_format=torch.channels_last)
             rows.append(network(image, batch.mask_B1HW.to(device)).embedding_BD.cpu())
             done += len(batch.pids_B)
             if progress:
-                progress(done, len(split))
-    embeddings: NDArray[np.float32] = torch.cat(rows).numpy()
-    return embeddings
+                progress(done, len(samples))
+    return torch.cat(rows)

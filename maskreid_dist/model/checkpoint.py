@@ -37,6 +37,7 @@ class Checkpoint:
     shards_fingerprint: str
     initial_weights: dict[str, Any] | None  # the map of what model.init gave (maskreid_dist.model.initial)
     changes: list[dict[str, Any]]  # keys that were changed when a training was continued: step, key, from, to
+    best: dict[str, Any] | None = None  # the best evaluation up to this save: step, figures in per cent
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
@@ -93,6 +94,7 @@ def described_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
         manifest["shards_fingerprint"],
         manifest.get("initial_weights"),
         manifest.get("changes", []),  # none in those of before they were recorded
+        manifest.get("best"),
     )
 
 

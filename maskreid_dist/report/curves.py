@@ -4,8 +4,11 @@ import json
 from io import StringIO
 from pathlib import Path
 
+FEW = 30  # points of a curve that are drawn one by one
 CURVES = {  # key of the JSON lines -> title of its panel
     "loss": "loss",
+    "mAP_hits": "mAP (hits), per cent",
+    "rank1": "Rank-1, per cent",
     "loss_above_floor": "ranking loss above its floor",
     "identity_loss": "identification loss",
     "active_negative_fraction": "active negatives (share)",
@@ -52,7 +55,8 @@ def curves_svg(path: Path) -> str:
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     shown = [key for key in CURVES if key in curves]
     for axis, key in zip(axes, shown, strict=False):
-        axis.plot(*curves[key], color="#2a5ea8", linewidth=1.2)
+        few = len(curves[key][0]) <= FEW
+        axis.plot(*curves[key], color="#2a5ea8", linewidth=1.2, marker="o" if few else None, markersize=3)
         axis.set_title(CURVES[key], fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)

@@ -17,11 +17,11 @@ import maskreid_shards
 from maskreid_dist.config import Config
 from maskreid_dist.errors import UserError
 from maskreid_dist.training.meeting import Meeting
-from maskreid_shards import Split
+from maskreid_shards import ShardSet, Split
 
 PACKAGES = ("deepspeed", "numpy", "pillow", "torchvision")
 # Places of a machine: what lies there is compared instead.
-MAY_DIFFER = {"data.shards", "data.cache"}
+MAY_DIFFER = {"data.shards", "data.cache", "run.evaluate_shards"}
 
 
 class Fact(NamedTuple):
@@ -31,7 +31,9 @@ class Fact(NamedTuple):
     shown: str
 
 
-def facts_of_rank(config: Config, split: Split, resume: bool, device: torch.device) -> dict[str, Fact]:
+def facts_of_rank(
+    config: Config, split: Split, resume: bool, device: torch.device, validation: ShardSet | None = None
+) -> dict[str, Fact]:
     """The recipe as resolved, the shards, the versions and sources of what computes, by the name a line gives
     them.
 
@@ -43,6 +45,10 @@ def facts_of_rank(config: Config, split: Split, resume: bool, device: torch.devi
     facts = {key: Fact(value, json.dumps(value)) for key, value in settings.items()}
     facts["--resume"] = Fact(resume, str(resume).lower())
     facts["the shards' fingerprint"] = _shown_with_place(split.fingerprint, config.data.shards)
+    if validation:
+        facts["the fingerprint of run.evaluate_shards"] = _shown_with_place(
+            validation.fingerprint, validation.location
+        )
     facts["the device"] = _plain(device.type)
     python = ".".join(platform.python_version_tuple()[:2])
     facts["the version of python"] = _plain(python)

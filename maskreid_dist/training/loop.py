@@ -27,6 +27,7 @@ from maskreid_dist.run_directory import STOP
 from maskreid_dist.training.divergence import Buffers, Divergence, FiniteWatch, update
 from maskreid_dist.training.engine import learning_rate, start_engine
 from maskreid_dist.training.environment import place_of_process, tell_libraries
+from maskreid_dist.training.evaluating import Evaluations, best_to_continue
 from maskreid_dist.training.gradient_cache import cached_backward, micro_batches
 from maskreid_dist.training.leaving import last_words, leave_together, part, print_errors, watch_over
 from maskreid_dist.training.meeting import Meeting, open_store
@@ -94,6 +95,9 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
     changes = changes_of(checkpoint, config)
     facts = {"classes": head_classes, "shards_fingerprint": split.fingerprint, "changes": changes}
     facts["initial_weights"] = initial.facts() if initial else checkpoint and checkpoint.initial_weights
+    best = best_to_continue(checkpoint.best if checkpoint else None, folder, world)
+    evaluations = Evaluations(config, prepared.validation, world, best)
+    evaluations.name_best(folder)
     stop = StopRequest(run / STOP)
     stop.listen()
     with naming(Path("/dev/shm")):  # where the workers' semaphores and batches are
@@ -139,11 +143,22 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
                     divergence.stop(watch, step, [])
                 if log:
                     log.write(step, means)
-            if saves or (config.run.check_every and step % config.run.check_every == 0):
+            evaluates = evaluations.due(step)
+            if saves or evaluates or (config.run.check_every and step % config.run.check_every == 0):
                 if broken := replicas.check(engine.module, world, step):
                     divergence.stop(watch, step, broken)
-            if saves:
-                save_checkpoint(engine, folder, step, config, facts, world, memory)
+            better = False
+            if evaluates:
+                pulse.doing = f"after step {step}, evaluating"
+                figures, better = evaluations.evaluate(engine.module, step)
+                if log:
+                    log.write_evaluation(step, figures, better)
+            if saves or better:
+                pulse.doing = f"after step {step}, saving"
+                with_best = facts | {"best": evaluations.best}
+                save_checkpoint(engine, folder, step, config, with_best, world, memory)
+            if better:
+                evaluations.name_best(folder)
         if log:
             log.say_all(bad_samples.lines())
         if log and stopping:

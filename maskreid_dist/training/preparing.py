@@ -10,6 +10,7 @@ from torch import nn
 from maskreid_dist.config import Config
 from maskreid_dist.data.batches import make_plan, open_recipe_shards
 from maskreid_dist.errors import CheckpointError, UserError
+from maskreid_dist.evaluation.evaluate import check_queries
 from maskreid_dist.model.initial import InitialWeights, initial_file, take_initial_weights
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.training.environment import Place
@@ -17,7 +18,7 @@ from maskreid_dist.training.facts import Fact, agree_on_facts, facts_of_rank
 from maskreid_dist.training.interfaces import check_interfaces
 from maskreid_dist.training.meeting import Meeting
 from maskreid_dist.training.world import choose_device
-from maskreid_shards import Plan, ShardError, Split
+from maskreid_shards import Plan, ShardError, ShardSet, Split
 
 TRAIN_SPLIT = "train"
 
@@ -30,6 +31,7 @@ class Preparation:
     split: Split
     plan: Plan
     device: torch.device
+    validation: ShardSet | None = None  # of the evaluations while training
 
 
 def prepare_alike(meeting: Meeting, recipe: Path, overrides: Sequence[str], resume: bool) -> Preparation:
@@ -49,7 +51,9 @@ def prepare_alike(meeting: Meeting, recipe: Path, overrides: Sequence[str], resu
         problem = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
     meeting.refuse(problem)
     assert prepared is not None
-    agree_on_facts(meeting, facts_of_rank(prepared.config, prepared.split, resume, prepared.device))
+    agree_on_facts(
+        meeting, facts_of_rank(prepared.config, prepared.split, resume, prepared.device, prepared.validation)
+    )
     check_gpus(meeting, prepared.device)
     check_interfaces(meeting)
     return prepared
@@ -96,7 +100,29 @@ def prepare(recipe: Path, overrides: Sequence[str], place: Place) -> Preparation
     split = open_recipe_shards(config.data).split(TRAIN_SPLIT)
     _ = split.index  # of its size, and its checksums: read before the others count on it
     _check_deepspeed()
-    return Preparation(config, split, make_plan(split, config.batch, config.seed, place.size), device)
+    plan = make_plan(split, config.batch, config.seed, place.size)
+    return Preparation(config, split, plan, device, _open_validation(config))
+
+
+def _open_validation(config: Config) -> ShardSet | None:
+    """The shards of the evaluations while training. Raises UserError and maskreid_shards.ShardError: none
+    are there, a split is missing, no query has a match."""
+    if not config.run.evaluate_every:
+        return None
+    where = config.run.evaluate_shards
+    data = (
+        config.data
+        if where is None
+        else config.data.model_copy(update={"shards": where, **_cache(config, where)})
+    )
+    shards = open_recipe_shards(data)
+    check_queries(shards)
+    return shards
+
+
+def _cache(config: Config, where: str) -> dict[str, None]:
+    """A cache is of shards behind a URL."""
+    return {} if "://" in where else {"cache": None, "cache_gb": None}
 
 
 def check_world(config: Config, size: int) -> None:

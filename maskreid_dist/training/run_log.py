@@ -4,6 +4,7 @@ import json
 import math
 import threading
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,7 +32,7 @@ class RunLog:
                 _drop_after(path, start)
         self.file = self.path.open("a", encoding="utf-8")
         threading.excepthook = _without_tensorboard
-        self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=start)
+        self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=start + 1)  # the first one that goes
         self.console = Console(stderr=True)
         more = (TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
         self.progress = make_bar("training", self.console, *more)
@@ -61,7 +62,7 @@ class RunLog:
     def note(self, step: int, event: str, **facts: object) -> None:
         """A line of `events.jsonl`: what happened when `step` steps were done."""
         with naming(self.events), self.events.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "event": event, **facts}) + "\n")
+            file.write(json.dumps({"step": step, "time": _now(), "event": event, **facts}) + "\n")
 
     def say_changes(self, start: int, changes: Iterable[Mapping[str, Any]]) -> None:
         """The keys that were changed to continue from this step."""
@@ -75,18 +76,35 @@ class RunLog:
         self.say(f"left out ({skipped['skipped']} of at most {skipped['of']}): {skipped['text']}")
         self.note(skipped["step"], "skipped", why=skipped["text"])
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """`step` is the number of steps done. A value that is not finite is written as null."""
-        line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in scalars.items()}
+    def _record(self, step: int, scalars: Mapping[str, float]) -> None:
+        """A value that is not finite is written as null."""
+        line: dict[str, Any] = {"step": step, "time": _now()}
+        line |= {k: v if math.isfinite(v) else None for k, v in scalars.items()}
         with naming(self.path):
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
         for name, value in scalars.items():
             self.board.add_scalar(name, value, step)
+
+    def write_evaluation(self, step: int, figures: Mapping[str, float], best: bool) -> None:
+        """The figures of an evaluation, in per cent, in a record of their own."""
+        self._record(step, figures)
+        self.say(
+            f"step {step}/{self.progress.tasks[0].total:.0f}: mAP {figures['mAP_hits']:.2f}, Rank-1 "
+            f"{figures['rank1']:.2f}, mINP {figures['mINP']:.2f}{' (the best so far)' if best else ''}"
+        )
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """The record of the steps up to `step`, the number of steps done."""
+        self._record(step, scalars)
         note = f"loss {scalars['loss']:.3f}, {scalars['images_per_second']:.0f} images/s"
         self.progress.update(self.task, note=note)
         if not self.console.is_terminal:  # a log file gets lines, not a bar
             self.say(f"step {step}/{self.progress.tasks[0].total:.0f}: {note}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _without_tensorboard(failure: threading.ExceptHookArgs) -> None:

@@ -40,7 +40,8 @@ def save_checkpoint(
 ) -> Path:
     """Save the engine's state after `step` steps. All ranks take part; each run directory's keeper commits.
 
-    facts: what the manifest holds besides: the network's classes, the shards' fingerprint, changed keys.
+    facts: what the manifest holds besides: the network's classes, the shards' fingerprint, changed keys, the
+    best evaluation, whose checkpoint stays.
     Raises OSError on a rank whose files cannot be written: no rank commits, the barrier before ends with it.
     """
     average_buffers(engine.module, world)
@@ -82,7 +83,8 @@ def save_checkpoint(
     if folder.is_keeper:
         os.replace(partial, final)
         sync_folder(folder.checkpoints)
-        _prune(folder.checkpoints, config.run.keep_checkpoints)
+        best = facts.get("best")
+        _prune(folder.checkpoints, config.run.keep_checkpoints, f"step_{best['step']:08d}" if best else None)
     world.barrier()
     return final
 
@@ -130,10 +132,12 @@ def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     sync_folder(folder)
 
 
-def _prune(folder: Path, keep: int) -> None:
+def _prune(folder: Path, keep: int, best: str | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best."""
     finished = finished_checkpoints(folder)
     for path in finished[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
+        if path.name != best:
+            shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(f"step_*{PARTIAL}"):  # left by a killed save
         shutil.rmtree(path, ignore_errors=True)
 

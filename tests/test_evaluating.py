@@ -1,0 +1,185 @@
+"""Evaluation while training: exact over ranks, no trace in the training, and the best checkpoint stays."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import nn
+
+from gloo import run_ranks
+from maskreid_dist.config import Config
+from maskreid_dist.evaluation.embed import embed_split
+from maskreid_dist.evaluation.evaluate import rank_gallery
+from maskreid_dist.model import MaskReID, build_network
+from maskreid_dist.model.checkpoint import finished_checkpoints, read_checkpoint
+from maskreid_dist.recipe import load_recipe
+from maskreid_dist.training.evaluating import Evaluations, _as_saved, rank_over_ranks
+from maskreid_dist.training.saving import _prune
+from maskreid_shards import open_shards
+from nodes import Ended, run_nodes, write_recipe
+from program import run
+
+BOTH = ("--set", "loss.identity_weight=0.1")  # with dropout
+
+
+def train(tmp_path: Path, *arguments: str) -> Ended:
+    """Two ranks."""
+    first, second = run_nodes([[write_recipe(tmp_path), "--runs", tmp_path, *BOTH, *arguments]] * 2)
+    assert (first.status, second.status) == (0, 0), first.output + second.output
+    return first
+
+
+def records(folder: Path, key: str) -> dict[int, Any]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[key] for line in lines if key in line}
+
+
+def test_figures_are_the_checkpoints_and_the_training_is_as_without(converted: Path, tmp_path: Path) -> None:
+    evaluated = tmp_path / "tiny"
+    every_second = ("--set", "run.evaluate_every=2", "--set", f"run.evaluate_shards={converted}")
+    output = train(tmp_path, *every_second).output
+    train(tmp_path, "--set", "name=plain")
+    assert records(evaluated, "loss") == records(tmp_path / "plain", "loss")
+    saved, plain = (
+        load_file(folder / "checkpoints" / "step_00000004" / "weights.safetensors")
+        for folder in (evaluated, tmp_path / "plain")
+    )
+    assert all(torch.equal(value, plain[name]) for name, value in saved.items())
+
+    figures = records(evaluated, "mAP_hits")
+    assert list(figures) == [2, 4]
+    for checkpoint in finished_checkpoints(evaluated / "checkpoints"):
+        json_path = tmp_path / f"{checkpoint.name}.json"
+        status, _ = run("evaluate", checkpoint, converted, "--output", json_path)
+        assert status == 0
+        step = int(checkpoint.name.removeprefix("step_"))
+        for key, value in json.loads(json_path.read_text()).items():
+            if key not in ("unit", "cameras"):
+                assert round(records(evaluated, key)[step], 2) == value, key
+
+    best = max(figures, key=lambda step: figures[step])
+    named = json.loads((evaluated / "best.json").read_text())
+    assert named["step"] == best
+    assert named["mAP_hits"] == figures[best]
+    assert (evaluated / named["checkpoint"] / "weights.safetensors").is_file()
+    assert f"step 2/4: mAP {figures[2]:.2f}" in output
+    assert "(the best so far)" in output
+    html = tmp_path / "report.html"
+    assert run("evaluate", evaluated, converted, "--report", html)[0] == 0
+    assert "mAP (hits), per cent" in html.read_text()
+
+    # More steps go on from what was the best, and keep it beside the newest two.
+    more = ("run.evaluate_every=1", "optimizer.steps=8", "run.checkpoint_every=1")
+    train(tmp_path, "--resume", *every_second, *(word for key in more for word in ("--set", key)))
+    figures = records(evaluated, "mAP_hits")
+    assert list(figures) == [2, 4, 5, 6, 7, 8]
+    best = max(figures, key=lambda step: figures[step])
+    assert json.loads((evaluated / "best.json").read_text())["step"] == best
+    kept = [f"step_{step:08d}" for step in sorted({best, 7, 8})]
+    assert [path.name for path in finished_checkpoints(evaluated / "checkpoints")] == kept
+    recorded = read_checkpoint(evaluated / "checkpoints" / "step_00000008").best
+    assert recorded is not None and recorded["step"] == best
+
+
+@pytest.fixture
+def config(converted: Path, tmp_path: Path) -> Config:
+    return load_recipe(write_recipe(tmp_path), [f"data.shards={converted}"])
+
+
+def alone(size: int = 1) -> Any:
+    """A world of this process."""
+    return SimpleNamespace(rank=0, size=size, device=torch.device("cpu"), control=None)
+
+
+def network_of(config: Config, rank: int = 0) -> MaskReID:
+    """The same weights on every rank, and other running statistics."""
+    torch.manual_seed(3)
+    network = build_network(config, 0)
+    for name, buffer in network.named_buffers():
+        if "running_var" in name:
+            buffer += rank
+    return network
+
+
+def _on_three_ranks(rank: int, size: int, config: Config, folder: Path) -> None:
+    """Two queries and twelve gallery images: the last rank has no query of its own."""
+    world: Any = SimpleNamespace(
+        rank=rank, size=size, device=torch.device("cpu"), control=dist.new_group(backend="gloo")
+    )
+    shards = open_shards(config.data.shards)
+    network = network_of(config, rank)
+    figures, better = Evaluations(config, shards, world).evaluate(network, 1)
+    assert better
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.buffers(), network_of(config, rank).buffers(), strict=True)
+    )
+    (folder / f"{rank}.json").write_text(json.dumps(figures))
+    with _as_saved(network, world):
+        result = rank_over_ranks(network, shards, config, world)
+    np.save(folder / f"{rank}.npy", result.average_precision)
+
+
+def test_over_three_ranks_as_over_one(config: Config, tmp_path: Path) -> None:
+    run_ranks(_on_three_ranks, 3, tmp_path, config, tmp_path)
+    shards = open_shards(config.data.shards)
+    network = network_of(config, 1)  # the mean of 0, 1, 2
+    query, gallery = (
+        embed_split(network, shards.split(name), config, torch.device("cpu")) for name in ("query", "gallery")
+    )
+    result = rank_gallery("", query, gallery, shards).result
+    for rank in range(3):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found == pytest.approx({name: 100 * value for name, value in result.metrics().items()})
+        assert np.array_equal(np.load(tmp_path / f"{rank}.npy"), result.average_precision)
+
+
+def test_modes_buffers_and_random_state_are_as_before() -> None:
+    network = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(), nn.BatchNorm1d(2).eval())
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    with pytest.raises(ZeroDivisionError), _as_saved(network, alone()):
+        assert not any(part.training for part in network.modules())
+        torch.rand(5)
+        network[0].running_mean += 1  # type: ignore[operator, assignment]
+        raise ZeroDivisionError
+    assert [part.training for part in network.modules()] == [True, True, True, False]
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(network[0].running_mean, torch.zeros(2))  # type: ignore[arg-type]
+
+
+def test_the_best_is_the_first_of_equals(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluations = Evaluations(config, open_shards(config.data.shards), alone())
+    values = iter([0.25, 0.25, 0.125, 0.5])
+    monkeypatch.setattr(
+        "maskreid_dist.training.evaluating.rank_over_ranks",
+        lambda *_: SimpleNamespace(metrics=lambda: {"mAP_hits": next(values)}),
+    )
+    better = [evaluations.evaluate(nn.Linear(1, 1), step)[1] for step in (1, 2, 3, 4)]
+    assert better == [True, False, False, True]
+    assert evaluations.best == {"step": 4, "mAP_hits": 50.0}
+
+
+def test_the_rotation_spares_the_best(tmp_path: Path) -> None:
+    for step in range(5):
+        (tmp_path / f"step_{step:08d}").mkdir()
+    (tmp_path / "step_00000004.partial").mkdir()
+    _prune(tmp_path, 2, "step_00000001")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step_0000000{step}" for step in (1, 3, 4)]
+    _prune(tmp_path, 2, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000003", "step_00000004"]
+
+
+def test_what_it_would_fail_on_is_said_before_the_first_step(tmp_path: Path) -> None:
+    shards = f"run.evaluate_shards={tmp_path}"
+    every = "run.evaluate_every=2"
+    for node in run_nodes([[write_recipe(tmp_path), "--runs", tmp_path, "--set", every, "--set", shards]]):
+        assert node.status == 2, node.output
+        assert len(node.errors) == 1 and str(tmp_path) in node.errors[0], node.output
+    assert not (tmp_path / "tiny" / "metrics.jsonl").exists()
