@@ -1,6 +1,11 @@
 """What a run directory, `runs/<name>`, holds: the names that training, evaluation and the program share."""
 
 METRICS = "metrics.jsonl"  # a line of numbers for each record
+RUN = "run.json"  # the recipe and the origin of the last start: command, versions, commit, hosts, time
+# Of a step, in its order: each has the mean of its milliseconds in a record, as `data_ms`. ranks: waiting
+# until all have their batch; gather: embeddings and labels over the ranks, within the loss; other: what
+# lies between.
+PHASES = ("data", "ranks", "forward", "gather", "loss", "backward", "optimizer", "other")
 EVENTS = "events.jsonl"  # what else happened at a step: a changed key, a step left out
 NON_FINITE = "non_finite.json"  # the last step whose values were not finite: its images and the ranks' values
 TENSORBOARD = "tensorboard"

@@ -35,10 +35,11 @@ def faulty_step(
     watch: Any,
     world: World,
     memory: Any = None,
+    clock: Any = None,
 ) -> Any:
     here = world.rank == int(RANK) and str(step + 1) in STEPS
     hooks = [hook for hook in (before(engine.module) if here else None,) if hook]
-    result = training_step(engine, batch, classes, config, step, watch, world, memory)
+    result = training_step(engine, batch, classes, config, step, watch, world, memory, clock)
     for hook in hooks:
         hook.remove()
     if here:

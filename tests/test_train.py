@@ -4,13 +4,16 @@ says."""
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from market import write_market, write_pair
@@ -25,6 +28,7 @@ from maskreid_dist.model.checkpoint import (
     read_checkpoint,
 )
 from maskreid_dist.recipe import load_recipe
+from maskreid_dist.run_directory import PHASES
 from maskreid_dist.training.environment import free_port
 from maskreid_dist.training.loop import dropout_seed, identity_classes
 from maskreid_dist.training.resuming import check_continues
@@ -84,6 +88,13 @@ def losses(run: Path) -> dict[int, float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     return {line["step"]: line["loss"] for line in lines}
+
+
+def losses_of_tensorboard(run: Path) -> dict[int, float]:
+    """The points that TensorBoard shows, those that a resumed training wrote again purged."""
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return {point.step: point.value for point in events.Scalars("loss")}
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +157,15 @@ def test_stopping_and_resuming_gives_the_same_losses_and_weights(
     run = tmp_path / "tiny"
     run.mkdir()
     (run / "stop").touch()
+    os.utime(run / "stop", (2**32, 2**32))  # of after its start: an older one is removed
     train("deepspeed", recipe, tmp_path, status=75)
     assert len(losses(run)) == 1
     assert not (run / "stop").exists()
+    (run / "stop").touch()
     output = train("deepspeed", recipe, tmp_path, "--resume")
     assert "continuing from" in output
+    assert f"{run / 'stop'}: removed, it is of " in output
+    assert losses_of_tensorboard(run) == {step: pytest.approx(loss) for step, loss in losses(run).items()}
     assert losses(run) == losses(straight)
     resumed, undisturbed = (
         load_file(r / "checkpoints" / "step_00000006" / "weights.safetensors") for r in (run, straight)
@@ -414,3 +429,25 @@ def test_without_cameras_and_other_images_no_query_is_valid(alone: Path, tmp_pat
     assert result.exit_code == 2
     assert "no other image of any query's person" in result.output
     assert result.output.count("\n") == 1
+
+
+def test_resuming_what_holds_nothing_says_so_and_the_manifest_says_where_it_comes_from(
+    recipe: Path, tmp_path: Path
+) -> None:
+    arguments = ("--resume", "--set", "optimizer.steps=2", "--set", "run.log_every=2")
+    output = train("python", recipe, tmp_path, *arguments)
+    run = tmp_path / "tiny"
+    assert f"{run}: holds no checkpoint, so --resume starts from the beginning" in output
+    assert f"run directory: {run}" in output
+    (checkpoint,) = finished_checkpoints(run / "checkpoints")
+    origin = json.loads((checkpoint / "manifest.json").read_text())["origin"]
+    assert origin["command"].split()[1:] == [str(recipe), "--runs", str(tmp_path), *arguments]
+    assert origin["hosts"] == [f"{socket.gethostname()}: 0"]
+    assert origin["versions"]["torch"] == torch.__version__
+    assert origin == {k: v for k, v in json.loads((run / "run.json").read_text()).items() if k != "config"}
+    (line,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert datetime.fromisoformat(line["time"]) >= datetime.fromisoformat(origin["started"])
+    phases = [line[f"{name}_ms"] for name in PHASES]
+    assert sum(phases) == pytest.approx(line["step_ms"])
+    assert all(line[f"{name}_ms"] > 0 for name in ("data", "forward", "loss", "backward", "optimizer"))
+    assert "step 2/2: loss" in output and " ms a step (" in output

@@ -20,7 +20,8 @@ Names: B = this rank's rows, N = rows of all ranks, D = columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +134,7 @@ def _gathered(own: Tensor, layout: RankLayout) -> Tensor:
     gathered = own.new_empty((layout.world_size * max_rows, *own.shape[1:]))
     if max_rows > 0:
         # Into one tensor: of a list, NCCL would make a flat buffer and copy it.
-        dist.all_gather_into_tensor(gathered, padded.contiguous(), group=layout.group)
+        _all_gather(gathered, padded.contiguous(), layout.group)
     if min(layout.rows_per_rank) == max_rows:
         return gathered
     padded_ranks = gathered.unflatten(0, (layout.world_size, max_rows))
@@ -147,8 +148,28 @@ def gather_parts(own: Tensor, layout: RankLayout) -> Tensor:
         return own[None]
     parts = own.new_empty((layout.world_size, *own.shape))
     if own.numel():
-        dist.all_gather_into_tensor(parts.flatten(0, 1), own.contiguous(), group=layout.group)
+        _all_gather(parts.flatten(0, 1), own.contiguous(), layout.group)
     return parts
+
+
+_around_gathers: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+def _all_gather(gathered: Tensor, own: Tensor, group: dist.ProcessGroup | None) -> None:
+    with _around_gathers():
+        dist.all_gather_into_tensor(gathered, own, group=group)
+
+
+@contextmanager
+def watched_gathers(around: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """While this lasts, every gather of rows over ranks happens within a context that `around` makes: to
+    time them, as part of a loss. Not over the layouts' exchange of row counts."""
+    global _around_gathers
+    before, _around_gathers = _around_gathers, around
+    try:
+        yield
+    finally:
+        _around_gathers = before
 
 
 class _GatherRows(torch.autograd.Function):

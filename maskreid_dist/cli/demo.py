@@ -35,7 +35,7 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
     started = time.monotonic()
     config = load_recipe(recipe, overrides)
     shards = open_recipe_shards(config.data)
-    run = runs / config.name
+    run = (runs / config.name).absolute()
     console = Console()
     if torch.cuda.is_available():
         ranks = min(ranks, torch.cuda.device_count())

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -13,6 +14,7 @@ import torch
 from maskreid_dist.errors import UserError
 from maskreid_dist.run_directory import STOP
 from maskreid_dist.training.environment import free_port
+from maskreid_dist.training.run_folder import LAUNCHED
 
 SCRIPT = Path("launch/train.py")
 
@@ -35,7 +37,7 @@ def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Pat
         command += ["--set", override]
     stop = run / STOP
     stop.unlink(missing_ok=True)
-    environment = dict(os.environ)
+    environment = {**os.environ, LAUNCHED: str(time.time())}
     if not torch.cuda.is_available():
         # Or DeepSpeed warns in every process that it found no GPU.
         environment.setdefault("DS_ACCELERATOR", "cpu")

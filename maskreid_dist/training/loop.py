@@ -2,7 +2,6 @@
 
 import math
 import socket
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -34,13 +33,16 @@ from maskreid_dist.training.meeting import Meeting, open_store
 from maskreid_dist.training.memory import Memory, start_memory
 from maskreid_dist.training.meter import Meter
 from maskreid_dist.training.objective import objective
+from maskreid_dist.training.origin import origin_of
 from maskreid_dist.training.preparing import Preparation, initial_weights_alike, prepare_alike
 from maskreid_dist.training.replicas import Replicas
 from maskreid_dist.training.resuming import changes_of, checkpoint_to_continue, load_engine
 from maskreid_dist.training.run_folder import RunFolder, hold_run_folder
 from maskreid_dist.training.run_log import RunLog
 from maskreid_dist.training.saving import save_checkpoint
+from maskreid_dist.training.step_clock import AWAY, StepClock
 from maskreid_dist.training.world import StopRequest, World, start_world
+from maskreid_kernels.ranks import watched_gathers
 from maskreid_shards import Split
 from maskreid_shards.atomic import naming
 
@@ -93,8 +95,10 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
     step = start = checkpoint.step if checkpoint else 0
     last = config.optimizer.steps
     changes = changes_of(checkpoint, config)
+    origin = origin_of(world.meeting, last)
     facts = {"classes": head_classes, "shards_fingerprint": split.fingerprint, "changes": changes}
     facts["initial_weights"] = initial.facts() if initial else checkpoint and checkpoint.initial_weights
+    facts |= {"origin": origin}
     best = best_to_continue(checkpoint.best if checkpoint else None, folder, world)
     evaluations = Evaluations(config, prepared.validation, world, best)
     evaluations.name_best(folder)
@@ -104,11 +108,14 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
         batches = iter(training_loader(split, plan, config, start, world.rank, world.size, world.device))
     with RunLog(run, start, last) if world.is_first else nullcontext() as log:
         if log:
+            log.describe(origin, config)
+            log.say(f"run directory: {run}")
             ranks = f"ranks: {world.size}, threads of rank 0: {torch.get_num_threads()}"
             log.say_all([*plan.summary().lines(), f"{ranks}, steps: {start} of {last} done"])
             log.say_changes(start, changes)
             log.say_all(initial.lines() if initial else [])
-        meter = Meter(config.run.log_every)
+        clock = StepClock(world.device)
+        meter = Meter(clock, world.device)
         bad_samples = BadSamples(config.data.bad_samples)
         watch = FiniteWatch(world.device)
         divergence = Divergence(run, config.run, split, plan, world)
@@ -117,17 +124,20 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
         stopping = False
         while step < last and not stopping:
             pulse.doing = f"step {step + 1}, reading its batch"
-            asked = time.perf_counter()
-            item = next(batches)
-            waited_s = time.perf_counter() - asked
+            with clock.phase("data"):
+                item = next(batches)
             pulse.doing = f"step {step + 1}, waiting for the others"
-            batch, stopping, news = _agree_on_step(item, stop, bad_samples, world)
+            with clock.phase("ranks"):
+                batch, stopping, news = _agree_on_step(item, stop, bad_samples, world)
             if log and news:
                 log.say_all(news)
             pulse.doing = f"step {step + 1}, computing"
-            scalars, applied = training_step(engine, batch, classes, config, step, watch, world, memory)
+            scalars, applied = training_step(
+                engine, batch, classes, config, step, watch, world, memory, clock
+            )
+            clock.end_step()
             if applied:
-                meter.add(scalars, len(batch.pids_B) * world.size, waited_s)
+                meter.add(scalars, len(batch.pids_B) * world.size)
             else:
                 skipped = divergence.skip(watch, step)
                 if log:
@@ -150,13 +160,15 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
             better = False
             if evaluates:
                 pulse.doing = f"after step {step}, evaluating"
-                figures, better = evaluations.evaluate(engine.module, step)
+                with clock.phase(AWAY):
+                    figures, better = evaluations.evaluate(engine.module, step)
                 if log:
                     log.write_evaluation(step, figures, better)
             if saves or better:
                 pulse.doing = f"after step {step}, saving"
                 with_best = facts | {"best": evaluations.best}
-                save_checkpoint(engine, folder, step, config, with_best, world, memory)
+                with clock.phase(AWAY):
+                    save_checkpoint(engine, folder, step, config, with_best, world, memory)
             if better:
                 evaluations.name_best(folder)
         if log:
@@ -214,11 +226,13 @@ def training_step(
     watch: FiniteWatch,
     world: World,
     memory: Memory | None = None,
+    clock: StepClock | None = None,
 ) -> tuple[dict[str, Tensor], bool]:
     """A single training step; returns what to log as 0-d tensors on the device, and whether the weights were
     updated: not where gradients are not finite (divergence.update). All ranks take part.
 
-    memory: the recipe's cross-batch memory; keeps the rows of a step that was applied.
+    memory: the recipe's cross-batch memory; keeps the rows of a step that was applied. clock: learns how
+    long the step's phases take.
 
     The batch is global: the loss sees every rank's embeddings, and its gradient is scaled such that
     DeepSpeed's average over ranks is the gradient of one process on the whole batch.
@@ -228,19 +242,26 @@ def training_step(
         group["lr"] = learning_rate(config.optimizer, step)
     split = config.batch.micro_images > 0
     before = Buffers(engine.module) if split or config.run.non_finite == "skip" else None
-    forward = partial(_forward, engine, batch, config.seed, step, world)
+    clock = clock or StepClock(world.device)
+    forward = clock.timed("forward", partial(_forward, engine, batch, config.seed, step, world))
     past = memory.at(step) if memory else None
-    loss_of = partial(objective, labels_B=labels, config=config.loss, group=dist.group.WORLD, past=past)
-    if split:
-        assert before is not None
-        parts = micro_batches(len(labels), config.batch.micro_images)
-        output, loss, scalars = cached_backward(engine, parts, forward, loss_of, before)
-    else:
-        output = forward(0, slice(None))
-        loss, scalars = loss_of(output)
-        engine.backward(loss)
+    loss_of = clock.timed(
+        "loss", partial(objective, labels_B=labels, config=config.loss, group=dist.group.WORLD, past=past)
+    )
+    with watched_gathers(partial(clock.phase, "gather")):
+        if split:
+            assert before is not None
+            parts = micro_batches(len(labels), config.batch.micro_images)
+            with clock.phase("backward"):
+                output, loss, scalars = cached_backward(engine, parts, forward, loss_of, before)
+        else:
+            output = forward(0, slice(None))
+            loss, scalars = loss_of(output)
+            with clock.phase("backward"):
+                engine.backward(loss)
     watch.note(step, loss, output.embedding_BD)
-    applied = update(engine, config.run, world, before)
+    with clock.phase("optimizer"):
+        applied = update(engine, config.run, world, before)
     if memory and applied:
         memory.keep(output.embedding_BD, labels)
     return {"loss": loss.detach(), **scalars}, applied

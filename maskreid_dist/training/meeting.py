@@ -151,7 +151,7 @@ class Meeting:
         hosts = list(dict.fromkeys(self.members[rank].host for rank in chosen if rank < len(self.members)))
         more = f" and {len(hosts) - MAX_HOSTS} more" if len(hosts) > MAX_HOSTS else ""
         where = f" on {', '.join(hosts[:MAX_HOSTS])}{more}" if hosts else ""
-        return f"rank{'s' if len(chosen) > 1 else ''} {_spans(chosen)}{where}"
+        return f"rank{'s' if len(chosen) > 1 else ''} {spans(chosen)}{where}"
 
     def _wait(self, keys: Sequence[str], timeout_s: float) -> list[str]:
         """The texts of the keys, once all are there. Polls: a wait of the store's own would not see a rank
@@ -220,7 +220,7 @@ def open_store(place: Place, timeout_s: float) -> Store:
     return PrefixStore(f"maskreid_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
-def _spans(numbers: Sequence[int]) -> str:
+def spans(numbers: Sequence[int]) -> str:
     """0, 1, 2, 5 as "0-2, 5"."""
     spans: list[list[int]] = []
     for number in numbers:

@@ -10,15 +10,18 @@ import os
 import time
 import uuid
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.model.checkpoint import finished_checkpoints
-from maskreid_dist.run_directory import CHECKPOINTS, LOCK
+from maskreid_dist.run_directory import CHECKPOINTS, LOCK, STOP
 from maskreid_dist.training.meeting import Meeting
 
 NONCE = ".seen_"
+LAUNCHED = "MASKREID_LAUNCHED"  # by `maskreid demo`, which passes stop requests on from then on
+LOOK_S = 0.1  # longer than `maskreid runs` holds the lock to see whether anybody does
 VISIBLE_S = 5.0  # for a network file system to show a file that another machine wrote
 
 
@@ -62,6 +65,10 @@ def hold_run_folder(meeting: Meeting, path: Path, resume: bool, local: bool) -> 
             lock = lock_run_directory(path)
     meeting.refuse(f"{path}: {lock}" if isinstance(lock, str) else None)
     assert not isinstance(lock, str)
+    if meeting.is_first:
+        remove_stale_stop(path / STOP, process_start())
+        if resume and not finished_checkpoints(path / CHECKPOINTS):
+            print(f"{path}: holds no checkpoint, so --resume starts from the beginning", flush=True)
     keepers = _keepers(meeting, path, local, keeps)
     return RunFolder(path, meeting.place.rank, keepers, lock)
 
@@ -76,15 +83,45 @@ def lock_run_directory(run: Path) -> TextIO | str:
         file = (run / LOCK).open("a+")
     except OSError as error:
         return f"cannot be written ({error.strerror}); choose another --runs"
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    held = not _locked(file)
+    if held:
+        time.sleep(LOOK_S)
+        held = not _locked(file)
+    if held:
         file.seek(0)
         return f"process {file.read().strip() or 'unknown'} is training here; wait for it or stop it"
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
     return file
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def process_start() -> float:
+    """When this process began, or the `maskreid` that launched it, in seconds since 1970."""
+    import psutil  # comes with deepspeed
+
+    started: float = psutil.Process().create_time()
+    return min(started, float(os.environ.get(LAUNCHED, "inf")))
+
+
+def remove_stale_stop(stop: Path, started: float) -> None:
+    """Remove a stop request that is older than the training, which it was not meant for, and say so."""
+    try:
+        asked = stop.stat().st_mtime
+    except FileNotFoundError:
+        return
+    if asked < started:
+        when = datetime.fromtimestamp(asked).strftime("%Y-%m-%d %H:%M:%S")
+        print(f"{stop}: removed, it is of {when}, before this training was started", flush=True)
+        stop.unlink(missing_ok=True)
 
 
 def _keepers(meeting: Meeting, path: Path, local: bool, keeps: bool) -> tuple[int, ...]:
