@@ -22,6 +22,7 @@ from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.inspect import plan, stats, verify
 from maskreid_dist.cli.layouts import convert_app, segment_app
 from maskreid_dist.cli.masks import masks
+from maskreid_dist.cli.runs import runs, top
 from maskreid_dist.errors import UserError
 
 app = typer.Typer(
@@ -37,6 +38,8 @@ app.add_typer(bench_app, name="bench")
 app.command()(verify)
 app.command()(plan)
 app.command()(stats)
+app.command()(runs)
+app.command()(top)
 
 Recipe = Annotated[
     Path, typer.Argument(help="TOML recipe, such as launch/recipes/walkers_demo.toml.", show_default=False)
@@ -139,10 +142,10 @@ def evaluate(
     print_extras(console, ranked, shard_set, extras, ap, cameras)
     if output:
         write_json(output, {"unit": "percent", "cameras": cameras, **percentages(result)})
-        print(f"figures: {output}")
+        print(f"figures: {output.absolute()}")
     if report:
         write_run_report(report, found, shard_set, [ranked], ranked, cameras)
-        print(f"report: {report}")
+        print(f"report: {report.absolute()}")
 
 
 @app.command()
