@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     f"{DIST}/retrieval": {DIST, KERNELS},
     f"{DIST}/report": {DIST, SHARDS},
     f"{DIST}/data": {DIST, SHARDS, f"{DIST}/model"},
+    f"{DIST}/planning": {DIST, SHARDS, f"{DIST}/data", f"{DIST}/model"},
     f"{DIST}/segmentation": {DIST, SHARDS, f"{SHARDS}/masks"},
     f"{DIST}/evaluation": {
         DIST,

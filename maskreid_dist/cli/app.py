@@ -22,6 +22,7 @@ from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.inspect import plan, stats, verify
 from maskreid_dist.cli.layouts import convert_app, segment_app
 from maskreid_dist.cli.masks import masks
+from maskreid_dist.cli.plan_run import plan_run
 from maskreid_dist.cli.runs import runs, top
 from maskreid_dist.errors import UserError
 
@@ -38,6 +39,7 @@ app.add_typer(bench_app, name="bench")
 app.command()(verify)
 app.command()(plan)
 app.command()(stats)
+app.command("plan-run")(plan_run)
 app.command()(runs)
 app.command()(top)
 

@@ -1,0 +1,1 @@
+"""What a training would do and take, worked out without starting one."""

@@ -1,0 +1,161 @@
+"""`maskreid plan-run`: its figures beside what is counted by hand, measured, and saved."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from maskreid_dist.model import build_network
+from maskreid_dist.planning.network_cost import network_cost
+from maskreid_dist.planning.run_plan import Rates, run_plan
+from maskreid_dist.recipe import load_recipe
+from maskreid_shards import open_shards
+from nodes import ROOT, run_nodes, write_recipe
+from program import run
+
+WALKERS = open_shards(ROOT / "shards" / "walkers").split("train")
+
+
+def plan(tmp_path: Path, world: int, *overrides: str, **rates: float) -> dict[str, Any]:
+    return run_plan(load_recipe(write_recipe(tmp_path), overrides), WALKERS, world, Rates(**rates))
+
+
+def test_the_network_is_counted_by_its_shapes(tmp_path: Path) -> None:
+    """Beside sums over the convolutions of a real network, and tensors that its graph keeps."""
+    config = load_recipe(write_recipe(tmp_path))
+    cost = network_cost(config, 10)
+    network = build_network(config, 10)
+    assert cost.parameters == sum(p.numel() for p in network.parameters())
+    flops = 0
+
+    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal flops
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        flops += 2 * output.numel() * weight[0].numel()
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(count)
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    saved = []
+    for rows in (2, 4):
+        flops = 0
+        kept.clear()
+        image = torch.zeros(rows, 3, config.data.height, config.data.width, dtype=torch.uint8)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = network(image, image[:, :1])
+        assert cost.forward_flops == flops / rows
+        saved.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+        del output
+    assert cost.backward_flops == pytest.approx(2 * cost.forward_flops, rel=0.1)
+    assert cost.saved_bytes == pytest.approx((saved[1] - saved[0]) / 2, rel=0.02)
+
+
+def test_by_hand(tmp_path: Path) -> None:
+    found = plan(tmp_path, 4, "batch.identities=8", "batch.images=4", "data.workers=2")
+    batches = found["batches"]
+    assert batches["steps_per_epoch"] == 200 // 8
+    assert (batches["images_per_step"], batches["images_per_step_and_rank"]) == (32, 8)
+    assert (batches["identities_per_epoch"], batches["epochs"]) == (200, 0.16)
+    assert found["traffic"]["gathered_mb"] == pytest.approx(32 * (256 * 4 + 8) * 3 / 4 / 1e6)
+    assert found["flops"]["loss_tflop"] == pytest.approx(3 * 2 * 8 * 32 * 256 / 1e12)
+    parameters = network_cost(load_recipe(write_recipe(tmp_path)), 0).parameters
+    assert found["traffic"]["gradients_mb"] == pytest.approx(2 * 4 * parameters * 3 / 4 / 1e6)
+    assert found["memory"]["weights_gb"] == pytest.approx(4 * parameters / 1e9)
+    sizes = WALKERS.index["image_length"] + WALKERS.index["mask_length"]
+    assert batches["read_per_step_mb"] == pytest.approx(8 * sizes.mean() / 1e6)
+
+
+def test_more_ranks_and_micro_batches_take_less(tmp_path: Path) -> None:
+    large = ("batch.identities=64", "batch.images=4")
+    one, four = plan(tmp_path, 1, *large), plan(tmp_path, 4, *large)
+    assert one["traffic"] == {"gathered_mb": 0, "gradients_mb": 0}
+    assert four["memory"]["activations_gb"] == one["memory"]["activations_gb"] / 4
+    assert four["flops"]["loss_tflop"] == one["flops"]["loss_tflop"] / 4
+    assert four["time"]["network_ms"] == one["time"]["network_ms"] / 4
+    parts = plan(tmp_path, 1, *large, "batch.micro_images=32")
+    assert parts["memory"]["activations_gb"] == one["memory"]["activations_gb"] / 8
+    assert 1.2 < parts["flops"]["network_tflop"] / one["flops"]["network_tflop"] < 1.4
+    memory = plan(tmp_path, 1, *large, "loss.memory=3")
+    assert memory["flops"]["loss_tflop"] == pytest.approx(5 * one["flops"]["loss_tflop"])
+    split = plan(tmp_path, 4, *large, "engine.zero_stage=1")
+    assert split["memory"]["optimizer_gb"] == pytest.approx(four["memory"]["optimizer_gb"] * 2 / 4)
+
+
+def test_what_bounds_a_step(tmp_path: Path) -> None:
+    workers = ("data.workers=2",)
+    slow_data = plan(tmp_path, 2, *workers, decode_pairs_s=1.0)["time"]
+    assert (slow_data["bound_by"], slow_data["step_ms"]) == ("data", slow_data["data_ms"])
+    assert slow_data["data_ms"] == pytest.approx(1000 * 4 / 2)
+    assert plan(tmp_path, 2, *workers, network_gb_s=1e-3)["time"]["bound_by"] == "gradients"
+    assert plan(tmp_path, 2, *workers, tflops=1e-3)["time"]["bound_by"] == "network"
+    after = plan(tmp_path, 2, "data.workers=0")["time"]
+    parts = [after[f"{name}_ms"] for name in ("network", "loss", "gather", "gradients", "data")]
+    assert after["step_ms"] == pytest.approx(sum(parts))
+
+
+@pytest.mark.parametrize(
+    ("world", "overrides", "words"),
+    [
+        (1, ("batch.identities=300",), "use fewer identities a batch"),
+        (3, (), "cannot be shared equally by 3 ranks"),
+        (2, ("engine.world=4",), "the recipe expects engine.world = 4, and --world is 2"),
+        (1, ("batch.images=1",), "batch.identities and batch.images must be at least 2"),
+    ],
+)
+def test_an_impossible_recipe_is_one_line(
+    tmp_path: Path, world: int, overrides: tuple[str, ...], words: str
+) -> None:
+    settings = [word for override in overrides for word in ("--set", override)]
+    status, output = run("plan-run", write_recipe(tmp_path), "--world", world, *settings)
+    assert status == 2
+    assert words in output and output.count("\n") == 1
+
+
+def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
+    status, output = run("plan-run", write_recipe(tmp_path), "--memory-gb", "0.001")
+    assert status == 2
+    assert "a rank needs about" in output and "batch.micro_images" in output and output.count("\n") == 1
+
+
+def test_what_is_printed(tmp_path: Path) -> None:
+    status, output = run("plan-run", write_recipe(tmp_path), "--world", 2, "--tflops", 0.5)
+    assert status == 0
+    for words in (
+        "tiny on 2 ranks",
+        "identities per epoch",
+        "predicted",
+        "0.5 TFLOP/s",
+        "GB/s",
+        "checkpoint",
+    ):
+        assert words in output
+    status, output = run("plan-run", write_recipe(tmp_path), "--world", 2, "--json")
+    assert status == 0 and json.loads(output)["assumed"]["tflops"] == 10.0
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_checkpoint_has_the_size(tmp_path: Path, stage: int) -> None:
+    settings = [
+        "--set",
+        f"engine.zero_stage={stage}",
+        "--set",
+        "optimizer.steps=1",
+        "--set",
+        "model.width=0.5",
+    ]
+    (node,) = run_nodes([[write_recipe(tmp_path), "--runs", tmp_path, *settings]])
+    assert node.status == 0, node.output
+    checkpoint = tmp_path / "tiny" / "checkpoints" / "step_00000001"
+    size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+    predicted = plan(tmp_path, 1, f"engine.zero_stage={stage}", "model.width=0.5")["checkpoint"]["size_mb"]
+    assert size / 1e6 == pytest.approx(predicted, rel=0.03)
