@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Stream = Literal["raw", "masked"]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 Fusing = Literal["pool", "conv", "none"]
 
 
@@ -246,6 +247,9 @@ class RunConfig(Section):
     """Logging and checkpoints."""
 
     log_every: Positive = 10  # steps
+    # Where numbers go besides metrics.jsonl. All but tensorboard are packages of their own.
+    tracker: tuple[TrackerName, ...] = ("tensorboard",)
+    project: str = "maskreid"  # of wandb and trackio; mlflow's experiment
     checkpoint_every: Positive = 500  # steps
     # Steps from one evaluation to the next, over all ranks; one after the last step too; 0: none. The
     # checkpoint with the best mAP (hits) is kept besides the newest.
@@ -261,6 +265,13 @@ class RunConfig(Section):
     # (skip: a host sync each step), at most `non_finite_budget` times in a run.
     non_finite: Literal["stop", "skip"] = "stop"
     non_finite_budget: Positive = 10
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trackers_from_list(cls, values: object) -> object:
+        if isinstance(values, dict) and isinstance(values.get("tracker"), list):
+            return {**values, "tracker": tuple(values["tracker"])}
+        return values
 
 
 class Config(Section):

@@ -8,7 +8,9 @@ RUN = "run.json"  # the recipe and the origin of the last start: command, versio
 PHASES = ("data", "ranks", "forward", "gather", "loss", "backward", "optimizer", "other")
 EVENTS = "events.jsonl"  # what else happened at a step: a changed key, a step left out
 NON_FINITE = "non_finite.json"  # the last step whose values were not finite: its images and the ranks' values
+TRACKED = "trackers.json"  # what other trackers call this run
 TENSORBOARD = "tensorboard"
+PROFILE = "profile"  # traces of --profile
 DEEPSPEED_JSON = "deepspeed.json"  # what DeepSpeed was told
 CHECKPOINTS = "checkpoints"
 # of the evaluations while training: step, figures in per cent, and its checkpoint, which is kept

@@ -62,6 +62,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint that verifies.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Trace a few steps of rank 0, into the run directory.")
+    ] = False,
     local_rank: Annotated[
         int, typer.Option("--local_rank", hidden=True, help="Passed by the deepspeed launcher.")
     ] = 0,
@@ -72,7 +75,7 @@ def train(
     quiet_libraries()
     from maskreid_dist.training.loop import train as train_recipe
 
-    status = train_recipe(recipe, overrides or (), runs, resume)
+    status = train_recipe(recipe, overrides or (), runs, resume, profile)
     sys.stdout.flush()
     raise typer.Exit(status)
 

@@ -22,7 +22,7 @@ from maskreid_dist.model import Output, build_network
 from maskreid_dist.model.checkpoint import Checkpoint
 from maskreid_dist.model.initial import InitialWeights
 from maskreid_dist.recipe import load_recipe
-from maskreid_dist.run_directory import STOP
+from maskreid_dist.run_directory import PROFILE, STOP
 from maskreid_dist.training.divergence import Buffers, Divergence, FiniteWatch, update
 from maskreid_dist.training.engine import learning_rate, start_engine
 from maskreid_dist.training.environment import place_of_process, tell_libraries
@@ -41,19 +41,20 @@ from maskreid_dist.training.run_folder import RunFolder, hold_run_folder
 from maskreid_dist.training.run_log import RunLog
 from maskreid_dist.training.saving import save_checkpoint
 from maskreid_dist.training.step_clock import AWAY, StepClock
+from maskreid_dist.training.step_profile import StepProfile
 from maskreid_dist.training.world import StopRequest, World, start_world
 from maskreid_kernels.ranks import watched_gathers
 from maskreid_shards import Split
 from maskreid_shards.atomic import naming
 
 
-def train(recipe: Path, overrides: Sequence[str], runs: Path, resume: bool) -> int:
+def train(recipe: Path, overrides: Sequence[str], runs: Path, resume: bool, profile: bool = False) -> int:
     """Train a recipe in `runs/<name>`; returns the exit status (maskreid_dist.exit_status). All ranks call
     it.
 
     resume: continue from the newest checkpoint that verifies, from the start if there is none; without it a
-    run directory that holds checkpoints is an error. Whatever ends it on any rank is printed, once a machine.
-    Raises UserError: the launcher's variables are wrong.
+    run directory that holds checkpoints is an error. profile: trace a few steps of rank 0. Whatever ends it
+    on any rank is printed, once a machine. Raises UserError: the launcher's variables are wrong.
     """
     place = place_of_process()
     tell_libraries(place)
@@ -69,7 +70,7 @@ def train(recipe: Path, overrides: Sequence[str], runs: Path, resume: bool) -> i
         prepared = prepare_alike(meeting, recipe, overrides, resume)
         config = prepared.config
         folder = hold_run_folder(meeting, runs / config.name, resume, config.run.local_checkpoints)
-        status = _train(prepared, folder, start_world(meeting, prepared.device))
+        status = _train(prepared, folder, start_world(meeting, prepared.device), profile)
     except Exception as error:  # one that this rank alone may meet, too: the others are told
         return leave_together(meeting, error)
     part(meeting)
@@ -84,7 +85,7 @@ def _timeout_s(recipe: Path, overrides: Sequence[str]) -> int:
         return EngineConfig().collective_timeout_s
 
 
-def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
+def _train(prepared: Preparation, folder: RunFolder, world: World, profile: bool) -> int:
     config, split, plan = prepared.config, prepared.split, prepared.plan
     run = folder.path
     checkpoint = checkpoint_to_continue(config, folder, split.fingerprint, world.meeting)
@@ -106,7 +107,7 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
     stop.listen()
     with naming(Path("/dev/shm")):  # where the workers' semaphores and batches are
         batches = iter(training_loader(split, plan, config, start, world.rank, world.size, world.device))
-    with RunLog(run, start, last) if world.is_first else nullcontext() as log:
+    with RunLog(run, start, last, config) if world.is_first else nullcontext() as log:
         if log:
             log.describe(origin, config)
             log.say(f"run directory: {run}")
@@ -116,6 +117,7 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
             log.say_all(initial.lines() if initial else [])
         clock = StepClock(world.device)
         meter = Meter(clock, world.device)
+        profiled = StepProfile(run / PROFILE, start, clock, log.say) if log and profile else None
         bad_samples = BadSamples(config.data.bad_samples)
         watch = FiniteWatch(world.device)
         divergence = Divergence(run, config.run, split, plan, world)
@@ -136,6 +138,8 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
                 engine, batch, classes, config, step, watch, world, memory, clock
             )
             clock.end_step()
+            if profiled:
+                profiled.step()
             if applied:
                 meter.add(scalars, len(batch.pids_B) * world.size)
             else:
@@ -171,6 +175,8 @@ def _train(prepared: Preparation, folder: RunFolder, world: World) -> int:
                     save_checkpoint(engine, folder, step, config, with_best, world, memory)
             if better:
                 evaluations.name_best(folder)
+        if profiled:
+            profiled.close()
         if log:
             log.say_all(bad_samples.lines())
         if log and stopping:

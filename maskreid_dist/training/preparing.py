@@ -17,6 +17,7 @@ from maskreid_dist.training.environment import Place
 from maskreid_dist.training.facts import Fact, agree_on_facts, facts_of_rank
 from maskreid_dist.training.interfaces import check_interfaces
 from maskreid_dist.training.meeting import Meeting
+from maskreid_dist.training.trackers import check_trackers
 from maskreid_dist.training.world import choose_device
 from maskreid_shards import Plan, ShardError, ShardSet, Split
 
@@ -100,6 +101,8 @@ def prepare(recipe: Path, overrides: Sequence[str], place: Place) -> Preparation
     split = open_recipe_shards(config.data).split(TRAIN_SPLIT)
     _ = split.index  # of its size, and its checksums: read before the others count on it
     _check_deepspeed()
+    if place.is_first:
+        check_trackers(config.run.tracker)
     plan = make_plan(split, config.batch, config.seed, place.size)
     return Preparation(config, split, plan, device, _open_validation(config))
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import threading
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import TextColumn, TimeElapsedColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from maskreid_dist.config import Config
 from maskreid_dist.progress import make_bar
-from maskreid_dist.run_directory import EVENTS, METRICS, PHASES, RUN, TENSORBOARD
+from maskreid_dist.run_directory import EVENTS, METRICS, PHASES, RUN
+from maskreid_dist.training.trackers import Trackers
 from maskreid_shards.atomic import naming, write_atomically
 
 
@@ -25,16 +24,15 @@ class RunLog:
     On resume, lines of steps after `start` are dropped first: they are trained again.
     """
 
-    def __init__(self, run: Path, start: int, stop: int) -> None:
+    def __init__(self, run: Path, start: int, stop: int, config: Config | None = None) -> None:
         self.path = run / METRICS
         self.events = run / EVENTS
         for path in (self.path, self.events):
             if path.exists():
                 _drop_after(path, start)
         self.file = self.path.open("a", encoding="utf-8")
-        threading.excepthook = _without_tensorboard
-        self.board = SummaryWriter(str(run / TENSORBOARD), purge_step=start + 1)  # the first one that goes
         self.console = Console(stderr=True)
+        self.trackers = Trackers(run, start, config, self.say) if config else None
         more = (TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
         self.progress = make_bar("training", self.console, *more)
         self.task = self.progress.add_task("training", total=stop, completed=start, note="")
@@ -48,7 +46,8 @@ class RunLog:
     ) -> None:
         self.progress.stop()
         self.file.close()
-        self.board.close()
+        if self.trackers:
+            self.trackers.finish()
 
     def advance(self, step: int) -> None:
         self.progress.update(self.task, completed=step)
@@ -89,8 +88,8 @@ class RunLog:
         with naming(self.path):
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
-        for name, value in scalars.items():
-            self.board.add_scalar(name, value, step)
+        if self.trackers:
+            self.trackers.log(scalars, step)
 
     def write_evaluation(self, step: int, figures: Mapping[str, float], best: bool) -> None:
         """The figures of an evaluation, in per cent, in a record of their own."""
@@ -121,12 +120,6 @@ def _split(scalars: Mapping[str, float]) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _without_tensorboard(failure: threading.ExceptHookArgs) -> None:
-    """No traceback of TensorBoard's writer: what ends its thread is raised by the next number it is given."""
-    if type(failure.thread).__name__ != "_AsyncWriterThread":
-        threading.__excepthook__(failure)
 
 
 def _drop_after(path: Path, start: int) -> None:

@@ -4,10 +4,11 @@ later."""
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch.profiler import record_function
 
 from maskreid_dist.run_directory import PHASES
 
@@ -26,6 +27,7 @@ class StepClock:
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
+        self.labelled = False  # while a profiler looks: phases have their names in its trace
         self.within = ["other"]
         self.marks: deque[tuple[str, Any]] = deque()  # what ended, and when
         self._clear()
@@ -36,7 +38,8 @@ class StepClock:
         self._mark()
         self.within.append(name)
         try:
-            yield
+            with record_function(f"phase: {name}") if self.labelled else nullcontext():
+                yield
         finally:
             self._mark()
             self.within.pop()
