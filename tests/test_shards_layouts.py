@@ -248,9 +248,8 @@ def test_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "word"),
     [
-        ("a/1.jpg,x,1,train", "line 2: pid 'x'"),
-        ("a/1.jpg,1,0,train", "line 2: pid 1, camid 0"),
-        ("a/1.jpg,0,1,train", "pids count from 1"),
+        ("a/1.jpg,1,-1,train", "line 2: pid 1, camid -1"),
+        ("a/1.jpg,0,1,query", "pids count from 1"),
         ("a/1.jpg,-2,1,gallery", "pids count from -1"),
         ("a/1.jpg,1,1,Train", "line 2"),
         ("a/1.jpg,1", "line 2"),

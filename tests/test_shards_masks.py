@@ -13,13 +13,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from market import write_market
+from market import jpeg, png, write_market
 from maskreid_shards import (
     MaskOptions,
     ShardError,
+    convert,
     convert_market1501,
     open_shards,
     place_masks,
+    scan_csv,
     scan_market1501,
 )
 from maskreid_shards.masks.policy import full_mask, read_mask
@@ -186,14 +188,142 @@ def test_soft_masks_are_resized_bilinearly(tmp_path: Path) -> None:
     assert np.abs(pixels - expected).max() <= 1 and found == ["resized"]
 
 
+def _cut_out(mode: str) -> Image.Image:
+    """A picture whose alpha is SOFT."""
+    picture = Image.effect_noise(SIZE, 90).convert(mode)
+    picture.putalpha(Image.fromarray(SOFT))
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected", "change"),
+    [
+        (_cut_out("RGB"), SOFT, "alpha"),
+        (_cut_out("L"), SOFT, "alpha"),
+        (Image.merge("LA", [Image.fromarray(SOFT), Image.new("L", SIZE, 255)]), SOFT, "grey"),
+        (Image.merge("RGBA", [Image.fromarray(SOFT)] * 3 + [Image.new("L", SIZE, 7)]), SOFT, "grey"),
+        (Image.fromarray(SOFT.astype(np.uint16) * 257), SOFT, "grey"),
+        (
+            Image.merge("RGB", [Image.fromarray(SOFT // 2 + n) for n in (120, 121, 122)]),
+            SOFT // 2 + 121,
+            "grey",
+        ),
+    ],
+)
+def test_soft_masks_of_other_modes(
+    tmp_path: Path, picture: Image.Image, expected: NDArray[np.uint8], change: str
+) -> None:
+    pixels, found = read(saved(tmp_path / "m.png", picture), MaskOptions())
+    assert found == [change] and np.array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("form", ["BMP", "TIFF", "JPEG"])
+def test_masks_of_other_formats(tmp_path: Path, form: str) -> None:
+    values = np.where(SOFT > 99, 255, 0).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "m.png", form, quality=100)
+    pixels, found = read(tmp_path / "m.png", MaskOptions())
+    assert found == ["format"] and np.abs(pixels.astype(int) - values).max() <= (4 if form == "JPEG" else 0)
+    data, problems = read_mask(tmp_path / "m.png", SIZE, where="x", options=MaskOptions(kind="parsing"))
+    assert (data is None) == (form == "JPEG") and ("blurs labels" in problems[0].detail) == (form == "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (SOFT, SOFT),
+        (SOFT > 99, np.where(SOFT > 99, 255, 0)),
+        (SOFT / np.float32(255), SOFT),
+        (np.asfortranarray(SOFT[None]).astype(np.int64), SOFT),
+        (np.zeros((9, 6, 15)), "an array of 9 x 6 x 15"),
+        (np.full((9, 6), np.nan), "from nan to nan"),
+        (np.full((9, 6), 256), "from 256 to 256"),
+        (np.array([[None]]), "not a readable NumPy file"),
+    ],
+)
+def test_masks_that_are_numpy_files(
+    tmp_path: Path, values: NDArray[np.generic], expected: NDArray[np.uint8] | str
+) -> None:
+    np.save(tmp_path / "m.npy", values, allow_pickle=True)
+    data, found = read_mask(tmp_path / "m.npy", SIZE, where="x")
+    if isinstance(expected, str):
+        assert data is None and found[0].kind == "unreadable" and expected in found[0].detail
+    else:
+        assert data is not None and [problem.kind for problem in found] == ["format"]
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), expected)
+
+
+def test_a_numpy_file_that_lies_about_its_size(tmp_path: Path) -> None:
+    np.save(tmp_path / "m.npy", SOFT)
+    data = (tmp_path / "m.npy").read_bytes().replace(b"(9, 6)", b"(9, 7)")
+    for spoiled in (data, data[:-1], data[:20]):
+        (tmp_path / "m.npy").write_bytes(spoiled)
+        assert read_mask(tmp_path / "m.npy", SIZE, where="x")[1][0].kind == "unreadable"
+
+
+OTHER_NAMES = ("a.PNG", "a.jpg", "a.JPEG", "a.bmp", "a.tif", "a.npy", "a.jpg.png", "a.jpg.npy", "a_mask.png")
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_masks_under_other_names(tmp_path: Path, name: str, given: bool) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.jpg").write_bytes(jpeg(1, SIZE))
+    folder = tmp_path / ("masks/x" if given else "x_seg")
+    folder.mkdir(parents=True)
+    values = np.where(SOFT > 99, 255, 0).astype(np.uint8)
+    if name.endswith(".npy"):
+        np.save(folder / name, values)
+    else:
+        Image.fromarray(values).save(folder / name)
+    (folder / "b.png").write_bytes(b"of another")
+    (tmp_path / "list.csv").write_text("path,pid,camid,split\nx/a.jpg,1,1,train\n")
+    options = MaskOptions(str(tmp_path / "masks")) if given else MaskOptions()
+    report = convert(scan_csv(tmp_path / "list.csv"), tmp_path / "out", dataset="x", mask_options=options)
+    assert report.manifest.masks.bad == 0
+    assert f"masks: 1 found under another name or suffix: {name} of x/a.jpg" in report.lines()
+    stored = open_shards(tmp_path / "out").split("train").read(0).mask
+    assert np.abs(np.asarray(Image.open(io.BytesIO(stored))).astype(int) - values).max() < 128
+
+
+def test_an_image_is_not_found_as_its_own_mask(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1, SIZE))
+    (tmp_path / "list.csv").write_text("path,pid,camid,split\na.jpg,1,1,train\n")
+    layout = place_masks(scan_csv(tmp_path / "list.csv"), MaskOptions(str(tmp_path)))
+    assert layout.splits["train"][0].mask_path == tmp_path / "a.png"
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ("train_seg/0001/c1-person.png", "found c1-person.png: --masks '"),
+        ("train_seg/0001/other.png", "0001 holds other.png and the like"),
+        ("masks/0001/c1.png", "there is no folder 0001"),
+    ],
+)
+def test_a_missing_mask_says_what_lies_there(tmp_path: Path, there: str, said: str) -> None:
+    image = tmp_path / "own/train/0001/c1.jpg"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(jpeg(1))
+    mask = tmp_path / "own" / there
+    mask.parent.mkdir(parents=True)
+    mask.write_bytes(png(1))
+    status, output = run("convert", "folder", tmp_path / "own", tmp_path / "out", "--workers", 1)
+    assert status == 2 and said in output and len(output.splitlines()) == 1, output
+    pattern = there.replace("train", "{split}").replace("0001", "{pid}").replace("c1", "{stem}")
+    if "other" not in there:
+        options = ("--masks", pattern, "--workers", 1)
+        status, output = run("convert", "folder", tmp_path / "own", tmp_path / "out", *options)
+        assert status == 0 and "1 checked, 0 bad" in output, output
+
+
 @pytest.mark.parametrize(
     ("picture", "options", "kind"),
     [
-        (Image.new("RGB", SIZE, (255, 255, 254)), MaskOptions(), "mode"),
-        (Image.new("RGBA", SIZE, (255, 255, 255, 255)), MaskOptions(), "mode"),
+        (Image.new("RGB", SIZE, (255, 255, 0)), MaskOptions(), "mode"),
+        (Image.new("RGBA", SIZE, (255, 9, 255, 255)), MaskOptions(), "mode"),
         (Image.new("I;16", SIZE, 999), MaskOptions(), "mode"),
         (Image.new("RGB", SIZE, (1, 2, 3)), MaskOptions(kind="parsing"), "mode"),
-        (Image.new("LA", SIZE, (15, 255)), MaskOptions(kind="parsing"), "mode"),
+        (_cut_out("L"), MaskOptions(kind="parsing"), "mode"),
         (Image.new("L", SIZE, 255), MaskOptions(invert=True), "empty"),
         (Image.new("L", SIZE, 15), MaskOptions(), "empty"),
         (Image.new("L", SIZE, 14), MaskOptions(kind="label", person_labels=(15,)), "empty"),
@@ -219,8 +349,8 @@ def test_options_are_plain_values() -> None:
         ({"person_labels": (15,)}, "none with the other kinds"),
         ({"kind": "label", "person_labels": (-1,)}, "0 to 65535"),
         (
-            {"location": "m/{pid}/{stem}.png"},
-            "unknown field {pid}; there are {folder}, {name}, {stem}, {split}",
+            {"location": "m/{view}/{stem}.png"},
+            "unknown field {view}; there are {folder}, {name}, {stem}, {split}, {pid}, {camid}",
         ),
         ({"location": "m/{stem.parent}.png"}, "unknown field"),
         ({"location": "m/{folder}.png"}, "neither {stem} nor {name}"),
@@ -324,7 +454,7 @@ def test_the_options_of_convert(src: Path, tmp_path: Path) -> None:
     for wrong, message in (
         (("--person-label", 15, "--mask-kind", "parsing"), "none with the other kinds"),
         (("--mask-kind", "label"), "at least one person label"),
-        (("--masks", "m/{pid}.png"), "unknown field"),
+        (("--masks", "m/{view}.png"), "unknown field"),
         (("--masks", tmp_path / "nowhere"), "no such folder of masks"),
         ((), "needs its person labels"),
     ):
@@ -348,6 +478,13 @@ def _edged() -> Image.Image:
     return Image.fromarray(values)
 
 
+def _enlarged() -> Image.Image:
+    """A soft mask of few levels, enlarged to 64 x 128 pixels: steps of four pixels."""
+    values = np.zeros((32, 16), np.uint8)
+    values[3:29, 3:13], values[4:28, 4:12], values[5:27, 5:11] = 85, 170, 255
+    return Image.fromarray(values.repeat(4, 0).repeat(4, 1))
+
+
 @pytest.mark.parametrize(
     ("picture", "kind"),
     [
@@ -355,7 +492,9 @@ def _edged() -> Image.Image:
         (_map(1, 2, 255), "labels"),
         (_map(255), None),
         (_map(128, 255), None),  # a trimap: 128 is person
-        (_map(60, 200, 255), None),
+        (_map(60, 200, 255), "labels"),
+        (_map(200, 30, 220), "labels"),
+        (_enlarged(), None),
         (_map(50, 200), "labels"),
         (_edged(), None),
         (_map(15), "empty"),

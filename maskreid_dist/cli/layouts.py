@@ -8,6 +8,7 @@ share are the parameters of `convert_layout`, and of `segment_layout`.
 import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -35,6 +36,8 @@ HELP = {
     "test_set": "Which of the 20 test sets.",
     "train_identities": "Identities to draw for training.",
     "split_seed": "Draws the train identities.",
+    "pattern": "Regular expression searched in the images' paths below SRC, with the named groups pid, and "
+    "if you like camid, frame, split: '(?P<pid>\\d+)_c(?P<camid>\\d+)'.",
     "camera": "Regular expression with one group, the camera, such as '_c(\\d+)'.",
 }
 Run = Callable[..., None]
@@ -52,7 +55,8 @@ def layout_command(name: str, scan: Callable[..., Layout], run: Run) -> Callable
     def command(**arguments: Any) -> None:
         mine = {one.name: arguments.pop(one.name) for one in own}
         src = mine.pop("src")
-        run(lambda: scan(src, **mine), src.resolve().name, **arguments)
+        home = src if src.is_dir() else src.parent
+        run(lambda: replace(scan(src, **mine), home=home), src.resolve().name, **arguments)
 
     shared = _keyword_parameters(run)
     about = sys.modules[scan.__module__].__doc__ or scan.__doc__ or ""

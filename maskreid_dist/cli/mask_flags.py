@@ -17,7 +17,8 @@ Masks = Annotated[
     typer.Option(
         metavar="DIR|PATTERN",
         help="Masks: a folder that mirrors the data set (same stem, .png), or a pattern with {folder}, "
-        "{stem}, {name}, {split}. Default: sibling folders <folder>_seg. With --segment: where the made "
+        "{stem}, {name}, {split}, {pid}, {camid}, such as {split}_seg/{pid}/{stem}_mask.png. Default: "
+        "sibling folders <folder>_seg. With --segment: where the made "
         "masks go, default OUT-masks.",
     ),
 ]

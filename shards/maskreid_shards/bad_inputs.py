@@ -60,7 +60,7 @@ class BadInputs(ShardError):
 def _named(found: Iterable[BadInput]) -> str:
     """Every name, those of one detail together."""
     names: dict[str, list[str]] = {}
-    for bad in found:
+    for bad in sorted(found, key=lambda bad: bad.name):
         names.setdefault(bad.detail, []).append(bad.name)
     return ", ".join(f"{', '.join(same)} ({detail})" for detail, same in names.items())
 
@@ -68,7 +68,8 @@ def _named(found: Iterable[BadInput]) -> str:
 def bad_image(kind: ImageKind, name: str, error: ShardError, where: str) -> BadInput:
     """The BadInput of an error that begins with `where` and ends with what to do."""
     text = str(error)
-    detail = text.removeprefix(f"{where}: ").rpartition("; ")[0]
+    detail, _, remedy = text.removeprefix(f"{where}: ").rpartition("; ")
+    detail += f": {remedy}" if remedy.startswith("rename") else ""
     return BadInput("image", kind, name, detail, f"{text}, or leave such images out (--on-bad-image skip)")
 
 

@@ -2,6 +2,7 @@
 decoding."""
 
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +11,8 @@ from PIL.ImageFile import ImageFile
 
 from .errors import ShardError
 
-MAX_PIXELS = 16_000_000
+MAX_PIXELS = 16_000_000  # a stricter limit than that of Pillow, whose warnings would be second lines
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 MASK_FORMATS = ("PNG",)
 # The modes (Pillow's names) that an image in a shard may have, and what becomes of each as RGB. Other modes

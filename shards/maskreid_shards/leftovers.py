@@ -21,6 +21,7 @@ class Leftovers:
 
     images: dict[str, list[str]]
     masks: dict[str, list[str]]
+    chosen: bool = False  # by a list, which may mean to leave images out
 
     def lines(self) -> list[str]:
         """The report for people: a line for each folder, with a name from each of a few places."""
@@ -31,7 +32,7 @@ class Leftovers:
 
     def warnings(self, converted: int) -> list[str]:
         """What must not be overlooked: more images were left than converted."""
-        left = sum(map(len, self.images.values()))
+        left = 0 if self.chosen else sum(map(len, self.images.values()))
         return [f"MOST IMAGES WERE NOT CONVERTED, {left} of {left + converted}"] if left > converted else []
 
 
@@ -60,7 +61,7 @@ def find_leftovers(layout: Layout) -> Leftovers:
             if left:
                 top = root.resolve().name if place == "." else Path(place).parts[0]
                 found.setdefault(top, []).extend(left)
-    return Leftovers(images, masks)
+    return Leftovers(images, masks, chosen=layout.name == "csv")
 
 
 def _pictures(root: Path) -> Iterator[tuple[str, list[str]]]:

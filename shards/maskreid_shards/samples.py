@@ -9,14 +9,15 @@ JUNK_PID = -1
 DISTRACTOR_PID = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """One image-mask pair on disk.
 
     `key` names it in the shard (no dots); `name` is its path relative to the data set's folder, kept in the
     sample's json. pid > 0 is an identity, 0 a distractor, -1 junk; camid counts from 1. `mask_path` may not
     exist: the mask policy decides then. `array` names an image inside `path`, where that is a file of many;
-    `dataset` replaces the conversion's name of the data set, where several are merged.
+    `dataset` replaces the conversion's name of the data set, where several are merged. `identity` is the pid
+    as it stands in the data set, where that is another text than the number.
     """
 
     path: Path
@@ -28,6 +29,7 @@ class Source:
     name: str
     array: str | None = None
     dataset: str | None = None
+    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Layout:
     `notes` what the user should know, such as how a split was drawn. `root` is the folder that the names of a
     list's images are relative to, where the list did not say; `searched` are the folders below which every
     image is converted, a mask, or counted in the report. `numbering` says what became of pids and cameras
-    that are numbered here: {"pid" or "camid": {as it stands in the source: as it is here}}.
+    that are numbered here: {"pid" or "camid": {as it stands in the source: as it is here}}. `home` is the
+    folder that a relative pattern of masks may start from, the data set's.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Layout:
     root: Path | None = None
     searched: tuple[Path, ...] = ()
     numbering: dict[str, dict[str, int]] = field(default_factory=dict)
+    home: Path | None = None
 
     def sources(self) -> list[Source]:
         """Those of all splits."""

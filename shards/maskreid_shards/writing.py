@@ -28,6 +28,7 @@ from .image_policy import (
 from .layouts.cuhk03 import read_array
 from .layouts.matlab import open_hdf5
 from .manifest import INDEX_DTYPE, ShardEntry
+from .masks.finding import what_lies_there
 from .masks.options import MaskOptions
 from .masks.policy import ALL_KINDS, DEFAULT_MASKS, MaskProblem, OnBadMask, full_mask, png_bytes, read_mask
 from .samples import Source
@@ -293,7 +294,10 @@ def _read_array(source: Source) -> NDArray[np.uint8]:
 def bad_mask(source: Source, problem: MaskProblem) -> BadInput:
     """The bad mask of an image, for people."""
     where = source.mask_path if source.mask_path is not None else source.path
-    detail = "" if problem.kind == "missing" else f" ({problem.detail})"
+    detail = f" ({problem.detail})"
+    if problem.kind == "missing":
+        found = what_lies_there(source.mask_path) if source.mask_path is not None else ""
+        detail = f" ({found})" if found else ""
     message = (
         f"{where}: mask of {source.name}: {ALL_KINDS[problem.kind]}{detail}; repair it, or choose what "
         "happens to "

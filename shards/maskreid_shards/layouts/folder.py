@@ -1,35 +1,44 @@
 """Any data set with one folder per identity, in splits or all for training."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ShardError
 from ..samples import DISTRACTOR_PID, JUNK_PID, Layout
 from .images import IMAGE_SUFFIXES, MASK_SUFFIX, ImageEntry, list_folders, list_images, sources
 from .layumi import OWN_FOLDERS as LAYUMI_FOLDERS
+from .pattern import EXAMPLE, scan_pattern
 
 SPLITS = ("train", "query", "gallery")
 # Names that are no identities in the trees of Market-1501 and MARS.
 MEANINGS = {"-1": JUNK_PID, "00-1": JUNK_PID, "0000": DISTRACTOR_PID}
+# Beside the splits, these hold masks: --masks says how.
+MASKS = re.compile(r"(^|[_-])(masks?|seg|parsing)([_-]|$)", re.IGNORECASE)
 MEANING_OF = {JUNK_PID: "junk", DISTRACTOR_PID: "distractors"}
 
 
-def scan_folder(src: Path, *, camera: str | None = None) -> Layout:
+def scan_folder(src: Path, *, camera: str | None = None, pattern: str | None = None) -> Layout:
     """`SRC/<identity>/<image>` is a train split; `SRC/train/<identity>/<image>`, `SRC/query/...` are those
     splits.
 
     Identities are numbered from 1 by the names of their folders, train before the others; query and gallery
     share them. `camera` is a regular expression with one group, the camera's number, searched in the images'
     names; without it all cameras are 1. In the gallery, a folder `-1` or `00-1` is junk and `0000` holds
-    distractors, unless a query has that name.
+    distractors, unless a query has that name. With `pattern` the images' names say who and where, in any
+    folders: see `scan_pattern`.
 
     Raises ShardError: no image, a name in which no camera is found, a name in train and in test, a name
     that means junk or distractors where it cannot.
     """
+    if pattern is not None:
+        if camera is not None:
+            raise ShardError("--camera beside --pattern: name a group camid in the pattern instead")
+        return scan_pattern(src, pattern)
     if not src.is_dir():
         raise ShardError(f"{src}: no such folder; give the one that holds a folder per identity")
     src = src.resolve()
-    pattern = _pattern(camera)
+    cameras = _pattern(camera)
     parts = _parts(src)
     names = {split: list_folders(src, folder) for split, folder in parts.items()}
     for split, identities in names.items():
@@ -46,12 +55,13 @@ def scan_folder(src: Path, *, camera: str | None = None) -> Layout:
             strays += others
             empty += [place] * (not images)
             for name in images:
-                camid = _camera(src / folder / identity / name, pattern)
-                found.append(ImageEntry(folder, f"{identity}/{name}", pid_of[split, identity], camid))
+                camid = _camera(src / folder / identity / name, cameras)
+                entry = ImageEntry(folder, f"{identity}/{name}", pid_of[split, identity], camid)
+                found.append(replace(entry, identity=identity))
         if not found:
             raise ShardError(f"{src / folder}: no image in a folder per identity below it{_hint(src, parts)}")
         root, inside = (src.parent, src.name) if folder == "." else (src, folder)
-        splits[split] = sources(root, split, [ImageEntry(inside, f.rest, f.pid, f.camid) for f in found])
+        splits[split] = sources(root, split, [replace(entry, folder=inside) for entry in found])
     return Layout("folder", splits, tuple(strays), notes=_notes(names, empty), searched=(src,))
 
 
@@ -59,7 +69,7 @@ def _parts(src: Path) -> dict[str, str]:
     """The folder of each split. Raises ShardError for folders that are no splits beside such as are."""
     top = [name for name in list_folders(src) if name not in (f"{split}{MASK_SUFFIX}" for split in SPLITS)]
     parts = {split: split for split in SPLITS if split in top}
-    others = [name for name in top if name not in SPLITS]
+    others = [name for name in top if name not in SPLITS and not MASKS.search(name)]
     if layumi := [name for name in others if name in LAYUMI_FOLDERS]:
         raise ShardError(f"{src / layumi[0]}: is of layumi's tree; convert it as the layout layumi")
     if parts and others:
@@ -105,10 +115,16 @@ def _hint(src: Path, parts: dict[str, str]) -> str:
     capital = [name for name in list_folders(src) if name not in SPLITS and name.lower() in SPLITS]
     if capital:
         return f"; rename {capital[0]} to {capital[0].lower()}"
+    flag = f"--pattern, such as '{EXAMPLE}'"
     places = [src / folder for folder in parts.values()]
     deeper = (path for place in places for path in place.glob("*/*/*") if path.is_file())
     first = next((path for path in deeper if path.suffix.lower() in IMAGE_SUFFIXES), None)
-    return f"; {first.relative_to(src)} lies too deep: move it up" if first else ""
+    if first:
+        return (
+            f"; {first.relative_to(src)} lies too deep: move it up, or say where the identity stands ({flag})"
+        )
+    flat = next((name for place in places for name in list_images(place, ".")[0]), None)
+    return f"; of images as {flat} say where the identity stands ({flag})" if flat else ""
 
 
 def _pattern(camera: str | None) -> re.Pattern[str] | None:

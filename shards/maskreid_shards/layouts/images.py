@@ -25,6 +25,7 @@ class ImageEntry:
     pid: int
     camid: int
     array: str | None = None
+    identity: str = ""
 
 
 def sources(src: Path, split: str, found: Iterable[ImageEntry]) -> tuple[Source, ...]:
@@ -47,6 +48,7 @@ def sources(src: Path, split: str, found: Iterable[ImageEntry]) -> tuple[Source,
             key=key,
             name=f"{image.folder}/{image.rest}",
             array=image.array,
+            identity=image.identity,
         )
         for image, key in zip(images, keys, strict=True)
     )

@@ -77,5 +77,7 @@ def _images(root: Path, folder: str, *, everyone: bool) -> tuple[list[ImageEntry
             camera = CAMERA.search(name)
             if camera is None or int(camera[1]) < 1:
                 raise ShardError(f"{root / folder / identity / name}: no camera such as _c1 in the name")
-            found.append(ImageEntry(folder, f"{identity}/{name}", int(identity), int(camera[1])))
+            found.append(
+                ImageEntry(folder, f"{identity}/{name}", int(identity), int(camera[1]), identity=identity)
+            )
     return found, strays

@@ -10,7 +10,8 @@ from .images import ImageEntry, lines_of, need_folders, sources
 FOLDERS = {"V1": ("train", "test"), "V2": ("mask_train_v2", "mask_test_v2")}
 # <pid>/<pid>_<sequence>_<camera>_<time>_<frame>_<box>.jpg <pid>
 LINE = re.compile(
-    r"^((\d{4})/\2_\d{3}_(\d{2})_\d{4}(?:morning|noon|afternoon)_\d{4}_\d{1,2}(?:_ex)?\.jpg) (\d+)$", re.ASCII
+    r"^((\d{4})/\2_\d{3}_(\d{2})_\d{4}(?:morning|noon|afternoon)_\d{4}_\d{1,2}(?:_ex)?\.jpe?g) (\d+)$",
+    re.ASCII,
 )
 CAMERAS = 15
 PUBLISHED = {

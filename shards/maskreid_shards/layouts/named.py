@@ -34,9 +34,10 @@ def _found(src: Path, folder: str, split: str, name: str, pattern: re.Pattern[st
     match = pattern.match(name)
     if match is None:
         raise ShardError(
-            f"{src / folder / name}: the name is not of the form {form}; rename it or move it away"
+            f"{src / folder / name}: the name is not of the form {form}; move it away, or convert names "
+            "of your own with: folder SRC OUT --pattern '(?P<pid>-?\\d+)_c(?P<camid>\\d+)'"
         )
     pid, camid = int(match[1]), int(match[2])
     if split != "gallery" and pid <= DISTRACTOR_PID:
         raise ShardError(f"{src / folder / name}: junk (-1) and distractors (0000) belong in the gallery")
-    return ImageEntry(folder, name, pid, camid)
+    return ImageEntry(folder, name, pid, camid, identity=match[1])

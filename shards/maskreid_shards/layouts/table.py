@@ -1,53 +1,179 @@
 """Any data set, listed in one CSV file: path, pid, camid, split, and a mask if there is one."""
 
 import csv
+import io
 import os
 import re
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ..errors import ShardError
 from ..samples import DISTRACTOR_PID, JUNK_PID, Layout, Source, numbered
 from .images import MASK_SUFFIX, need_file
+from .numbering import Numbers, as_mapping, camera_numbers, pid_numbers
 
 COLUMNS = ("path", "pid", "camid", "split")
 SPLIT = re.compile(r"^[a-z][a-z0-9_]*$", re.ASCII)
+DELIMITERS = ",;\t|"
+# What other tools call them, for the message that asks to rename the column.
+OTHER_NAMES = {
+    "path": ("image", "image_path", "img", "img_path", "file", "filename", "file_name", "filepath"),
+    "pid": ("label", "id", "person", "person_id", "personid", "identity", "class", "target"),
+    "camid": ("cam", "camera", "camera_id", "cam_id", "cameraid", "view"),
+    "split": ("subset", "set", "partition", "part", "phase"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A line of the list, as text; `mask` is None where there is no such column."""
+
+    line: int
+    path: str
+    pid: str
+    camid: str
+    split: str
+    mask: str | None
 
 
 def scan_csv(src: Path) -> Layout:
     """Paths are relative to the CSV file's folder. Without a column `mask`, masks are in `<folder>_seg`.
 
-    Where a path is absolute or holds `..`, the images' names are relative to the folder that all images have
-    in common. pid > 0 is an identity, 0 a distractor, -1 junk (both outside train and query only); camid
-    counts from 1.
+    Separators are commas, semicolons, tabs or bars; names of columns in any case; other columns are left
+    alone. Where a path is absolute or holds `..`, the images' names are relative to the folder that all
+    images have in common. pid > 0 is an identity, 0 a distractor, -1 junk (both outside train and query
+    only); camid counts from 1. Pids and cameras that are names, or count from 0, are numbered
+    (`Layout.numbering`).
 
     Raises ShardError naming the line: a column or a value that is missing or odd, a path that an earlier line
     has (but in another test split, as the same identity), an identity in train and elsewhere.
     """
-    try:
-        with open(need_file(src), encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-                raise ShardError(
-                    f"{src}: line 1: no column {missing[0]}; the header is path,pid,camid,split[,mask]"
-                )
-            lines = [(reader.line_num, _parse(src, reader.line_num, row)) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ShardError(f"{src}: not CSV in UTF-8 ({error})") from None
-    if not lines:
+    rows = _with_slashes(src, list(_rows(src)))
+    if not rows:
         raise ShardError(f"{src}: lists no image")
+    train = {row.pid for row in rows if row.split == "train"}
+    pids = pid_numbers(train, {row.pid for row in rows} - train)
+    cameras = camera_numbers({row.camid for row in rows})
+    lines = [(row.line, _source(src, row, pids, cameras)) for row in rows]
     _check_paths(src, lines)
     _check_identities(src, lines)
-    rows = [row for _, row in lines]
-    root = _common_root(rows)
+    found = [source for _, source in lines]
+    root = _common_root(found)
     if root is not None:
-        rows = [replace(row, name=row.path.relative_to(root).as_posix()) for row in rows]
+        found = [replace(source, name=source.path.relative_to(root).as_posix()) for source in found]
     splits = {}
-    for split in dict.fromkeys(row.split for row in rows):
-        part = [row for row in rows if row.split == split]
-        keys = numbered(row.pid for row in part)
-        splits[split] = tuple(replace(row, key=key) for row, key in zip(part, keys, strict=True))
-    return Layout("csv", splits, root=root)
+    for split in dict.fromkeys(source.split for source in found):
+        part = [source for source in found if source.split == split]
+        keys = numbered(source.pid for source in part)
+        splits[split] = tuple(replace(source, key=key) for source, key in zip(part, keys, strict=True))
+    return Layout(
+        "csv",
+        splits,
+        root=root,
+        searched=_searched(found),
+        notes=(*pids.note("identities"), *cameras.note("cameras")),
+        numbering=as_mapping({"pid": pids, "camid": cameras}),
+    )
+
+
+def _rows(src: Path) -> Iterator[_Row]:
+    """The lines that are not blank."""
+    text = _text(src)
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(header), skipinitialspace=True)
+    places: dict[str, int] | None = None
+    try:
+        for values in reader:
+            if not any(value.strip() for value in values):
+                continue
+            if places is None:
+                places = _places(src, values)
+                continue
+            cell = {name: values[at].strip() if at < len(values) else "" for name, at in places.items()}
+            where = f"{src}: line {reader.line_num}"
+            if not cell["path"] or not SPLIT.match(cell["split"]):
+                raise ShardError(
+                    f"{where}: path {cell['path']!r}, split {cell['split']!r}; a split is a-z, 0-9 and _"
+                )
+            if not cell["pid"] or not cell["camid"]:
+                raise ShardError(f"{where}: pid {cell['pid']!r}, camid {cell['camid']!r}: give both")
+            names = (cell["path"], cell["pid"], cell["camid"], cell["split"])
+            yield _Row(reader.line_num, *names, cell.get("mask"))
+    except csv.Error as error:
+        raise ShardError(f"{src}: line {reader.line_num}: not CSV ({error})") from None
+
+
+def _text(src: Path) -> str:
+    if src.is_dir():
+        lists = sorted(path.name for path in src.glob("*.csv"))
+        hint = f"; is it {src / lists[0]}?" if lists else ""
+        raise ShardError(f"{src}: is a folder; give the CSV file{hint}")
+    data = need_file(src).read_bytes()
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ShardError(
+            f"{src}: not CSV in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+
+
+def _delimiter(header: str) -> str:
+    """The separator by which the header has most of the columns."""
+    names = (*COLUMNS, "mask")
+    return max(
+        DELIMITERS, key=lambda one: sum(name.strip(' "').lower() in names for name in header.split(one))
+    )
+
+
+def _places(src: Path, header: list[str]) -> dict[str, int]:
+    """Where the columns stand. Raises ShardError: one is missing, or there twice."""
+    names = [name.strip().lower() for name in header]
+    for name in (*COLUMNS, "mask"):
+        if names.count(name) > 1:
+            raise ShardError(f"{src}: line 1: two columns {name}; rename one")
+    for name in COLUMNS:
+        if name not in names:
+            other = next((one for one in names if one in OTHER_NAMES[name]), None)
+            hint = f"; is it {other}? Rename it" if other else ""
+            raise ShardError(
+                f"{src}: line 1: no column {name} (there are {', '.join(filter(None, names))}); the header "
+                f"is path,pid,camid,split[,mask]{hint}"
+            )
+    return {name: names.index(name) for name in (*COLUMNS, "mask") if name in names}
+
+
+def _with_slashes(src: Path, rows: list[_Row]) -> list[_Row]:
+    """Windows' paths as those of this system, unless there is a file whose name holds a back-slash."""
+    odd = next((row for row in rows if "\\" in row.path), None)
+    if odd is None or _absolute(src, odd.path).exists():
+        return rows
+    return [
+        replace(
+            row,
+            path=row.path.replace("\\", "/"),
+            mask=row.mask.replace("\\", "/") if row.mask is not None else None,
+        )
+        for row in rows
+    ]
+
+
+def _source(src: Path, row: _Row, pids: Numbers, cameras: Numbers) -> Source:
+    """The row as a source without a key; its name is the path as it stands in the row."""
+    pid, camid = pids.of[row.pid], cameras.of[row.camid]
+    lowest = DISTRACTOR_PID + 1 if row.split in ("train", "query") else JUNK_PID
+    if pid < lowest or camid < 1:
+        raise ShardError(
+            f"{src}: line {row.line}: pid {pid}, camid {camid}; in {row.split} pids count from {lowest}, "
+            "cameras from 1 (both from 0 where train or the first camera is 0)"
+        )
+    path = _absolute(src, row.path)
+    mask = _absolute(src, row.mask) if row.mask else None
+    if row.mask is None:
+        mask = path.parent.with_name(path.parent.name + MASK_SUFFIX) / f"{path.stem}.png"
+    name = str(PurePosixPath(row.path))  # without ./ and //
+    return Source(path, mask, pid, camid, row.split, "", name, identity=row.pid)
 
 
 def _check_paths(src: Path, lines: list[tuple[int, Source]]) -> None:
@@ -70,8 +196,8 @@ def _check_identities(src: Path, lines: list[tuple[int, Source]]) -> None:
     for line, row in lines:
         if row.split != "train" and row.pid in train:
             raise ShardError(
-                f"{src}: line {line} ({row.name}): identity {row.pid} is in train too; leave the line out, "
-                "or give test identities their own pids"
+                f"{src}: line {line} ({row.name}): identity {row.identity} is in train too; leave the line "
+                "out, or give test identities their own pids"
             )
 
 
@@ -79,35 +205,18 @@ def _common_root(rows: list[Source]) -> Path | None:
     """The folder that all images have in common, if one of the names cannot be joined to a folder."""
     if all(not row.name.startswith("/") and ".." not in row.name.split("/") for row in rows):
         return None
+    return _common_folder(rows)
+
+
+def _common_folder(rows: list[Source]) -> Path:
     return Path(os.path.commonpath({row.path.parent for row in rows}))
 
 
-def _parse(src: Path, line: int, row: dict[str, str | None]) -> Source:
-    """The row as a source without a key; its name is the path as it stands in the row."""
-    values = {name: (row.get(name) or "").strip() for name in (*COLUMNS, "mask")}
-    where = f"{src}: line {line}"
-    if not values["path"] or not SPLIT.match(values["split"]):
-        raise ShardError(
-            f"{where}: path {values['path']!r}, split {values['split']!r}; a split is a-z, 0-9 and _"
-        )
-    try:
-        pid, camid = int(values["pid"]), int(values["camid"])
-    except ValueError:
-        raise ShardError(
-            f"{where}: pid {values['pid']!r}, camid {values['camid']!r}: give integers"
-        ) from None
-    lowest = DISTRACTOR_PID + 1 if values["split"] in ("train", "query") else JUNK_PID
-    if pid < lowest or camid < 1:
-        raise ShardError(
-            f"{where}: pid {pid}, camid {camid}; in {values['split']} pids count from {lowest}, "
-            "cameras from 1"
-        )
-    path = _absolute(src, values["path"])
-    mask = _absolute(src, values["mask"]) if values["mask"] else None
-    if mask is None and "mask" not in row:
-        mask = path.parent.with_name(path.parent.name + MASK_SUFFIX) / f"{path.stem}.png"
-    name = str(PurePosixPath(values["path"]))  # without ./ and //
-    return Source(path, mask, pid, camid, values["split"], "", name)
+def _searched(rows: list[Source]) -> tuple[Path, ...]:
+    """Where images that are not listed are counted: below the images' common folder, or in each one of
+    theirs where that is the root of all."""
+    common = _common_folder(rows)
+    return (common,) if len(common.parts) > 1 else ()
 
 
 def _absolute(src: Path, listed: str) -> Path:

@@ -10,11 +10,17 @@ import numpy as np
 from PIL import Image
 
 from ..checks import relative_name
+from ..decode import GREY_16_MODES
 from ..errors import ShardError
+from ..image_policy import eight_bits
 from ..samples import Layout, Source
+from .finding import find_other_names
 
 MaskKind = Literal["soft", "label", "parsing"]
 LABEL_MODES = ("L", "P", "1", "I;16", "I")
+LOOKS = 100  # masks that are looked for where a pattern may start from two folders
+NEARLY_GREY = 16
+DEEP = 2**15  # 16-bit grey that stays below holds labels, or a mask of fewer bits
 PNG_BIT_DEPTH = 24  # the byte of a PNG's header that holds the bits per channel
 
 
@@ -24,7 +30,9 @@ class MaskOptions:
 
     location: None is the layout's own place (the sibling folder `<folder>_seg`). A folder mirrors the data
         set: `query/a.jpg` has the mask `<location>/query/a.png`. A path pattern has fields, here with their
-        values for `train/0002/a.jpg`: {folder} train/0002, {name} a.jpg, {stem} a, {split} the split.
+        values for `train/0002/a.jpg`: {folder} train/0002, {name} a.jpg, {stem} a, {split} the split, {pid}
+        the identity as the data set writes it, 0002, {camid} the camera's number. A relative pattern starts
+        from the working folder, or from the data set's if more of the first masks lie there.
     kind: "soft" keeps 0..255 as they are; "label" is person where the value is one of `person_labels`;
         "parsing" is person where the value is above 0. Values of a palette picture are its indices.
     invert: what is not person by these rules is; soft values are subtracted from 255.
@@ -60,7 +68,7 @@ class MaskOptions:
 
 
 def _check_pattern(pattern: str) -> None:
-    known = ("folder", "name", "stem", "split")
+    known = ("folder", "name", "stem", "split", "pid", "camid")
     try:
         fields = [
             field for _, field, spec, conversion in string.Formatter().parse(pattern) if field is not None
@@ -80,16 +88,18 @@ def _check_pattern(pattern: str) -> None:
 
 
 def place_masks(layout: Layout, options: MaskOptions) -> Layout:
-    """The layout with each source's `mask_path` where `options.location` says. Nothing is opened.
+    """The layout with each source's `mask_path` where `options.location` says, or where it lies under another
+    name (`find_other_names`; a pattern says the name itself). Nothing is opened.
 
     Raises ShardError: a location without fields that is not a folder, or where two images (`a.jpg`, `a.png`)
     would have one mask. A pattern may give several images one mask: it says so itself.
     """
     location = options.location
     if location is None:
-        return layout
+        return find_other_names(layout)
     if "{" in location:
-        return _with_masks(layout, lambda source: _fill(location, source))
+        pattern = _from_home(layout, location)
+        return _with_masks(layout, lambda source: _fill(pattern, source))
     if not Path(location).is_dir():
         raise ShardError(
             f"{location}: no such folder of masks; give one that mirrors the data set, or a pattern with "
@@ -104,7 +114,17 @@ def place_masks(layout: Layout, options: MaskOptions) -> Layout:
                 "or give a pattern with {name}"
             )
     mirror = _mirror(layout, Path(location))
-    return _with_masks(layout, lambda source: mirror / mirrored(source.name))
+    return find_other_names(_with_masks(layout, lambda source: mirror / mirrored(source.name)))
+
+
+def _from_home(layout: Layout, pattern: str) -> str:
+    """The pattern, below the data set's folder if more of the first masks lie there."""
+    if layout.home is None:
+        return pattern
+    below = str(layout.home.absolute()).replace("{", "{{").replace("}", "}}") + f"/{pattern}"
+    first = layout.sources()[:LOOKS]
+    here, there = (sum(_fill(one, source).exists() for source in first) for one in (pattern, below))
+    return below if there > here and not Path(pattern).is_absolute() else pattern
 
 
 def _mirror(layout: Layout, location: Path) -> Path:
@@ -139,23 +159,37 @@ def mirrored(name: str) -> str:
 
 def _fill(pattern: str, source: Source) -> Path:
     name = relative_name(source.name)
-    return Path(pattern.format(folder=name.parent, name=name.name, stem=name.stem, split=source.split))
+    return Path(
+        pattern.format(
+            folder=name.parent,
+            name=name.name,
+            stem=name.stem,
+            split=source.split,
+            pid=source.identity or source.pid,
+            camid=source.camid,
+        )
+    )
 
 
 def person_mask(picture: Image.Image, data: bytes, options: MaskOptions) -> Image.Image | None:
-    """The mask (mode L, 255 = person) that a decoded PNG means, in its own size; None for an unfit mode.
+    """The mask (mode L, 255 = person) that a decoded picture means, in its own size; None for an unfit mode.
 
-    RGB with three equal channels is grey. `data` are the file's bytes: Pillow scales 1, 2 and 4-bit grey to
-    0..255, and the labels are what stood in the file.
+    RGB of three nearly equal channels is grey; 16-bit grey that uses them is scaled. `data` are the file's
+    bytes: Pillow scales 1, 2 and 4-bit grey of a PNG to 0..255, and the labels are what stood in the file.
     """
     if options.kind == "soft":
-        grey = picture if picture.mode == "L" else _as_grey(picture)
+        if picture.mode in GREY_16_MODES:
+            values = np.asarray(picture)
+            if values.max() < DEEP:
+                return None
+            picture = Image.fromarray(eight_bits(values))
+        grey = picture if picture.mode == "L" else _as_grey(picture, NEARLY_GREY)
         if grey is None or not options.invert:
             return grey
         return Image.fromarray(255 - np.asarray(grey))
     if picture.mode in LABEL_MODES:
         labels = np.asarray(picture)
-        if picture.mode == "L" and data[PNG_BIT_DEPTH] < 8:
+        if picture.mode == "L" and picture.format == "PNG" and data[PNG_BIT_DEPTH] < 8:
             labels = labels // (255 // (2 ** data[PNG_BIT_DEPTH] - 1))
     else:
         grey = _as_grey(picture)
@@ -166,10 +200,14 @@ def person_mask(picture: Image.Image, data: bytes, options: MaskOptions) -> Imag
     return Image.fromarray(np.where(person != options.invert, 255, 0).astype(np.uint8))
 
 
-def _as_grey(picture: Image.Image) -> Image.Image | None:
+def _as_grey(picture: Image.Image, apart: int = 0) -> Image.Image | None:
     """A black-and-white, RGB or palette picture without colour, as mode L; None where there is colour or
-    alpha."""
+    alpha. Channels may differ by `apart`, such as a JPEG makes of grey."""
     if picture.mode not in ("1", "RGB", "P"):
         return None
-    red, green, blue = picture.convert("RGB").split()
-    return red if red.tobytes() == green.tobytes() == blue.tobytes() else None
+    rgb = picture.convert("RGB")
+    red, green, blue = rgb.split()
+    if red.tobytes() == green.tobytes() == blue.tobytes():
+        return red
+    channels = np.asarray(rgb)
+    return rgb.convert("L") if int((channels.max(2) - channels.min(2)).max()) <= apart else None

@@ -11,20 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..decode import MASK_FORMATS, MAX_PIXELS, decode
+from ..decode import MAX_PIXELS, decode
 from ..errors import ShardError
+from .arrays import MAGIC as ARRAY_MAGIC
+from .arrays import array_picture
 from .options import LABEL_MODES, PNG_BIT_DEPTH, MaskOptions, person_mask
 
 OnBadMask = Literal["fail", "full", "skip"]
 BadKind = Literal["missing", "unreadable", "mode", "empty", "swapped", "labels"]
-ChangeKind = Literal["resized", "aspect", "grey"]
+ChangeKind = Literal["resized", "aspect", "grey", "alpha", "format"]
 
 PERSON_LEVEL = 128
 MAX_LABELS = 16
+EDGE = 3
+# What a mask may be on disk; in a shard it is a PNG.
+SOURCE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _LOW, _INVERTED = bytes(range(PERSON_LEVEL)), bytes(range(255, -1, -1))
 KINDS: dict[str, str] = {
     "missing": "no mask file",
-    "unreadable": "not a readable PNG",
+    "unreadable": "not a readable picture",
     "mode": "not 8-bit grey",
     "empty": f"no pixel at {PERSON_LEVEL} or above (255 = person)",
 }
@@ -38,6 +43,8 @@ CHANGES: dict[str, str] = {
     "resized": "another size than the image, so resized",
     "aspect": "another aspect than the image, so resized and distorted",
     "grey": "grey in another mode, so stored as 8-bit grey",
+    "alpha": "the transparency of a cut-out, stored as 8-bit grey",
+    "format": "no PNG, so stored as one",
 }
 
 
@@ -136,7 +143,10 @@ def read_mask(
     if data and data == image:
         raise ShardError(f"{path}: mask of {where}: is the image itself; say where the masks are (--masks)")
     try:
-        picture = decode(data, formats=MASK_FORMATS, where="mask", max_pixels=MAX_PIXELS)
+        if data.startswith(ARRAY_MAGIC):
+            picture = array_picture(data)
+        else:
+            picture = decode(data, formats=SOURCE_FORMATS, where="mask", max_pixels=MAX_PIXELS)
     except ShardError as error:
         return None, (MaskProblem("unreadable", where, str(error).removeprefix("mask: ")),)
     return _valid_mask(picture, data, size, where, options)
@@ -156,19 +166,27 @@ def _missing(path: Path | None, where: str) -> MaskProblem:
 def _valid_mask(
     picture: Image.Image, data: bytes, size: tuple[int, int], where: str, options: MaskOptions
 ) -> tuple[bytes | None, tuple[MaskProblem, ...]]:
+    if options.kind != "soft" and picture.format == "JPEG":
+        return None, (MaskProblem("mode", where, "a JPEG, which blurs labels; give them as PNG"),)
+    mode = picture.mode
+    picture, is_alpha = _without_alpha(picture, options)
     mask = person_mask(picture, data, options)
     if mask is None:
-        hint = "; of a palette, name labels with --mask-kind label --person-label N"
-        detail = f"mode {picture.mode}{hint if picture.mode == 'P' else ''}"
-        return None, (MaskProblem("mode", where, detail),)
+        labels_help = mode in ("P", "I;16", "I")
+        hint = "; of a label map, name the person's labels: --mask-kind label --person-label N"
+        return None, (MaskProblem("mode", where, f"mode {mode}{hint if labels_help else ''}"),)
     labels = label_levels(mask, inverted=options.invert) if options.kind == "soft" else ()
     if labels:
         found = ", ".join(map(str, labels))
         detail = f"values {found}; name the person's: --mask-kind label --person-label N"
         return None, (MaskProblem("labels", where, detail),)
     changes = []
-    if picture.mode not in (("L",) if options.kind == "soft" else LABEL_MODES):
-        changes.append(MaskProblem("grey", where, f"mode {picture.mode}"))
+    if is_alpha:
+        changes.append(MaskProblem("alpha", where, f"mode {mode}"))
+    elif mode not in (("L",) if options.kind == "soft" else LABEL_MODES):
+        changes.append(MaskProblem("grey", where, f"mode {mode}"))
+    elif picture.format != "PNG":
+        changes.append(MaskProblem("format", where, picture.format or "NumPy"))
     if mask.size != size:
         detail = f"{mask.size[0]} x {mask.size[1]}, the image is {size[0]} x {size[1]}"
         if not same_aspect(mask.size, size):
@@ -184,8 +202,20 @@ def _valid_mask(
         hint = "; a label map needs its person labels: --mask-kind label --person-label N" if highest else ""
         hint = hint if options.kind == "soft" else ""
         return None, (MaskProblem("empty", where, f"highest value {highest}{hint}"),)
-    as_stored = mask is picture and data[PNG_BIT_DEPTH] == 8
+    as_stored = mask is picture and picture.format == "PNG" and data[PNG_BIT_DEPTH] == 8
     return data if as_stored else png_bytes(mask), tuple(changes)
+
+
+def _without_alpha(picture: Image.Image, options: MaskOptions) -> tuple[Image.Image, bool]:
+    """A picture with transparency as one without, and whether that is the transparency itself: it is the
+    mask of a cut-out where it is not the same everywhere, and means nothing where it is."""
+    if picture.mode not in ("RGBA", "LA"):
+        return picture, False
+    alpha = picture.getchannel("A")
+    lowest, highest = alpha.getextrema()
+    if lowest != highest:
+        return (alpha, True) if options.kind == "soft" else (picture, False)
+    return picture.convert(picture.mode[:-1]), False
 
 
 def same_aspect(first: tuple[int, int], second: tuple[int, int]) -> bool:
@@ -201,8 +231,9 @@ def label_levels(mask: Image.Image, *, inverted: bool = False) -> tuple[int, ...
     """The levels of what looks like a label map read as a soft mask, empty for any other mask.
 
     It has few levels, a single one of them at PERSON_LEVEL or above (255, most often), and one below that
-    fills a square of 3 x 3 pixels, as the soft edge of a mask does not. `inverted`: the levels of the file
-    were subtracted from 255.
+    fills a square of 3 x 3 pixels, as the soft edge of a mask does not; or several at PERSON_LEVEL or above,
+    and one below that fills a square of an eighth of the smaller side, as the steps of a mask that was
+    enlarged do not. `inverted`: the levels of the file were subtracted from 255.
     """
     pixels = mask.tobytes()
     if inverted:
@@ -213,17 +244,18 @@ def label_levels(mask: Image.Image, *, inverted: bool = False) -> tuple[int, ...
         return ()
     high = between.translate(None, _LOW)
     one_high = high.count(high[0]) == len(high) and 255 not in pixels if high else 255 in pixels
-    if not one_high or len(high) == len(between):
+    if (not high and 255 not in pixels) or len(high) == len(between):
         return ()
     levels = sorted(set(pixels))
     if len(levels) > MAX_LABELS:
         return ()
     values = np.frombuffer(pixels, np.uint8).reshape(mask.size[::-1])
-    low = [level for level in levels if 0 < level < PERSON_LEVEL]
-    return tuple(levels) if any(_fills_a_square(values == level) for level in low) else ()
+    side = EDGE if one_high else max(EDGE + 1, min(mask.size) // 8)
+    regions = (_fills_a_square(values == level, side) for level in levels if 0 < level < PERSON_LEVEL)
+    return tuple(levels) if any(regions) else ()
 
 
-def _fills_a_square(there: NDArray[np.bool_], side: int = 3) -> bool:
+def _fills_a_square(there: NDArray[np.bool_], side: int) -> bool:
     height, width = there.shape
     if height < side or width < side:
         return False

@@ -1,0 +1,81 @@
+"""Masks under other names than the expected one: another suffix, or an addition to the image's name."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from ..samples import Layout, Source
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
+ADDITIONS = ("", "_mask", "_seg")
+EXAMPLES = 3
+
+
+class _Folders:
+    """The files of folders by their names in small letters, each listed once."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, dict[str, str]] = {}
+
+    def names(self, folder: Path) -> dict[str, str]:
+        if folder not in self._names:
+            try:
+                listed = sorted(os.listdir(folder), reverse=True)
+            except OSError:
+                listed = []
+            self._names[folder] = {name.lower(): name for name in listed}
+        return self._names[folder]
+
+
+def find_other_names(layout: Layout) -> Layout:
+    """The layout with the masks that lie beside their expected names; the notes count these.
+
+    Where `a.png` is expected for the image a.jpg and not there, the mask is the first of a.PNG, a.jpg,
+    a.jpeg, a.bmp, a.tif, a.tiff, a.npy, then of a.jpg.png and the like, a_mask.png, a_seg.png; suffixes in
+    any case. Folders are listed, no file is opened.
+    """
+    folders = _Folders()
+    found: list[tuple[str, str]] = []
+
+    def placed(source: Source) -> Source:
+        expected = source.mask_path
+        if expected is None:
+            return source
+        names = folders.names(expected.parent)
+        if names.get(expected.name.lower()) == expected.name or (other := _other(source, names)) is None:
+            return source
+        found.append((source.name, other))
+        return replace(source, mask_path=expected.with_name(other))
+
+    splits = {split: tuple(map(placed, sources)) for split, sources in layout.splits.items()}
+    if not found:
+        return layout
+    shown = ", ".join(f"{other} of {name}" for name, other in found[:EXAMPLES])
+    more = ", ..." if len(found) > EXAMPLES else ""
+    note = f"masks: {len(found)} found under another name or suffix: {shown}{more}"
+    return replace(layout, splits=splits, notes=(*layout.notes, note))
+
+
+def _other(source: Source, names: dict[str, str]) -> str | None:
+    assert source.mask_path is not None
+    stem = source.mask_path.stem.lower()
+    image = source.name.rpartition("/")[2].lower()
+    for start in (stem, image, *(f"{stem}{addition}" for addition in ADDITIONS[1:])):
+        for suffix in SUFFIXES:
+            name = names.get(f"{start}{suffix}")
+            if name is not None and source.mask_path.with_name(name) != source.path:
+                return name
+    return None
+
+
+def what_lies_there(expected: Path) -> str:
+    """What a folder holds in place of a missing mask, for people; empty where nothing helps."""
+    try:
+        names = sorted(name for name in os.listdir(expected.parent) if not name.startswith("."))
+    except OSError:
+        return f"there is no folder {expected.parent.name}"
+    near = next((name for name in names if name.startswith(expected.stem)), None)
+    if near is not None:
+        pattern = f"{{stem}}{near.removeprefix(expected.stem)}"
+        return f"found {near}: --masks '{expected.parent.parent}/.../{pattern}' would name it"
+    return f"{expected.parent.name} holds {names[0]} and the like" if names else "its folder is empty"
