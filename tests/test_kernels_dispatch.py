@@ -34,7 +34,7 @@ def test_every_loss_takes_the_same_options_with_the_same_defaults(name: str) -> 
 def test_the_compilers_operator_knows_no_loss() -> None:
     tree = ast.parse((PACKAGE / "compiled.py").read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
-    assert imported == {"first_order", "inputs", "options", "packed", "precision"}
+    assert imported == {"guards", "options", "packed", "precision"}
     named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert not any(name.startswith("maskreid") for name in named)
 

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 
-from .first_order import NO_SECOND_DERIVATIVE
-from .inputs import compute_dtype, find_pair_problem
-from .options import Call
+from .guards import NO_SECOND_DERIVATIVE, compute_dtype
+from .options import Call, find_pair_problem
 from .precision import preset_of_rows
 
 # rows, labels, constants and call -> the loss (0-d) and its statistics (float64), or None where it has none.

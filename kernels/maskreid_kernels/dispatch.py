@@ -18,8 +18,17 @@ from torch import Tensor
 from .backends import check_backend, check_device, check_takes_reference, choose_backend
 from .compiled import compiled_loss, register
 from .crossed import find_crossing
-from .inputs import compute_dtype, find_problem, find_reference_problem, on_their_device, under_transforms
-from .options import Call, Reference, check_group, check_ignore_index, check_precision, check_reduction
+from .guards import compute_dtype, on_their_device, under_transforms
+from .options import (
+    Call,
+    Reference,
+    check_group,
+    check_ignore_index,
+    check_precision,
+    check_reduction,
+    find_problem,
+    find_reference_problem,
+)
 from .positives import count_valid_anchors
 from .precision import choose_precision
 from .ranks import RankLayout, ReferenceLayout, agree_on_layouts

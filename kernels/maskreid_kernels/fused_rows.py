@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .first_order import first_order_only
-from .inputs import compute_dtype
+from .guards import compute_dtype, first_order_only
 from .precision import PRECISIONS
 from .row_programs import norms_program, unit_rows_gradient_program, unit_rows_program
 from .triton_tiles import Chip, Variant, accumulator

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from .agreement import agree
-from .inputs import FLOATS
+from .options import FLOATS
 
 
 @dataclass(frozen=True)

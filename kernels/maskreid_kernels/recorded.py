@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .first_order import first_order_only
+from .guards import first_order_only
 
 
 class _Kept(torch.autograd.Function):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import row_blocks
-from ..first_order import first_order_only
+from ..guards import first_order_only
 from ..identities import blocks_of_identities, similarities_within
 from ..positives import Positives, find_positives
 from ..ranks import RankLayout, gather_parts, gather_rows

@@ -27,7 +27,7 @@ from ..crossed import (
     product_in_tile,
     rows_with_gradient,
 )
-from ..first_order import first_order_only
+from ..guards import first_order_only
 from ..ranks import gather_rows
 from ..unit_rows import unit_rows
 from .terms import BatchHardTerms, gradient_per_difference, mining_distances, mining_squares

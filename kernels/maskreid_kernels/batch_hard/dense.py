@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..first_order import first_order_only
+from ..guards import first_order_only
 from ..ranks import RankLayout, gather_rows
 from ..unit_rows import inverse_norms
 from . import reference

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..blocks import row_blocks
-from ..inputs import compute_dtype
+from ..guards import compute_dtype
 
 DISTANCES = ("euclidean", "squared_euclidean", "cosine")
 

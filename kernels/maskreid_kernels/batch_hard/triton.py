@@ -23,9 +23,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ..first_order import first_order_only
 from ..fused_rows import fused_unit_rows, row_norms
-from ..inputs import compute_dtype
+from ..guards import compute_dtype, first_order_only
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
 from ..triton_tiles import (

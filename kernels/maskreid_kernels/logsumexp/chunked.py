@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..first_order import first_order_only
+from ..guards import first_order_only
 from ..identities import blocks_of_identities, similarities_within, weighted_rows_within
 from ..positives import Positives, find_positives
 from ..ranks import RankLayout, gather_parts, gather_rows

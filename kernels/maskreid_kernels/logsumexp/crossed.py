@@ -28,10 +28,9 @@ from ..crossed import (
     rows_gradients,
     rows_with_gradient,
 )
-from ..first_order import first_order_only
-from ..pair_matrix import products
+from ..guards import first_order_only
 from ..ranks import gather_rows
-from ..unit_rows import unit_rows
+from ..unit_rows import products, unit_rows
 from .exponent import least_exponent
 from .terms import LogSumExpTerms
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Family, Loss, compute
-from ..inputs import FLOATS, compute_dtype, find_pair_problem
-from ..options import Call, requires_grad
+from ..guards import compute_dtype
+from ..options import FLOATS, Call, find_pair_problem, requires_grad
 from ..precision import preset_of_rows
 from ..unit_rows import unit_rows, unit_rows_reference
 from . import chunked, crossed, dense, reference

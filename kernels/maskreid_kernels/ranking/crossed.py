@@ -29,10 +29,9 @@ from ..crossed import (
     rows_with_gradient,
     similarities_of_positives,
 )
-from ..first_order import first_order_only
-from ..pair_matrix import products
+from ..guards import first_order_only
 from ..ranks import gather_rows
-from ..unit_rows import unit_rows
+from ..unit_rows import products, unit_rows
 from .reference import values_of_anchors
 from .terms import NEVER, RankingStatistics, RankingTerms, ranking_statistics, violations_
 

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..first_order import first_order_only
-from ..pair_matrix import rows_gradient
+from ..guards import first_order_only
 from ..ranks import RankLayout, gather_rows
-from ..unit_rows import inverse_norms
+from ..unit_rows import inverse_norms, rows_gradient
 from . import reference
 from .terms import NEVER, RankingStatistics, RankingTerms, ranking_statistics, violations_
 

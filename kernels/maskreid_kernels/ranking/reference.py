@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..pair_matrix import products
 from ..ranks import RankLayout, gather_rows, gather_rows_with_gradient
-from ..unit_rows import unit_rows_reference
+from ..unit_rows import products, unit_rows_reference
 from .terms import RankingStatistics, RankingTerms, ranking_statistics
 
 

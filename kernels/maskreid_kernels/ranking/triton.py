@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..first_order import first_order_only
 from ..fused_rows import row_norms
-from ..inputs import compute_dtype
+from ..guards import compute_dtype, first_order_only
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
 from ..triton_tiles import Chip, Variant, accumulator, dot_rows, sort_by_identity, tile_options

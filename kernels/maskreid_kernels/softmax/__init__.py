@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import Family, Loss, compute
-from ..inputs import compute_dtype, find_problem
-from ..options import Call, Reduction, check_reduction, finite
+from ..guards import compute_dtype
+from ..options import Call, Reduction, check_reduction, find_problem, finite
 from ..ranks import RankLayout
 from . import chunked, reference
 from .terms import SoftmaxTerms

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import row_blocks
-from ..first_order import first_order_only
-from ..inputs import compute_dtype
+from ..guards import compute_dtype, first_order_only
 from ..ranks import RankLayout, gather_rows
 from .terms import SoftmaxTerms
 
