@@ -11,8 +11,8 @@ from maskreid_dist.errors import RetrievalError
 from maskreid_dist.retrieval.counting import BlockCounter, local_good_distances, order_good_images
 from maskreid_dist.retrieval.distance import Metric, precisions
 from maskreid_dist.retrieval.group import GalleryLabels, share_labels, sum_over_ranks
-from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, both_sides
-from maskreid_dist.retrieval.pairs import IntArray, block_pairs
+from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, both_sides, part
+from maskreid_dist.retrieval.pairs import GalleryIndex, IntArray, block_pairs
 from maskreid_dist.retrieval.result import AP_NAMES, ApName, RetrievalResult
 from maskreid_dist.retrieval.scores import average_precisions, cmc_curve
 from maskreid_dist.retrieval.tile import LARGEST_TILE, Tile
@@ -58,7 +58,7 @@ def evaluate_retrieval(
     check_group(group)
     query_set = gallery_set = problem = None
     try:
-        _check_options(ap, max_rank)
+        check_options(ap, max_rank)
         query_set, gallery_set = both_sides(
             query, query_pids, query_camids, gallery, gallery_pids, gallery_camids, metric=metric
         )
@@ -73,11 +73,11 @@ def evaluate_retrieval(
         raise ValueError("there is no gallery image")
     ranks, listed_Q = _rank_good_images(query_set, gallery_set, labels, metric, group)
     if not any(map(len, ranks)):
-        raise RetrievalError(_why_no_query_is_valid(query_set, labels))
-    return _score(ranks, listed_Q, ap, max_rank, len(labels.gallery.pids))
+        raise RetrievalError(why_no_query_is_valid(query_set, labels.gallery))
+    return score(ranks, listed_Q, ap, max_rank, len(labels.gallery.pids))
 
 
-def _check_options(ap: object, max_rank: object) -> None:
+def check_options(ap: object, max_rank: object) -> None:
     if ap not in AP_NAMES:
         raise ValueError(f"ap {ap!r} is unknown: choose one of {', '.join(AP_NAMES)}")
     if isinstance(max_rank, bool) or not isinstance(max_rank, int | np.integer) or max_rank < 1:
@@ -93,7 +93,7 @@ def _rank_good_images(
     labels, so all agree on their number.
     """
     device = query.features.device
-    blocks = [_part(query, start, start + QUERY_BLOCK) for start in range(0, len(query), QUERY_BLOCK)]
+    blocks = [part(query, start, start + QUERY_BLOCK) for start in range(0, len(query), QUERY_BLOCK)]
     pairs = [block_pairs(block.pids, block.camids, labels.gallery) for block in blocks]
     distances = [
         local_good_distances(block, gallery, labels.offset, block_pair, metric)
@@ -106,8 +106,8 @@ def _rank_good_images(
     del distances
     counters = [BlockCounter(*args) for args in zip(blocks, pairs, good, strict=True)]
     for start in range(0, len(gallery), GALLERY_TILE):
-        part = _part(gallery, start, start + GALLERY_TILE, device)
-        tile = Tile.build(part, labels.offset + start, query.norms, metric)
+        rows = part(gallery, start, start + GALLERY_TILE, device)
+        tile = Tile.build(rows, labels.offset + start, query.norms, metric)
         waiting = counters
         for precision in levels:
             last = precision is levels[-1]
@@ -115,25 +115,16 @@ def _rank_good_images(
     before = [torch.from_numpy(counter.before_BR) for counter in counters]
     total = sum_over_ranks(torch.cat([counts.flatten() for counts in before]), group)
     number_Q = np.concatenate([good_images.number_B for good_images in good])
-    rows = [
+    before_Q = [
         row
         for counts, whole in zip(before, total.split([c.numel() for c in before]), strict=True)
         for row in whole.view_as(counts).numpy()
     ]
-    ranks = [row[:number] + np.arange(1, number + 1) for row, number in zip(rows, number_Q, strict=True)]
+    ranks = [row[:number] + np.arange(1, number + 1) for row, number in zip(before_Q, number_Q, strict=True)]
     return ranks, np.concatenate([block_pair.listed_B for block_pair in pairs])
 
 
-def _part(images: ImageSet, start: int, stop: int, device: torch.device | None = None) -> ImageSet:
-    return ImageSet(
-        features=images.features[start:stop].to(device or images.features.device),
-        norms=images.norms[start:stop].to(device or images.norms.device),
-        pids=images.pids[start:stop],
-        camids=images.camids[start:stop],
-    )
-
-
-def _score(
+def score(
     ranks: list[IntArray], listed_Q: IntArray, ap: ApName, max_rank: int, gallery_size: int
 ) -> RetrievalResult:
     hits_Q, trapezoid_Q, inp_Q = average_precisions(ranks, listed_Q)
@@ -154,18 +145,18 @@ def _score(
     )
 
 
-def _why_no_query_is_valid(query: ImageSet, labels: GalleryLabels) -> str:
-    cameras = np.union1d(query.camids, labels.gallery.camids)
-    images = len(query) + len(labels.gallery.pids)
+def why_no_query_is_valid(query: ImageSet, gallery: GalleryIndex) -> str:
+    cameras = np.union1d(query.camids, gallery.camids)
+    images = len(query) + len(gallery.pids)
     if len(cameras) == 1:
         return (
             f"no query has a match in another camera: all {images} query and gallery images come from camera "
             f"{cameras[0]}"
         )
-    if not np.intersect1d(query.pids, labels.gallery.sorted_pids).size:
+    if not np.intersect1d(query.pids, gallery.sorted_pids).size:
         return (
             f"no query has a match: none of the {len(np.unique(query.pids))} query identities occurs among "
-            f"the {len(np.unique(labels.gallery.sorted_pids))} gallery identities"
+            f"the {len(np.unique(gallery.sorted_pids))} gallery identities"
         )
     return (
         f"no query has a match in another camera: each of the {len(query)} queries meets its identity only "

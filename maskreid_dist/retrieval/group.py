@@ -7,6 +7,7 @@ sent. Only labels, good images' distances and counts travel, never features.
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +66,17 @@ def sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     sent = values.to(device_of_group(group), copy=True)
     dist.all_reduce(sent, group=group)
     return sent.to(values.device)
+
+
+def gather_rows(values: NDArray[Any], group: dist.ProcessGroup | None) -> list[NDArray[Any]]:
+    """The (Q, K) arrays of all ranks; K may differ, Q not. Two collectives."""
+    if group is None or dist.get_world_size(group) == 1:
+        return [values]
+    widths = _gather(torch.tensor([values.shape[1]]), group)[:, 0].tolist()
+    padded = np.zeros((len(values), max(widths)), values.dtype)
+    padded[:, : values.shape[1]] = values
+    gathered = _gather(torch.from_numpy(padded), group).numpy()
+    return [rows[:, :width] for rows, width in zip(gathered, widths, strict=True)]
 
 
 def _described(query: ImageSet) -> dict[str, str]:

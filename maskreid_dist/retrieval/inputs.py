@@ -31,6 +31,29 @@ class ImageSet:
         return len(self.pids)
 
 
+def part(images: ImageSet, start: int, stop: int, device: torch.device | None = None) -> ImageSet:
+    """Images start to stop - 1, their rows on `device` if one is given."""
+    return ImageSet(
+        features=images.features[start:stop].to(device or images.features.device),
+        norms=images.norms[start:stop].to(device or images.norms.device),
+        pids=images.pids[start:stop],
+        camids=images.camids[start:stop],
+    )
+
+
+def unlabelled(first: ImageSet, second: ImageSet) -> ImageSet:
+    """The images of both as those of one nameless identity, so that none is junk; on the first's device."""
+    device = first.features.device
+    dtype = torch.promote_types(first.features.dtype, second.features.dtype)
+    ids = np.zeros(len(first) + len(second), np.int64)
+    return ImageSet(
+        features=torch.cat([first.features.to(dtype), second.features.to(device, dtype)]),
+        norms=torch.cat([first.norms, second.norms.to(device)]),
+        pids=ids,
+        camids=ids,
+    )
+
+
 def image_set(side: Side, features: Features, pids: Ids, camids: Ids, *, metric: Metric) -> ImageSet:
     """Check one side of the comparison and compute its row norms."""
     if metric not in METRICS:

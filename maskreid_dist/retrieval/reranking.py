@@ -1,0 +1,220 @@
+"""k-reciprocal re-ranking (Zhong et al., CVPR 2017, arXiv 1701.08398) in sparse form.
+
+Shapes: N = Q + G images, queries first; K neighbours of an image, itself included; M entries of a sparse matrix.
+The definition needs N x N distances; all but the last step need only each image's K1 + 1 nearest images and the
+distances within the sets made of them, so that is all that is kept: O(N k1^2) at most, mostly a few dozen
+entries a row. What is left of N x N is a block of queries at a time.
+
+    R(i)   the images among the k1 + 1 nearest of i that have i among theirs; each c of them adds its own such
+           set at k1 / 2 where more than two thirds of it lie in R(i)
+    V_i    exp(-d(i, j)) on R(i), summing to 1; then the mean of V over the k2 nearest images of i
+    J      1 - sum_j min(V_i, V_j) / sum_j max(V_i, V_j)
+    final  (1 - weight) J + weight d
+    d      the distance divided by the largest of its row
+
+The paper's d is the squared Euclidean distance. The public Python ports square their input once more, and
+Torchreid's default hands them squared distances: power = "fourth".
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maskreid_dist.errors import RetrievalError
+from maskreid_dist.retrieval.distance import Metric, pair_distances
+from maskreid_dist.retrieval.evaluate import check_options, score, why_no_query_is_valid
+from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, both_sides, part, unlabelled
+from maskreid_dist.retrieval.nearest import largest_distances, nearest_images
+from maskreid_dist.retrieval.pairs import JUNK_PID, GalleryIndex, IntArray, block_pairs
+from maskreid_dist.retrieval.result import RetrievalResult
+from maskreid_dist.retrieval.sparse import Rows, mean_of_rows, shared_mass, transposed
+
+_CHUNK = 512  # images whose sets are made at once
+
+
+@dataclass(frozen=True)
+class ReRanking:
+    """k1, k2: neighbours of the sets, and of the mean (1: no mean). weight: of the distance in the final mixture.
+
+    power: "squared", d is the squared Euclidean distance (cosine: 1 - similarity, half of it for unit rows);
+    "fourth", its square.
+    """
+
+    k1: int = 20
+    k2: int = 6
+    weight: float = 0.3
+    power: Literal["squared", "fourth"] = "squared"
+
+    def __post_init__(self) -> None:
+        for name in ("k1", "k2"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"re-ranking: {name} is an integer of at least 1, not {value!r}")
+        if not 0.0 <= self.weight <= 1.0:
+            raise ValueError(f"re-ranking: weight lies between 0 and 1, not {self.weight!r}")
+        if self.power not in ("squared", "fourth"):
+            raise ValueError(f"re-ranking: power is squared or fourth, not {self.power!r}")
+
+
+def reranked_blocks(
+    query: ImageSet, gallery: ImageSet, options: ReRanking, metric: Metric, block: int = 64
+) -> Iterator[NDArray[np.float64]]:
+    """Final distances of the queries to the gallery, `block` queries at a time: (B, G) float64.
+
+    A gallery smaller than k1 or k2 has fewer neighbours. Products are float64: equal up to its rounding.
+    """
+    images = unlabelled(query, gallery)
+    largest_N = _powered(largest_distances(images, images, metric), options)
+    largest_N[largest_N == 0] = 1.0  # all images are copies of one
+    wanted = max(options.k1 + 1, options.k2)
+    index_NK = nearest_images(images, images, min(wanted, len(images)), metric).index_QK
+    encoded = _encode(images, index_NK[:, : options.k1 + 1], largest_N, options, metric)
+    if options.k2 > 1:
+        encoded = mean_of_rows(encoded, index_NK[:, : options.k2])
+    Q = len(query)
+    by_column = transposed(encoded.from_row(Q))
+    g_GD, g_G = _operand(gallery, metric)
+    for start in range(0, Q, block):
+        stop = min(start + block, Q)
+        shared_BG = shared_mass(encoded, start, stop, by_column)
+        d_BG = _powered(_distances(_operand(part(query, start, stop), metric), (g_GD, g_G), metric), options)
+        d_BG /= largest_N[start:stop, None]
+        d_BG *= options.weight
+        jaccard_BG = np.divide(shared_BG, 2.0 - shared_BG, out=shared_BG)
+        d_BG += (1.0 - options.weight) * (1.0 - jaccard_BG)
+        yield d_BG
+
+
+def _encode(
+    images: ImageSet, index_NK: IntArray, largest_N: NDArray[np.float64], options: ReRanking, metric: Metric
+) -> Rows:
+    """V before the mean: row i sums to 1 over i's expanded reciprocal set."""
+    N = len(images)
+    half_NH = index_NK[:, : round(options.k1 / 2) + 1]
+    mutual_NK, mutual_NH = _mutual(index_NK), _mutual(half_NH)
+    counts, columns, values = [], [], []
+    for start in range(0, N, _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, N))
+        row_M, column_M = _expanded(rows, index_NK, mutual_NK, half_NH, mutual_NH)
+        d_M = _powered(_pairs(images, row_M, column_M, metric), options) / largest_N[row_M]
+        weight_M = np.exp(-d_M)
+        sum_C = np.bincount(row_M - start, weights=weight_M, minlength=len(rows))
+        counts.append(np.bincount(row_M - start, minlength=len(rows)))
+        columns.append(column_M.astype(np.int32))
+        values.append(weight_M / sum_C[row_M - start])
+    return Rows.build(np.concatenate(counts), np.concatenate(columns), np.concatenate(values), N)
+
+
+def _mutual(index_NK: IntArray) -> NDArray[np.bool_]:
+    """Whether i is among the K neighbours of its own k-th: (N, K)."""
+    parts = []
+    for start in range(0, len(index_NK), _CHUNK):
+        mine = np.arange(start, min(start + _CHUNK, len(index_NK)))
+        parts.append((index_NK[index_NK[mine]] == mine[:, None, None]).any(axis=2))
+    return np.concatenate(parts)
+
+
+def _expanded(
+    rows: IntArray,
+    index_NK: IntArray,
+    mutual_NK: NDArray[np.bool_],
+    half_NH: IntArray,
+    mutual_NH: NDArray[np.bool_],
+) -> tuple[IntArray, IntArray]:
+    """The expanded sets of `rows` as pairs (row, member), sorted, each once."""
+    N = len(index_NK)
+    set_CK = np.where(mutual_NK[rows], index_NK[rows], -1)  # R(i), -1: not in it
+    candidate_CK = np.maximum(set_CK, 0)
+    member_CKH = np.where(mutual_NH[candidate_CK], half_NH[candidate_CK], -2)
+    member_CKH[set_CK < 0] = -2
+    inside_CKH = np.zeros(member_CKH.shape, bool)
+    for k in range(set_CK.shape[1]):
+        inside_CKH |= member_CKH == set_CK[:, k, None, None]
+    sizes_CK = (member_CKH >= 0).sum(axis=2)
+    taken_CK = 3 * inside_CKH.sum(axis=2) > 2 * sizes_CK
+    member_CKH[~taken_CK] = -2
+    members = np.concatenate([set_CK, member_CKH.reshape(len(rows), -1)], axis=1)
+    keys = np.unique((rows[:, None] * N + members)[members >= 0])
+    return keys // N, keys % N
+
+
+def _pairs(images: ImageSet, row_M: IntArray, column_M: IntArray, metric: Metric) -> NDArray[np.float64]:
+    device = images.features.device
+    rows, columns = torch.from_numpy(row_M).to(device), torch.from_numpy(column_M).to(device)
+    sides = images.features, images.norms
+    return pair_distances(*sides, rows, *sides, columns, metric).cpu().numpy()
+
+
+def _powered(squared: NDArray[np.float64], options: ReRanking) -> NDArray[np.float64]:
+    return np.square(squared) if options.power == "fourth" else squared
+
+
+def _operand(images: ImageSet, metric: Metric) -> tuple[Tensor, Tensor]:
+    rows = images.features.double()
+    if metric == "cosine":
+        rows = rows / images.norms.clamp_min(1e-12)[:, None]
+    return rows, images.norms.square()
+
+
+def _distances(q: tuple[Tensor, Tensor], g: tuple[Tensor, Tensor], metric: Metric) -> NDArray[np.float64]:
+    product_BG = q[0] @ g[0].T
+    if metric == "cosine":
+        d_BG = 1.0 - product_BG
+    else:
+        d_BG = product_BG.mul_(-2.0).add_(q[1][:, None]).add_(g[1][None, :]).clamp_min_(0.0)
+    return d_BG.cpu().numpy()
+
+
+def evaluate_reranked(
+    query: Features,
+    query_pids: Ids,
+    query_camids: Ids,
+    gallery: Features,
+    gallery_pids: Ids,
+    gallery_camids: Ids,
+    options: ReRanking = ReRanking(),  # frozen
+    *,
+    metric: Literal["cosine", "euclidean"] = "cosine",
+    ap: Literal["hits", "trapezoid"] = "hits",
+    max_rank: int = 50,
+) -> RetrievalResult:
+    """As `evaluate_retrieval`, on one process, with the lists of re-ranking. Ties are ordered by gallery index.
+
+    Junk takes part in the neighbourhoods, as in the public code, and leaves the lists.
+    """
+    check_options(ap, max_rank)
+    sides = query, query_pids, query_camids, gallery, gallery_pids, gallery_camids
+    query_set, gallery_set = both_sides(*sides, metric=metric)
+    if not len(query_set) or not len(gallery_set):
+        raise ValueError("re-ranking needs a query and a gallery image")
+    labels = GalleryIndex.build(gallery_set.pids, gallery_set.camids)
+    unlisted = np.flatnonzero(gallery_set.pids == JUNK_PID)
+    ranks: list[IntArray] = []
+    listed: list[IntArray] = []
+    for final_BG in reranked_blocks(query_set, gallery_set, options, metric):
+        mine = part(query_set, len(ranks), len(ranks) + len(final_BG))
+        pairs = block_pairs(mine.pids, mine.camids, labels)
+        final_BG[:, unlisted] = np.inf
+        final_BG[pairs.junk_row, pairs.junk_index] = np.inf
+        good = np.split(pairs.good_index, np.searchsorted(pairs.good_row, np.arange(1, len(mine))))
+        ranks += [_ranks_of(row, index) for row, index in zip(final_BG, good, strict=True)]
+        listed.append(pairs.listed_B)
+    if not any(map(len, ranks)):
+        raise RetrievalError(why_no_query_is_valid(query_set, labels))
+    return score(ranks, np.concatenate(listed), ap, max_rank, len(gallery_set))
+
+
+def _ranks_of(distance_G: NDArray[np.float64], index_R: IntArray) -> IntArray:
+    """Ascending ranks of the images index_R by (distance, index)."""
+    sorted_G = np.sort(distance_G)
+    distance_R = distance_G[index_R]
+    first_R = sorted_G.searchsorted(distance_R)
+    tied = sorted_G.searchsorted(distance_R, side="right") - first_R > 1
+    for r in np.flatnonzero(tied):
+        first_R[r] += np.count_nonzero(distance_G[: index_R[r]] == distance_R[r])
+    return np.sort(first_R) + 1

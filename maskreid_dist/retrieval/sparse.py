@@ -1,0 +1,100 @@
+"""The few operations on sparse non-negative rows that re-ranking needs.
+
+Shapes: N rows and columns, M entries.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskreid_dist.retrieval.pairs import IntArray
+
+_CHUNK_ENTRIES = 1 << 21  # entries handled at once: some 50 MiB
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Compressed rows: row i has the entries start_N[i] to start_N[i + 1] - 1; column_M int32, value_M float64.
+
+    columns: how many there are.
+    """
+
+    start_N: IntArray
+    column_M: NDArray[np.int32]
+    value_M: NDArray[np.float64]
+    columns: int
+
+    @classmethod
+    def build(
+        cls, count_N: IntArray, column_M: NDArray[np.int32], value_M: NDArray[np.float64], columns: int
+    ) -> "Rows":
+        return cls(np.concatenate([[0], np.cumsum(count_N)]), column_M, value_M, columns)
+
+    @property
+    def count_N(self) -> IntArray:
+        return np.diff(self.start_N)
+
+    def from_row(self, first: int) -> "Rows":
+        """Rows `first` and later, numbered from 0."""
+        start = self.start_N[first]
+        return Rows(self.start_N[first:] - start, self.column_M[start:], self.value_M[start:], self.columns)
+
+    def entries(self, row_I: IntArray) -> tuple[IntArray, IntArray]:
+        """Of each of the rows asked for, its entries' numbers; and which of the I each belongs to."""
+        count_I = self.count_N[row_I]
+        total = int(count_I.sum())
+        of_E = np.repeat(np.arange(len(row_I)), count_I)
+        within_E = np.arange(total) - np.repeat(np.cumsum(count_I) - count_I, count_I)
+        return self.start_N[row_I][of_E] + within_E, of_E
+
+
+def transposed(rows: Rows) -> Rows:
+    """Its columns as rows, their entries in ascending order."""
+    order = np.argsort(rows.column_M, kind="stable")
+    row_M = np.repeat(np.arange(len(rows.count_N), dtype=np.int32), rows.count_N)
+    count = np.bincount(rows.column_M, minlength=rows.columns)
+    return Rows.build(count, row_M[order], rows.value_M[order], len(rows.count_N))
+
+
+def mean_of_rows(rows: Rows, index_NK: IntArray) -> Rows:
+    """Row i becomes the mean of the rows index_NK[i]."""
+    K = index_NK.shape[1]
+    columns, values, counts = [], [], []
+    size_N = rows.count_N[index_NK].sum(axis=1)
+    for first, last in _chunks(size_N, _CHUNK_ENTRIES):
+        entry_E, of_E = rows.entries(index_NK[first:last].ravel())
+        keys_E = (of_E // K) * rows.columns + rows.column_M[entry_E]
+        keys_M, place_E = np.unique(keys_E, return_inverse=True)
+        values.append(np.bincount(place_E, weights=rows.value_M[entry_E], minlength=len(keys_M)) / K)
+        columns.append((keys_M % rows.columns).astype(np.int32))
+        counts.append(np.bincount(keys_M // rows.columns, minlength=last - first))
+    return Rows.build(np.concatenate(counts), np.concatenate(columns), np.concatenate(values), rows.columns)
+
+
+def shared_mass(rows: Rows, start: int, stop: int, by_column: Rows) -> NDArray[np.float64]:
+    """sum_c min(rows[i, c], other[j, c]) for i in start..stop - 1 and every j: (stop - start, J) float64.
+
+    by_column: `other` transposed.
+    """
+    J = by_column.columns
+    mine = slice(rows.start_N[start], rows.start_N[stop])
+    row_M = np.repeat(np.arange(stop - start), rows.count_N[start:stop])
+    column_M, value_M = rows.column_M[mine], rows.value_M[mine]
+    shared = np.zeros((stop - start) * J)
+    for first, last in _chunks(by_column.count_N[column_M], _CHUNK_ENTRIES):
+        entry_E, of_E = by_column.entries(column_M[first:last].astype(np.int64))
+        least_E = np.minimum(by_column.value_M[entry_E], value_M[first:last][of_E])
+        at_E = row_M[first:last][of_E] * J + by_column.column_M[entry_E]
+        low, high = (int(at_E.min()), int(at_E.max()) + 1) if len(at_E) else (0, 0)
+        shared[low:high] += np.bincount(at_E - low, weights=least_E, minlength=high - low)
+    return shared.reshape(stop - start, J)
+
+
+def _chunks(size_N: IntArray, limit: int) -> list[tuple[int, int]]:
+    """Runs of rows of about `limit` entries together, at least one row each."""
+    if not len(size_N):
+        return []
+    of_N = (np.cumsum(size_N) - size_N) // limit
+    cuts = [0, *(np.flatnonzero(np.diff(of_N)) + 1).tolist(), len(size_N)]
+    return list(zip(cuts[:-1], cuts[1:], strict=True))
