@@ -407,6 +407,20 @@ def test_evaluate_by_other_protocols(alone: Path, tmp_path: Path) -> None:
     assert json.loads(figures.read_text())["cameras"] == "none"
     result = CliRunner().invoke(app, [*command, "--cameras", "none", "--camera-pairs"])
     assert result.exit_code == 2 and result.output.count("\n") == 1
+    flags = ["--rerank", "--expand-queries", "3", "--report", str(report), "--output", str(figures)]
+    result = CliRunner().invoke(app, [*command, *flags])
+    assert result.exit_code == 0, result.output
+    said = json.loads(figures.read_text())
+    for key, words in (
+        ("reranked", "re-ranked 20, 6, 0.3"),
+        ("expanded", "queries + 3 nearest"),
+        ("", "tiny, step"),
+    ):
+        values = said[key] if key else said
+        assert words in report.read_text() and f"{values['mAP_hits']:.2f}" in result.output
+    assert said["expanded_reranked"] != said["reranked"]
+    result = CliRunner().invoke(app, [*command, "--rerank", "--rerank-weight", "3"])
+    assert result.exit_code == 2 and result.output.count("\n") == 1 and "weight" in result.output
 
 
 def test_a_single_camera_says_why_no_query_is_valid(alone: Path, tmp_path: Path) -> None:

@@ -115,6 +115,24 @@ def evaluate(
     camera_pairs: Annotated[
         bool, typer.Option("--camera-pairs", help="Also every pair of cameras by itself.")
     ] = False,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="Also with k-reciprocal re-ranking (Zhong et al. 2017).")
+    ] = False,
+    k1: Annotated[int, typer.Option("--rerank-k1", help="Neighbours of its sets.")] = 20,
+    k2: Annotated[int, typer.Option("--rerank-k2", help="Neighbours of its mean; 1: no mean.")] = 6,
+    weight: Annotated[
+        float, typer.Option("--rerank-weight", help="Of the distance beside the sets', 0 to 1.")
+    ] = 0.3,
+    power: Annotated[
+        Literal["squared", "fourth"],
+        typer.Option("--rerank-power", help="Distances squared (the paper) or d^4 (the Python ports)."),
+    ] = "squared",
+    expand: Annotated[
+        int,
+        typer.Option(
+            "--expand-queries", min=0, help="Also with each query plus its K nearest images; 0: not."
+        ),
+    ] = 0,
 ) -> None:
     """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
     from maskreid_dist.evaluation.evaluate import (
@@ -123,21 +141,28 @@ def evaluate(
         percentages,
         print_extras,
         print_table,
+        refined,
         write_json,
     )
     from maskreid_dist.evaluation.run_report import write_run_report
     from maskreid_dist.files import check_writable
+    from maskreid_dist.retrieval import ReRanking
     from maskreid_shards import open_shards
 
     for path in (report, output):
         if path:
             check_writable(path)
+    try:
+        options = ReRanking(k1, k2, weight, power) if rerank else None
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if cameras == "none" and (multiple_query or camera_pairs):
         raise UserError("--multiple-query and --camera-pairs need camera ids: leave out --cameras none")
     console = Console()
     shard_set = open_shards(shards, cache=cache)
     found, ranked = evaluate_checkpoint(checkpoint, shard_set, console, ap, cameras)
-    print_table(console, [ranked])
+    rows = refined(ranked, shard_set, ap, cameras, options, expand)
+    print_table(console, [ranked, *rows.values()])
     result = ranked.result
     elsewhere = "no match in another camera" if cameras == "labels" else "no other image of the person"
     console.print(f"{result.valid_queries} valid queries, {result.skipped_queries} skipped ({elsewhere})")
@@ -146,10 +171,11 @@ def evaluate(
     extras = Extras(multiple_query, single_shot, camera_pairs, intervals)
     print_extras(console, ranked, shard_set, extras, ap, cameras)
     if output:
-        write_json(output, {"unit": "percent", "cameras": cameras, **percentages(result)})
+        more = {key: percentages(row.result) for key, row in rows.items()}
+        write_json(output, {"unit": "percent", "cameras": cameras, **percentages(result), **more})
         print(f"figures: {output.absolute()}")
     if report:
-        write_run_report(report, found, shard_set, [ranked], ranked, cameras)
+        write_run_report(report, found, shard_set, [ranked, *rows.values()], ranked, cameras)
         print(f"report: {report.absolute()}")
 
 

@@ -19,7 +19,14 @@ from maskreid_dist.evaluation.histogram import histogram_features
 from maskreid_dist.model import MaskReID, build_network
 from maskreid_dist.model.checkpoint import Checkpoint, find_checkpoint, load_weights
 from maskreid_dist.progress import progress_bar
-from maskreid_dist.retrieval import RetrievalError, RetrievalResult, evaluate_retrieval
+from maskreid_dist.retrieval import (
+    ReRanking,
+    RetrievalError,
+    RetrievalResult,
+    evaluate_reranked,
+    evaluate_retrieval,
+    expand_queries,
+)
 from maskreid_dist.retrieval.intervals import bootstrap_intervals
 from maskreid_dist.retrieval.protocols import camera_pairs, cameras_of_keys, pool_queries, single_shot_cmc
 from maskreid_dist.retrieval.result import ApName
@@ -144,6 +151,33 @@ def evaluate_checkpoint(
     network = load_network(checkpoint)
     name = f"{checkpoint.config.name}, step {checkpoint.step}"
     return checkpoint, rank_network(name, network, checkpoint.config, shards, console, ap, cameras)
+
+
+def refined(
+    ranked: Ranked,
+    shards: ShardSet,
+    ap: ApName,
+    cameras: Cameras,
+    rerank: ReRanking | None = None,
+    expand: int = 0,
+) -> dict[str, Ranked]:
+    """The same features, ranked with what is asked for: "expanded", queries plus their `expand` nearest;
+    "reranked"; "expanded_reranked" where both are."""
+    labels = split_labels(shards, cameras)
+    rows: dict[str, Ranked] = {}
+    if expand:
+        query = expand_queries(ranked.query, ranked.gallery, k=expand)
+        name = f"queries + {expand} nearest"
+        rows["expanded"] = rank_gallery(name, query, ranked.gallery, shards, ap, cameras)
+    if rerank:
+        text = f"re-ranked {rerank.k1}, {rerank.k2}, {rerank.weight:g}"  # short: six figures stand beside it
+        text += ", d^4" if rerank.power == "fourth" else ""
+        for key, before in [("", ranked), *((f"{key}_", row) for key, row in list(rows.items()))]:
+            sides = before.query, *labels.query, before.gallery, *labels.gallery
+            result = evaluate_reranked(*sides, rerank, ap=ap)
+            name = f"{before.name}, re-ranked" if key else text
+            rows[f"{key}reranked"] = Ranked(name, before.query, before.gallery, result)
+    return rows
 
 
 @dataclass(frozen=True)
