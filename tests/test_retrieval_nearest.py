@@ -1,4 +1,5 @@
-"""The exact k nearest, against a sort of all distances: ties, copies, near copies, tiles, ranks; query expansion."""
+"""The exact k nearest, against a sort of all distances: ties, copies, near copies, tiles, ranks; query
+expansion."""
 
 from pathlib import Path
 from typing import Any

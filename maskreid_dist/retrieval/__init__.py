@@ -3,8 +3,8 @@
 Nothing here holds or sorts the Q x G distance matrix. CMC, AP and INP need only the rank of
 every good image, which is one more than the number of listed gallery images before it, so
 gallery tiles are streamed and images are counted. Other protocols are in `protocols`, bootstrap
-intervals in `intervals`, exact lists of the nearest in `nearest`, re-ranking in `reranking`, query expansion in
-`expansion`.
+intervals in `intervals`, exact lists of the nearest in `nearest`, re-ranking in `reranking`, query expansion
+in `expansion`.
 """
 
 from maskreid_dist.errors import RetrievalError

@@ -11,8 +11,8 @@ from maskreid_dist.retrieval.nearest import nearest_images
 def expand_queries(
     query: Features, gallery: Features, *, k: int = 10, alpha: float = 3.0
 ) -> NDArray[np.float32]:
-    """Every query plus its k nearest gallery images, each weighted by similarity ** alpha: (Q, D) float32, unit
-    rows.
+    """Every query plus its k nearest gallery images, each weighted by similarity ** alpha: (Q, D) float32,
+    unit rows.
 
     Similarities are cosines; images at a negative one weigh nothing. alpha = 0 is the plain mean.
     Raises ValueError for bad input.

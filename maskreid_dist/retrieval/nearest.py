@@ -1,9 +1,10 @@
 """The k nearest gallery images of every query, exactly, in memory O(Q k + tile).
 
 Shapes: B queries of a block, U rows of a tile, K images of a list, I candidates.
-The order is that of evaluation: (float64 distance, gallery index). A tile's matrix product puts every row at a
-place with a bounded error (`distance.py`). Rows that this bound does not put behind the K-th image found so far
-are candidates; their exact distances decide. So the lists are the same for every tiling and every number of ranks.
+The order is that of evaluation: (float64 distance, gallery index). A tile's matrix product puts every row at
+a place with a bounded error (`distance.py`). Rows that this bound does not put behind the K-th image found so
+far are candidates; their exact distances decide. So the lists are the same for every tiling and every number
+of ranks.
 """
 
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ _OPEN_SHARE = 1 / 16  # of a block's pairs with a tile; above it float64 product
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """index_QK (Q, K) int64: gallery rows, nearest first. distance_QK (Q, K) float64: cosine (1 - similarity) or
-    Euclidean. K = min(k, G)."""
+    """index_QK (Q, K) int64: gallery rows, nearest first. distance_QK (Q, K) float64: cosine (1 - similarity)
+    or Euclidean. K = min(k, G)."""
 
     index_QK: IntArray
     distance_QK: NDArray[np.float64]
@@ -90,7 +91,7 @@ def nearest_images(
 
 
 def largest_distances(query: ImageSet, gallery: ImageSet, metric: Metric) -> NDArray[np.float64]:
-    """Of every query to any gallery image, exactly: (Q,) float64, Euclidean squared. The gallery is not empty."""
+    """Of every query to any gallery image, exactly: (Q,) float64, Euclidean squared."""
     starts = range(0, len(query), QUERY_BLOCK)
     blocks = [part(query, start, start + QUERY_BLOCK) for start in starts]
     largest = [np.full(len(block), -np.inf) for block in blocks]
@@ -102,14 +103,13 @@ def largest_distances(query: ImageSet, gallery: ImageSet, metric: Metric) -> NDA
         for block, found in zip(blocks, largest, strict=True):
             keys_BU = tile.keys(block, precision)
             least_B = (keys_BU.amax(dim=1) >> COLUMN_BITS) - slack
-            # Copies are equal: the first that may be the farthest would do, but many may lie within the bound.
             b, u = (keys_BU >= (least_B << COLUMN_BITS)[:, None]).nonzero(as_tuple=True)
             np.maximum.at(found, b.cpu().numpy(), tile.exact(block, b, u).cpu().numpy())
     return np.concatenate(largest)
 
 
 class _BlockLists:
-    """The lists of a block of queries over the tiles seen: index_BK and distance_BK, sorted, K growing to k."""
+    """The lists of a block of queries over the tiles seen, sorted; K grows to k."""
 
     def __init__(self, query: ImageSet, k: int, metric: Metric) -> None:
         self.query, self.k, self.metric = query, k, metric

@@ -1,9 +1,9 @@
 """k-reciprocal re-ranking (Zhong et al., CVPR 2017, arXiv 1701.08398) in sparse form.
 
-Shapes: N = Q + G images, queries first; K neighbours of an image, itself included; M entries of a sparse matrix.
-The definition needs N x N distances; all but the last step need only each image's K1 + 1 nearest images and the
-distances within the sets made of them, so that is all that is kept: O(N k1^2) at most, mostly a few dozen
-entries a row. What is left of N x N is a block of queries at a time.
+Shapes: N = Q + G images, queries first; K neighbours of an image, itself included; M entries of a sparse
+matrix. The definition needs N x N distances; all but the last step need only each image's K1 + 1 nearest
+images and the distances within the sets made of them, so that is all that is kept: O(N k1^2) at most, mostly
+a few dozen entries a row. What is left of N x N is a block of queries at a time.
 
     R(i)   the images among the k1 + 1 nearest of i that have i among theirs; each c of them adds its own such
            set at k1 / 2 where more than two thirds of it lie in R(i)
@@ -39,7 +39,8 @@ _CHUNK = 512  # images whose sets are made at once
 
 @dataclass(frozen=True)
 class ReRanking:
-    """k1, k2: neighbours of the sets, and of the mean (1: no mean). weight: of the distance in the final mixture.
+    """k1, k2: neighbours of the sets, and of the mean (1: no mean). weight: of the distance in the final
+    mixture.
 
     power: "squared", d is the squared Euclidean distance (cosine: 1 - similarity, half of it for unit rows);
     "fourth", its square.
@@ -183,7 +184,8 @@ def evaluate_reranked(
     ap: Literal["hits", "trapezoid"] = "hits",
     max_rank: int = 50,
 ) -> RetrievalResult:
-    """As `evaluate_retrieval`, on one process, with the lists of re-ranking. Ties are ordered by gallery index.
+    """As `evaluate_retrieval`, on one process, with the lists of re-ranking. Ties are ordered by gallery
+    index.
 
     Junk takes part in the neighbourhoods, as in the public code, and leaves the lists.
     """

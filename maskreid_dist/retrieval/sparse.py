@@ -15,7 +15,8 @@ _CHUNK_ENTRIES = 1 << 21  # entries handled at once: some 50 MiB
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Compressed rows: row i has the entries start_N[i] to start_N[i + 1] - 1; column_M int32, value_M float64.
+    """Compressed rows: row i has the entries start_N[i] to start_N[i + 1] - 1; column_M int32, value_M
+    float64.
 
     columns: how many there are.
     """
