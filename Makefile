@@ -7,7 +7,7 @@ TRITON_TESTS := $(addprefix tests/test_kernels_,\
 INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters
 
-.PHONY: help install demo test faults lint types golden speed kernels-report kernels-predictions \
+.PHONY: help install demo test faults cluster lint types golden speed kernels-report kernels-predictions \
   kernels-gpu-path launch-counts gpu-cache gpu test-adapters kernels-alone steady wheels clean
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make kernels-alone  the losses in a fresh environment: size, import, tests (TORCH=torch==VERSION)"
 	@echo "make faults  the tests of dead, stuck and failing ranks that take minutes"
 	@echo "make steady  the tests that wait for other processes, 20 times each (OPTIONS=...)"
+	@echo "make cluster train over several hosts, namespaces of this machine, by every launcher (root; OPTIONS=--help)"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
 	@echo "make golden  compare training, losses and a conversion with a commit's, bit for bit (BASE=COMMIT)"
@@ -67,6 +68,10 @@ faults: $(INSTALLED)
 
 steady: $(INSTALLED)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python tests/steady.py $(OPTIONS)
+
+# Needs root, pdsh and openssh-server; tests/cluster/cases.py says what is tried.
+cluster: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python -m cluster $(OPTIONS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     f"{DIST}/bench": {DIST, SHARDS, f"{KERNELS}/bench", f"{DIST}/data", f"{DIST}/retrieval"},
     "launch": {f"{DIST}/cli"},
+    "tests/cluster": {"tests"},
     "tests/golden": {KERNELS},  # compares two commits, so it knows of a package what all have
 }
 MAY_IMPORT[f"{DIST}/cli"] = {
