@@ -227,7 +227,7 @@ def _print_figures(console: Console, name: str, result: RetrievalResult | None) 
 def print_table(console: Console, rows: Sequence[Ranked]) -> None:
     """The figures of several methods, in per cent."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("", no_wrap=True)
+    table.add_column("")  # wraps before a figure is cut
     for title in COLUMNS.values():
         table.add_column(title, justify="right", vertical="bottom", no_wrap=True)
     for row in rows:

@@ -86,7 +86,7 @@ def _query_html(query: RankedQuery) -> str:
         f"<b>{escape(query.heading)}</b> · {escape(query.key)} · person {query.pid}, camera {query.camid} · "
         f"AP {100 * query.average_precision:.1f} %"
     )
-    twins = _figure("", query.image, "query") + _figure("", query.masked, "mask-cut")
+    twins = figure("", query.image, "query") + figure("", query.masked, "mask-cut")
     found = "".join(_found_html(rank, item) for rank, item in enumerate(query.ranked, 1))
     row = f"<div class='row'>{twins}<div class='gap'></div>{found}</div>"
     return f"<div class='query'><h3>{heading}</h3>{row}</div>"
@@ -96,10 +96,10 @@ def _found_html(rank: int, item: RankedImage) -> str:
     person = {-1: "junk", 0: "distractor"}.get(item.pid, f"person {item.pid}")
     mark = "✓" if item.correct else "✗"
     caption = f"{rank} <b>{mark}</b> {item.distance:.3f}<br>{person}<br>camera {item.camid}"
-    return _figure("right" if item.correct else "wrong", item.image, caption, item.key)
+    return figure("right" if item.correct else "wrong", item.image, caption, item.key)
 
 
-def _figure(kind: str, image: Image.Image, caption: str, key: str = "") -> str:
+def figure(kind: str, image: Image.Image, caption: str, key: str = "") -> str:
     buffer = BytesIO()
     image.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,164 @@
+"""`maskreid embed`, `enrol`, `forget`, `search`, `score`: galleries of embeddings."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from maskreid_dist.gallery import Extractor
+
+Run = Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.", show_default=False)]
+Folder = Annotated[Path, typer.Argument(help="Folder of a gallery.", show_default=False)]
+Pictures = Annotated[list[Path], typer.Argument(help="Crops of persons.", show_default=False)]
+Masks = Annotated[
+    list[Path] | None, typer.Option("--mask", help="A picture's mask, in the pictures' order; repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
+
+
+@one_line_errors
+def embed(
+    run: Run,
+    shards: Annotated[str, typer.Argument(help="Shards, a folder or a URL.", show_default=False)],
+    out: Folder,
+    split: Annotated[str, typer.Option(help="Name of the split.")] = "gallery",
+    cache: Annotated[Path | None, typer.Option(help="Keep the shards of a URL in this folder.")] = None,
+) -> None:
+    """Embed a split of shards into a gallery; killed, the same command goes on."""
+    from maskreid_dist.files import check_writable
+    from maskreid_dist.gallery.enrol import embed_split_into
+    from maskreid_dist.progress import progress_bar
+    from maskreid_shards import open_shards
+
+    check_writable(out, folder=True)
+    opened = open_shards(shards, cache=cache)
+    opened.split(split)
+    extractor = _extractor(run)
+    with progress_bar(f"embedding {split}") as progress:
+        before = embed_split_into(out, extractor, opened, split, progress)
+    held = f", {before} of them from before" if before else ""
+    print(f"{len(opened.split(split))} embeddings{held}: {out.absolute()}")
+
+
+@one_line_errors
+def enrol(
+    run: Run,
+    gallery: Folder,
+    pictures: Pictures,
+    pid: Annotated[int, typer.Option(help="Number of the person.", show_default=False)],
+    camera: Annotated[int, typer.Option(help="Number of the camera.")] = 1,
+    masks: Masks = None,
+) -> None:
+    """Add pictures of one person to a gallery, which is made where there is none."""
+    from maskreid_dist.files import check_writable
+    from maskreid_dist.gallery.enrol import enrol as enrol_pictures
+
+    check_writable(gallery, folder=True)
+    count = enrol_pictures(gallery, _extractor(run), pictures, masks, pid=pid, camid=camera)
+    print(f"{count} images in {gallery.absolute()}")
+
+
+@one_line_errors
+def forget(
+    gallery: Folder,
+    pids: Annotated[list[int] | None, typer.Option("--pid", help="Number of a person; repeatable.")] = None,
+    keys: Annotated[list[str] | None, typer.Option("--key", help="Key of an image; repeatable.")] = None,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Write the gallery anew without all that was taken out.")
+    ] = False,
+) -> None:
+    """Take persons or images out of a gallery; with --compact their embeddings are gone from the disk."""
+    from maskreid_dist.gallery import Gallery
+
+    if not (pids or keys or compact):
+        raise UserError("name whom to take out with --pid or --key, or give --compact")
+    with Gallery.open(gallery, writing=True) as opened:
+        taken = opened.forget(pids=pids or (), keys=keys or ())
+        if (pids or keys) and not taken:
+            raise UserError(f"{gallery}: none of these is in it")
+        gone = opened.compact() if compact else 0
+        left = int(opened.alive.sum())
+    print(f"{taken} images taken out, {gone} deleted, {left} left: {gallery.absolute()}")
+
+
+@one_line_errors
+def search(
+    run: Run,
+    gallery: Folder,
+    pictures: Pictures,
+    masks: Masks = None,
+    top: Annotated[int, typer.Option(min=1, help="Images of each list.")] = 20,
+    html: Annotated[Path | None, typer.Option(help="Also write the lists with pictures here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The gallery images nearest to pictures, exactly."""
+    from maskreid_dist.files import check_writable
+    from maskreid_dist.gallery import Gallery
+    from maskreid_dist.gallery.search import search as find
+    from maskreid_dist.gallery.search import write_page
+
+    if html:
+        check_writable(html)
+    opened = Gallery.open(gallery)
+    extractor = _extractor(run)
+    found = find(extractor, opened, pictures, masks, top)
+    if html:
+        write_page(html, extractor, opened, pictures, masks, found)
+    if as_json:
+        lists = [
+            {"query": str(picture), "matches": [vars(match) for match in matches]}
+            for picture, matches in zip(pictures, found, strict=True)
+        ]
+        print(json.dumps(lists))
+        return
+    console = Console()
+    for picture, matches in zip(pictures, found, strict=True):
+        table = Table(title=str(picture), box=None, title_justify="left")
+        for name in ("rank", "similarity", "person", "camera", "key"):
+            table.add_column(name, justify="left" if name == "key" else "right")
+        for rank, match in enumerate(matches, 1):
+            table.add_row(str(rank), f"{match.similarity:.4f}", str(match.pid), str(match.camid), match.key)
+        console.print(table, markup=False)
+    if html:
+        print(f"page: {html.absolute()}")
+
+
+@one_line_errors
+def score(
+    query: Annotated[Path, typer.Argument(help="Gallery folder with the queries.", show_default=False)],
+    gallery: Folder,
+    ap: Annotated[Literal["hits", "trapezoid"], typer.Option(help="Definition of AP.")] = "hits",
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate embeddings that were made before: CMC, mAP (both definitions), mINP."""
+    from maskreid_dist.evaluation.evaluate import Ranked, percentages, print_table
+    from maskreid_dist.gallery import Gallery
+    from maskreid_dist.retrieval import evaluate_retrieval
+
+    sides = [Gallery.open(folder) for folder in (query, gallery)]
+    if sides[0].model != sides[1].model:
+        raise UserError(f"{query} is of {sides[0].model}, {gallery} of {sides[1].model}: not comparable")
+    features = [side.features if side.alive.all() else side.features[side.alive] for side in sides]
+    labels = [(side.pids[side.alive], side.camids[side.alive]) for side in sides]
+    result = evaluate_retrieval(features[0], *labels[0], features[1], *labels[1], ap=ap)
+    if as_json:
+        print(json.dumps({"unit": "percent", **percentages(result)}))
+        return
+    model = sides[0].model
+    print_table(Console(), [Ranked(f"{model.name}, step {model.step}", features[0], features[1], result)])
+    print(
+        f"{result.valid_queries} valid queries, {result.skipped_queries} skipped (no match in another camera)"
+    )
+
+
+def _extractor(run: Path) -> "Extractor":
+    from maskreid_dist.gallery import Extractor
+
+    return Extractor.of(run)

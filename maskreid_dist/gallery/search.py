@@ -1,0 +1,98 @@
+"""A search as a table and as a page: the nearest gallery images of pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
+
+from maskreid_dist.data.transforms import cut_out
+from maskreid_dist.errors import SampleError
+from maskreid_dist.gallery.enrol import check_model
+from maskreid_dist.gallery.extractor import Extractor, as_image
+from maskreid_dist.gallery.journal import GalleryError
+from maskreid_dist.gallery.store import Gallery
+from maskreid_dist.report.search_page import FoundImage, SearchedImage, write_search_page
+from maskreid_shards import ShardError, Split, decode_pair, open_shards
+
+
+@dataclass(frozen=True)
+class Match:
+    """row: of the gallery; similarity: cosine, 1 for the same picture."""
+
+    row: int
+    key: str
+    pid: int
+    camid: int
+    similarity: float
+
+
+def search(
+    extractor: Extractor, gallery: Gallery, pictures: Sequence[Path], masks: Sequence[Path] | None, top: int
+) -> list[list[Match]]:
+    """The `top` nearest images of every picture, nearest first. Raises GalleryError: another network,
+    empty."""
+    check_model(gallery, extractor)
+    if not gallery.alive.any():
+        raise GalleryError(f"{gallery.folder}: nobody is in it; maskreid embed or enrol fills it")
+    found = gallery.search(extractor(pictures, masks), top)
+    pids, camids = gallery.pids, gallery.camids
+    return [
+        [
+            Match(int(row), gallery.keys[row], int(pids[row]), int(camids[row]), 1.0 - float(distance))
+            for row, distance in zip(rows, distances, strict=True)
+        ]
+        for rows, distances in zip(found.index_QK, found.distance_QK, strict=True)
+    ]
+
+
+def write_page(
+    path: Path,
+    extractor: Extractor,
+    gallery: Gallery,
+    pictures: Sequence[Path],
+    masks: Sequence[Path] | None,
+    matches: Sequence[Sequence[Match]],
+) -> None:
+    """The matches with pictures, where they are still at hand."""
+    split = _split_of(gallery)
+    searched = []
+    for number, (picture, found) in enumerate(zip(pictures, matches, strict=True)):
+        image, mask = extractor.pair(picture, masks[number] if masks else None)
+        whole, person = to_pil_image(image), to_pil_image(mask)
+        shown = tuple(
+            FoundImage(_picture(gallery, split, match), match.key, match.pid, match.camid, match.similarity)
+            for match in found
+        )
+        searched.append(SearchedImage(str(picture), whole, cut_out(whole, person), shown))
+    people = int(gallery.alive.sum())
+    facts = (
+        f"{people} images in {gallery.folder.absolute()}; {gallery.model}; numbers are cosine similarities"
+    )
+    write_search_page(path, "MaskReID: search", facts, searched)
+
+
+def _split_of(gallery: Gallery) -> Split | None:
+    """The shards the gallery was made from, if they are where they were and unchanged."""
+    if not gallery.source:
+        return None
+    try:
+        shards = open_shards(gallery.source["shards"])
+        return (
+            shards.split(gallery.source["split"])
+            if shards.fingerprint == gallery.source["fingerprint"]
+            else None
+        )
+    except (ShardError, KeyError):
+        return None
+
+
+def _picture(gallery: Gallery, split: Split | None, match: Match) -> Image.Image | None:
+    try:
+        if source := gallery.sources[match.row]:
+            image: Image.Image = to_pil_image(as_image(Path(source), source))
+            return image
+        return decode_pair(split.read(match.row))[0] if split else None
+    except (SampleError, ShardError):
+        return None

@@ -1,0 +1,60 @@
+"""What a search found, as one self-contained HTML page: queries and their nearest gallery images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from maskreid_dist.report.html import STYLE, figure
+from maskreid_shards.atomic import write_atomically
+
+PLACEHOLDER = Image.new("RGB", (70, 140), "#dddddd")
+
+
+@dataclass(frozen=True, eq=False)
+class FoundImage:
+    """image: None where the picture is not at hand any more."""
+
+    image: Image.Image | None
+    key: str
+    pid: int
+    camid: int
+    similarity: float
+
+
+@dataclass(frozen=True, eq=False)
+class SearchedImage:
+    """A query, what the network sees of it without its background, and what was found."""
+
+    name: str
+    image: Image.Image
+    masked: Image.Image
+    found: tuple[FoundImage, ...]
+
+
+def write_search_page(path: Path, title: str, facts: str, searched: Sequence[SearchedImage]) -> None:
+    """Write the page, all at once."""
+    parts = [
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>",
+        f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>",
+        f"<h1>{escape(title)}</h1><p class='facts'>{escape(facts)}</p>",
+        *(_query(query) for query in searched),
+        "</body></html>\n",
+    ]
+    write_atomically(path, "\n".join(parts).encode())
+
+
+def _query(query: SearchedImage) -> str:
+    twins = figure("", query.image, "query") + figure("", query.masked, "mask-cut")
+    found = "".join(_found(rank, item) for rank, item in enumerate(query.found, 1))
+    row = f"<div class='row'>{twins}<div class='gap'></div>{found}</div>"
+    return f"<div class='query'><h3><b>{escape(query.name)}</b></h3>{row}</div>"
+
+
+def _found(rank: int, item: FoundImage) -> str:
+    caption = f"{rank} <b>{item.similarity:.3f}</b><br>person {item.pid}<br>camera {item.camid}"
+    if item.image is None:
+        caption += "<br>no picture"
+    return figure("", item.image or PLACEHOLDER, caption, item.key)
