@@ -28,6 +28,13 @@ def test_a_changed_and_a_missing_value_differ_and_a_new_one_does_not() -> None:
     assert compare(BEFORE, BEFORE) == []
 
 
+def test_what_is_too_much_to_name_is_counted_by_kind() -> None:
+    kinds = ["circle, chunked", "circle, dense"]
+    before = {"losses": {f"{kind}, {rows} x 3, rank 0": "1" for kind in kinds for rows in range(10)}}
+    lines = list(table(before, {}, compare(before, {}), "BASE"))
+    assert "losses: and 8 more; all by kind: circle chunked 10, circle dense 10" in lines
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str], int]:
     """The program with a single measurement: a value that each checkout is given."""

@@ -1,5 +1,6 @@
 """What two sets of results have in common: a section (such as "losses") holds values by name."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -41,5 +42,11 @@ def table(before: Results, after: Results, differences: list[Difference], base: 
             now = "is missing" if difference.after is None else f"is {difference.after[:24]}"
             yield f"{section}: {difference.name}: was {difference.before[:24]}, {now}"
         if len(mine) > SHOWN:
-            yield f"{section}: and {len(mine) - SHOWN} more"
+            yield f"{section}: and {len(mine) - SHOWN} more; all by kind: {by_kind(mine)}"
     yield f"{base} and the working tree " + ("DIFFER" if differences else "are equal, bit for bit")
+
+
+def by_kind(differences: list[Difference]) -> str:
+    """How many there are of each kind: the first two words of a name, such as a loss and its backend."""
+    counts = Counter(" ".join(difference.name.split(", ")[:2]) for difference in differences)
+    return ", ".join(f"{kind} {count}" for kind, count in counts.items())
