@@ -17,9 +17,10 @@ from maskreid_dist.config import Config
 from maskreid_dist.evaluation.embed import embed_split
 from maskreid_dist.evaluation.evaluate import rank_gallery
 from maskreid_dist.model import MaskReID, build_network
-from maskreid_dist.model.checkpoint import finished_checkpoints, read_checkpoint
+from maskreid_dist.model.checkpoint import finished_checkpoints, read_best
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.training.evaluating import Evaluations, _as_saved, rank_over_ranks
+from maskreid_dist.training.run_folder import RunFolder
 from maskreid_dist.training.saving import _prune
 from maskreid_shards import open_shards
 from nodes import Ended, run_nodes, write_recipe
@@ -81,10 +82,24 @@ def test_figures_are_the_checkpoints_and_the_training_is_as_without(converted: P
     assert list(figures) == [2, 4, 5, 6, 7, 8]
     best = max(figures, key=lambda step: figures[step])
     assert json.loads((evaluated / "best.json").read_text())["step"] == best
-    kept = [f"step_{step:08d}" for step in sorted({best, 7, 8})]
+    best_at_7 = max(
+        list(figures)[:-1], key=lambda step: figures[step]
+    )  # the last save came before the last one
+    kept = [f"step_{step:08d}" for step in sorted({best_at_7, 7, 8})]
     assert [path.name for path in finished_checkpoints(evaluated / "checkpoints")] == kept
-    recorded = read_checkpoint(evaluated / "checkpoints" / "step_00000008").best
-    assert recorded is not None and recorded["step"] == best
+    status, said = run("evaluate", evaluated, converted, "--best")
+    assert status == 0 and f"tiny, step {best}" in said
+
+    # One that a stop or a kill prevented is made up for, by other ranks too.
+    lines = (evaluated / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert "mAP_hits" in lines[-1]
+    (evaluated / "metrics.jsonl").write_text("".join(lines[:-1]))
+    (evaluated / "best.json").unlink()
+    resume = [*BOTH, *every_second, "--resume", "--set", "optimizer.steps=8"]
+    (node,) = run_nodes([[write_recipe(tmp_path), "--runs", tmp_path, *resume]])
+    assert node.status == 0, node.output
+    assert records(evaluated, "mAP_hits") == pytest.approx(figures, abs=1e-3)
+    assert json.loads((evaluated / "best.json").read_text())["step"] == 8
 
 
 @pytest.fixture
@@ -92,9 +107,18 @@ def config(converted: Path, tmp_path: Path) -> Config:
     return load_recipe(write_recipe(tmp_path), [f"data.shards={converted}"])
 
 
-def alone(size: int = 1) -> Any:
+def alone() -> Any:
     """A world of this process."""
-    return SimpleNamespace(rank=0, size=size, device=torch.device("cpu"), control=None)
+    meeting = SimpleNamespace(from_first=lambda value: value)
+    return SimpleNamespace(
+        rank=0, size=1, is_first=True, device=torch.device("cpu"), control=None, meeting=meeting
+    )
+
+
+def evaluations_of(config: Config, folder: Path, world: Any = None) -> Evaluations:
+    return Evaluations(
+        config, open_shards(config.data.shards), world or alone(), RunFolder(folder, 0, (0,), None)
+    )
 
 
 def network_of(config: Config, rank: int = 0) -> MaskReID:
@@ -114,7 +138,7 @@ def _on_three_ranks(rank: int, size: int, config: Config, folder: Path) -> None:
     )
     shards = open_shards(config.data.shards)
     network = network_of(config, rank)
-    figures, better = Evaluations(config, shards, world).evaluate(network, 1)
+    figures, better = evaluations_of(config, folder, world).evaluate(network, 1)
     assert better
     assert all(
         torch.equal(a, b) for a, b in zip(network.buffers(), network_of(config, rank).buffers(), strict=True)
@@ -154,16 +178,73 @@ def test_modes_buffers_and_random_state_are_as_before() -> None:
     assert torch.equal(network[0].running_mean, torch.zeros(2))  # type: ignore[arg-type]
 
 
-def test_the_best_is_the_first_of_equals(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluations = Evaluations(config, open_shards(config.data.shards), alone())
-    values = iter([0.25, 0.25, 0.125, 0.5])
+def figures_are(monkeypatch: pytest.MonkeyPatch, *mAPs: float) -> None:
+    values = iter(mAPs)
     monkeypatch.setattr(
         "maskreid_dist.training.evaluating.rank_over_ranks",
         lambda *_: SimpleNamespace(metrics=lambda: {"mAP_hits": next(values)}),
     )
-    better = [evaluations.evaluate(nn.Linear(1, 1), step)[1] for step in (1, 2, 3, 4)]
-    assert better == [True, False, False, True]
-    assert evaluations.best == {"step": 4, "mAP_hits": 50.0}
+
+
+def test_the_best_is_the_first_of_equals(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named once its checkpoint is there, saved for it where no save was due."""
+    evaluations = evaluations_of(config, tmp_path)
+    figures_are(monkeypatch, 0.25, 0.25, 0.125, 0.5)
+    noted: list[Any] = []
+    for step in (1, 2, 3, 4):
+        before = read_best(tmp_path)
+        save = lambda before=before: noted.append(("saved", read_best(tmp_path) == before))  # noqa: E731
+        evaluations.make(
+            nn.Linear(1, 1),
+            step,
+            None if step == 2 else save,
+            lambda step, _, better: noted.append((step, better)),
+        )
+    assert noted == [("saved", True), (1, True), (2, False), (3, False), ("saved", True), (4, True)]
+    named = read_best(tmp_path)
+    assert named is not None and named == evaluations.best
+    assert (named["step"], named["mAP_hits"], named["checkpoint"]) == (4, 50.0, "checkpoints/step_00000004")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, None),
+        ({"step": 9}, "no longer there"),
+        ({"checkpoint": "checkpoints/x"}, "no longer there"),
+        ({"shards": "others"}, "of other shards"),
+    ],
+)
+def test_a_best_that_counts_no_more_is_said(
+    config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    words: str | None,
+) -> None:
+    evaluations = evaluations_of(config, tmp_path)
+    assert evaluations.shards
+    best = {"step": 4, "mAP_hits": 50.0, "checkpoint": "checkpoints/step_00000004"}
+    (tmp_path / best["checkpoint"]).mkdir(parents=True)  # type: ignore[operator]
+    (tmp_path / "best.json").write_text(
+        json.dumps(best | {"shards": evaluations.shards.fingerprint} | change)
+    )
+    evaluations.continue_from(6)
+    said = capsys.readouterr().out
+    if words is None:
+        assert evaluations.best is not None and said == "" and (tmp_path / "best.json").exists()
+    else:
+        assert evaluations.best is None and words in said and not (tmp_path / "best.json").exists()
+
+
+def test_one_that_was_due_and_not_made_is_missing(config: Config, tmp_path: Path) -> None:
+    run = config.run.model_copy(update={"evaluate_every": 2})
+    evaluations = evaluations_of(config.model_copy(update={"run": run}), tmp_path)  # 4 steps
+    assert [step for step in range(5) if evaluations.due(step)] == [0, 2, 4]
+    missing = [(start, evaluations.missing(start, {2})) for start in range(5)]
+    assert missing == [(0, False), (1, False), (2, False), (3, False), (4, True)]
 
 
 def test_the_rotation_spares_the_best(tmp_path: Path) -> None:
@@ -174,6 +255,12 @@ def test_the_rotation_spares_the_best(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step_0000000{step}" for step in (1, 3, 4)]
     _prune(tmp_path, 2, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000003", "step_00000004"]
+
+
+def test_a_run_without_a_best_checkpoint_is_one_line(converted: Path, tmp_path: Path) -> None:
+    status, output = run("evaluate", tmp_path, converted, "--best")
+    assert status == 2
+    assert f"{tmp_path / 'best.json'}: names no best checkpoint" in output and output.count("\n") == 1
 
 
 def test_what_it_would_fail_on_is_said_before_the_first_step(tmp_path: Path) -> None:

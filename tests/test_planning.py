@@ -134,8 +134,8 @@ def test_what_is_printed(tmp_path: Path) -> None:
         "tiny on 2 ranks",
         "identities per epoch",
         "predicted",
-        "0.5 TFLOP/s",
-        "GB/s",
+        "500 GFLOP/s",
+        "10 GB/s",
         "checkpoint",
     ):
         assert words in output

@@ -93,7 +93,8 @@ def test_top_looks_once(tmp_path: Path) -> None:
     assert status == 0
     for words in (
         str(folder),
-        "step 30 of 40",
+        "━" * 60,
+        "75%, step 30 of 40",
         "800 images/s, 80 ms a step",
         "forward 38 %, backward 62 %",
         "loss 2.0000 (least 2.0000)",

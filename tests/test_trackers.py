@@ -8,13 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from maskreid_dist.config import Config
 from maskreid_dist.errors import RecipeError, UserError
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.training.run_log import RunLog
-from maskreid_dist.training.trackers import Trackers, check_trackers
+from maskreid_dist.training.trackers import TensorBoard, Trackers, check_trackers
 from nodes import run_nodes, write_recipe
 
 OTHERS = ("wandb", "trackio", "mlflow")
@@ -157,6 +158,18 @@ def test_none_at_all(tmp_path: Path) -> None:
     trackers.log({"loss": 1.0}, 1)
     trackers.finish()
     assert list(tmp_path.iterdir()) == [tmp_path / "tiny.toml"]
+
+
+def test_the_point_at_the_resumed_step_stays(tmp_path: Path) -> None:
+    for start, last in ((0, 4), (2, 5)):
+        board = TensorBoard(tmp_path, start)
+        for step in range(start + 1, last + 1):
+            board.log({"loss": 10.0 * start + step}, step)
+        board.finish()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    points = [(point.step, point.value) for point in events.Scalars("loss")]
+    assert points == [(1, 1.0), (2, 2.0), (3, 23.0), (4, 24.0), (5, 25.0)]
 
 
 def test_profile_traces_a_few_steps(tmp_path: Path) -> None:

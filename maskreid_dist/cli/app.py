@@ -99,6 +99,9 @@ def evaluate(
     ] = "hits",
     report: Annotated[Path | None, typer.Option(help="Write an HTML report with ranked lists here.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the figures as JSON here.")] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run directory: its best checkpoint, not its newest.")
+    ] = False,
     cache: Annotated[Path | None, typer.Option(help="Keep the shards of a URL in this folder.")] = None,
     cameras: Annotated[
         Literal["labels", "none"],
@@ -149,9 +152,12 @@ def evaluate(
     )
     from maskreid_dist.evaluation.run_report import write_run_report
     from maskreid_dist.files import check_writable
+    from maskreid_dist.model.checkpoint import best_checkpoint
     from maskreid_dist.retrieval import ReRanking
     from maskreid_shards import open_shards
 
+    if best:
+        checkpoint = best_checkpoint(checkpoint)
     for path in (report, output):
         if path:
             check_writable(path)

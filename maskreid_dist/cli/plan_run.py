@@ -18,15 +18,16 @@ GROUPS = {
     "assumed": "assumed of each rank",
 }
 UNITS = {
-    "_mb": "MB",
-    "_gb": "GB",
-    "_ms": "ms",
-    "_tflop": "TFLOP",
-    "_gb_s": "GB/s",
-    "_mb_s": "MB/s",
-    "_pairs_s": "pairs/s of a data worker",
-    "tflops": "TFLOP/s",
+    "_mb": (1e6, "B"),
+    "_gb": (1e9, "B"),
+    "_ms": (1e-3, "s"),
+    "_tflop": (1e12, "FLOP"),
+    "_gb_s": (1e9, "B/s"),
+    "_mb_s": (1e6, "B/s"),
+    "_pairs_s": (1, "pairs/s of a data worker"),
+    "tflops": (1e12, "FLOP/s"),
 }
+PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""), (1e-3, "m"), (1e-6, "µ"))
 
 
 @one_line_errors
@@ -66,8 +67,12 @@ def plan_run(
 
 
 def _line(name: str, value: str | float) -> str:
-    """ "  gathered                     0.03302 MB"."""
-    unit = max((end for end in UNITS if name.endswith(end)), key=len, default="")
-    label = (name.removesuffix(unit) or "computing").replace("_", " ")
-    shown = value if isinstance(value, str) else f"{value:,.4g}" if value < 10_000 else f"{value:,.0f}"
-    return f"  {label:<28} {shown:>10} {UNITS.get(unit, '')}".rstrip()
+    """ "  gathered                        33.02 kB"."""
+    end = max((end for end in UNITS if name.endswith(end)), key=len, default="")
+    label = (name.removesuffix(end) or "computing").replace("_", " ")
+    size, unit = UNITS.get(end, (1, ""))
+    if isinstance(value, str) or not unit or unit.startswith("pairs"):
+        shown = value if isinstance(value, str) else f"{value:,.4g}" if value < 10_000 else f"{value:,.0f}"
+        return f"  {label:<28} {shown:>10} {unit}".rstrip()
+    scale, prefix = next((pair for pair in PREFIXES if value * size >= pair[0]), (1, ""))
+    return f"  {label:<28} {value * size / scale:>10.4g} {prefix}{unit}"

@@ -17,7 +17,7 @@ from torch import nn
 from maskreid_dist.config import Config
 from maskreid_dist.errors import CheckpointError, RecipeError
 from maskreid_dist.recipe import validate
-from maskreid_dist.run_directory import CHECKPOINTS
+from maskreid_dist.run_directory import BEST, CHECKPOINTS
 
 FORMAT = "maskreid-checkpoint-1"
 PARTIAL = ".partial"
@@ -37,7 +37,6 @@ class Checkpoint:
     shards_fingerprint: str
     initial_weights: dict[str, Any] | None  # the map of what model.init gave (maskreid_dist.model.initial)
     changes: list[dict[str, Any]]  # keys that were changed when a training was continued: step, key, from, to
-    best: dict[str, Any] | None = None  # the best evaluation up to this save: step, figures in per cent
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
@@ -94,7 +93,6 @@ def described_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
         manifest["shards_fingerprint"],
         manifest.get("initial_weights"),
         manifest.get("changes", []),  # none in those of before they were recorded
-        manifest.get("best"),
     )
 
 
@@ -126,6 +124,27 @@ def find_checkpoint(path: Path) -> tuple[Checkpoint, list[str]]:
     raise CheckpointError(
         f"{path}: no usable checkpoint here{damaged}; name a run directory or one of its checkpoints"
     )
+
+
+def read_best(run: Path) -> dict[str, Any] | None:
+    """`best.json` of a run directory: `step`, figures in per cent, `checkpoint`, the fingerprint of the
+    `shards`; None where there is none, or not of that form."""
+    try:
+        best = json.loads((run / BEST).read_text())
+    except (OSError, ValueError):
+        return None
+    known = isinstance(best, dict) and isinstance(best.get("step"), int) and "shards" in best
+    return best if known and isinstance(best.get("checkpoint"), str) else None
+
+
+def best_checkpoint(run: Path) -> Path:
+    """The checkpoint that `best.json` of a run directory names. Raises CheckpointError: there is none."""
+    best = read_best(run)
+    if best is None:
+        raise CheckpointError(
+            f"{run / BEST}: names no best checkpoint; train with run.evaluate_every, or leave out --best"
+        )
+    return run / CHECKPOINTS / Path(best["checkpoint"]).name
 
 
 def load_weights(network: nn.Module, checkpoint: Checkpoint) -> None:

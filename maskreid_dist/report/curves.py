@@ -14,6 +14,7 @@ CURVES = {  # key of the JSON lines -> title of its panel
     "active_negative_fraction": "active negatives (share)",
     "lr": "learning rate",
     "images_per_second": "images / s",
+    "step_ms": "milliseconds a step",
     "data_wait_share": "share of the time waiting for data",
 }
 

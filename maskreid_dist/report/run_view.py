@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -39,14 +38,13 @@ def runs_table(runs: Sequence[RunState], now: datetime) -> Table:
 def run_view(run: RunState, now: datetime) -> Group:
     """How one run stands: progress, where a step's time goes, loss, evaluations, what happened, what is
     saved."""
-    steps = run.steps or max(run.step, 1)
+    done = WIDTH * min(run.step, run.steps) // run.steps if run.steps else 0
     parts: list[RenderableType] = [
         Text.assemble(
             (run.path.name, "bold"), "  ", (run.state, STYLES[run.state]), f"  {run.recipe}", f"\n{run.path}"
         ),
-        ProgressBar(total=steps, completed=min(run.step, steps), width=WIDTH),
-        f"step {run.step} of {'?' if run.steps is None else run.steps}{_remaining(run)}, last record "
-        f"{ago(run.last_time, now) or 'none'}",
+        Text("━" * done, style=STYLES[run.state]) + Text("━" * (WIDTH - done), style="dim"),
+        f"{_progress(run)}{_remaining(run)}, last record {ago(run.last_time, now) or 'none'}",
         *_speed(run),
     ]
     if run.losses:
@@ -104,6 +102,12 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
     low, high = min(means), max(means)
     span = (high - low) or 1.0
     return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in means)
+
+
+def _progress(run: RunState) -> str:
+    if not run.steps:
+        return f"step {run.step}"
+    return f"{run.step / run.steps:.0%}, step {run.step} of {run.steps}"
 
 
 def _remaining(run: RunState) -> str:

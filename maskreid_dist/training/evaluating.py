@@ -4,7 +4,7 @@ Each rank embeds its share of queries and gallery; queries are gathered, the gal
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from maskreid_dist.config import Config
 from maskreid_dist.errors import UserError
 from maskreid_dist.evaluation.embed import embed_samples
 from maskreid_dist.evaluation.evaluate import split_labels
+from maskreid_dist.model.checkpoint import read_best
 from maskreid_dist.retrieval import RetrievalResult, evaluate_retrieval
 from maskreid_dist.run_directory import BEST
 from maskreid_dist.training.divergence import Buffers
@@ -37,12 +38,51 @@ class Evaluations:
     config: Config
     shards: ShardSet | None  # None: no evaluations
     world: World
+    folder: RunFolder
     best: dict[str, Any] | None = None
+
+    def continue_from(self, start: int) -> None:
+        """Take up `best.json` where a run continues after `start` steps. All ranks take part."""
+        best = read_best(self.folder.path)
+        problem = None
+        if best and (best["step"] > start or not (self.folder.path / best["checkpoint"]).is_dir()):
+            problem = "its checkpoint is no longer there"
+        elif best and self.shards and best["shards"] != self.shards.fingerprint:
+            problem = "it was of other shards than this run evaluates"
+        if best and problem and self.world.is_first:
+            print(f"the best checkpoint, of step {best['step']}, counts no more: {problem}", flush=True)
+        self.best = self.world.meeting.from_first(None if problem else best)
+        self._name_best()
 
     def due(self, step: int) -> bool:
         """Whether there is one after `step` steps: every `run.evaluate_every`, and after the last."""
         every = self.config.run.evaluate_every
         return self.shards is not None and (step % every == 0 or step == self.config.optimizer.steps)
+
+    def missing(self, start: int, recorded: Collection[int]) -> bool:
+        """Whether one is due at the step that a run continues from, and was not made: the run was stopped, or
+        killed, before it. recorded: the steps of those that were, as rank 0 knows. All ranks take part."""
+        missed = start > 0 and self.due(start) and start not in recorded
+        return self.world.meeting.from_first(missed)
+
+    def make(
+        self,
+        module: nn.Module,
+        step: int,
+        save: Callable[[], object] | None,
+        record: Callable[[int, Mapping[str, float], bool], None] | None,
+    ) -> None:
+        """Evaluate after `step` steps. All ranks take part. save: makes this step's checkpoint, None where
+        it has been; called if it is the best so far. record: on rank 0, takes the figures, and whether they
+        are the best.
+        """
+        figures, better = self.evaluate(module, step)
+        if better and save:
+            save()
+        if better:
+            self._name_best()
+        if record:
+            record(step, figures, better)
 
     def evaluate(self, module: nn.Module, step: int) -> tuple[dict[str, float], bool]:
         """The figures after `step` steps in per cent, and whether they are the best so far. All ranks take
@@ -62,28 +102,19 @@ class Evaluations:
         figures = {name: 100 * value for name, value in result.metrics().items()}
         better = self.best is None or figures[BY] > self.best[BY]
         if better:
-            self.best = {"step": step, **figures}
+            checkpoint = f"{self.folder.checkpoints.name}/step_{step:08d}"
+            self.best = {"step": step, **figures, "checkpoint": checkpoint, "shards": self.shards.fingerprint}
         return figures, better
 
-    def name_best(self, folder: RunFolder) -> None:
-        """Write `best.json` beside the checkpoints, or remove one that names none of them."""
-        path = folder.path / BEST
-        if not folder.is_keeper:
+    def _name_best(self) -> None:
+        """Write `best.json` into each run directory, by its keeper, or remove one that counts no more."""
+        path = self.folder.path / BEST
+        if not self.folder.is_keeper:
             return
         if self.best is None:
             path.unlink(missing_ok=True)
-            return
-        checkpoint = f"{folder.checkpoints.name}/step_{self.best['step']:08d}"
-        write_atomically(
-            path, (json.dumps({**self.best, "checkpoint": checkpoint}, indent=1) + "\n").encode()
-        )
-
-
-def best_to_continue(best: dict[str, Any] | None, folder: RunFolder, world: World) -> dict[str, Any] | None:
-    """The best evaluation that a checkpoint to continue from knows of, if its own checkpoint is still here.
-    All ranks take part."""
-    here = best is not None and (folder.checkpoints / f"step_{best['step']:08d}").is_dir()
-    return world.meeting.from_first(best if here else None)
+        else:
+            write_atomically(path, (json.dumps(self.best, indent=1) + "\n").encode())
 
 
 def rank_over_ranks(module: nn.Module, shards: ShardSet, config: Config, world: World) -> RetrievalResult:

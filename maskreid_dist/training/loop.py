@@ -26,7 +26,7 @@ from maskreid_dist.run_directory import PROFILE, STOP
 from maskreid_dist.training.divergence import Buffers, Divergence, FiniteWatch, update
 from maskreid_dist.training.engine import learning_rate, start_engine
 from maskreid_dist.training.environment import place_of_process, tell_libraries
-from maskreid_dist.training.evaluating import Evaluations, best_to_continue
+from maskreid_dist.training.evaluating import Evaluations
 from maskreid_dist.training.gradient_cache import cached_backward, micro_batches
 from maskreid_dist.training.leaving import last_words, leave_together, part, print_errors, watch_over
 from maskreid_dist.training.meeting import Meeting, open_store
@@ -100,9 +100,9 @@ def _train(prepared: Preparation, folder: RunFolder, world: World, profile: bool
     facts = {"classes": head_classes, "shards_fingerprint": split.fingerprint, "changes": changes}
     facts["initial_weights"] = initial.facts() if initial else checkpoint and checkpoint.initial_weights
     facts |= {"origin": origin}
-    best = best_to_continue(checkpoint.best if checkpoint else None, folder, world)
-    evaluations = Evaluations(config, prepared.validation, world, best)
-    evaluations.name_best(folder)
+    evaluations = Evaluations(config, prepared.validation, world, folder)
+    evaluations.continue_from(start)
+    save = partial(save_checkpoint, engine, folder, config=config, facts=facts, world=world, memory=memory)
     stop = StopRequest(run / STOP)
     stop.listen()
     with naming(Path("/dev/shm")):  # where the workers' semaphores and batches are
@@ -124,6 +124,10 @@ def _train(prepared: Preparation, folder: RunFolder, world: World, profile: bool
         replicas = Replicas(start)
         pulse = world.meeting.pulse
         stopping = False
+        if evaluations.missing(start, log.evaluated() if log else ()):
+            pulse.doing = f"after step {start}, evaluating"
+            with clock.phase(AWAY):
+                evaluations.make(engine.module, start, None, log.write_evaluation if log else None)
         while step < last and not stopping:
             pulse.doing = f"step {step + 1}, reading its batch"
             with clock.phase("data"):
@@ -157,24 +161,19 @@ def _train(prepared: Preparation, folder: RunFolder, world: World, profile: bool
                     divergence.stop(watch, step, [])
                 if log:
                     log.write(step, means)
-            evaluates = evaluations.due(step)
+            evaluates = evaluations.due(step) and not stopping  # made up for on resuming
             if saves or evaluates or (config.run.check_every and step % config.run.check_every == 0):
                 if broken := replicas.check(engine.module, world, step):
                     divergence.stop(watch, step, broken)
-            better = False
+            if saves:
+                pulse.doing = f"after step {step}, saving"
+                with clock.phase(AWAY):
+                    save(step)
             if evaluates:
                 pulse.doing = f"after step {step}, evaluating"
+                save_it = None if saves else partial(save, step)
                 with clock.phase(AWAY):
-                    figures, better = evaluations.evaluate(engine.module, step)
-                if log:
-                    log.write_evaluation(step, figures, better)
-            if saves or better:
-                pulse.doing = f"after step {step}, saving"
-                with_best = facts | {"best": evaluations.best}
-                with clock.phase(AWAY):
-                    save_checkpoint(engine, folder, step, config, with_best, world, memory)
-            if better:
-                evaluations.name_best(folder)
+                    evaluations.make(engine.module, step, save_it, log.write_evaluation if log else None)
         if profiled:
             profiled.close()
         if log:

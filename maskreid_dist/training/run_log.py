@@ -91,6 +91,11 @@ class RunLog:
         if self.trackers:
             self.trackers.log(scalars, step)
 
+    def evaluated(self) -> set[int]:
+        """The steps with an evaluation."""
+        records = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
+        return {record["step"] for record in records if "mAP_hits" in record}
+
     def write_evaluation(self, step: int, figures: Mapping[str, float], best: bool) -> None:
         """The figures of an evaluation, in per cent, in a record of their own."""
         self._record(step, figures)

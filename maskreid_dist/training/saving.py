@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from maskreid_dist.config import Config
-from maskreid_dist.model.checkpoint import FORMAT, MANIFEST, PARTIAL, WEIGHTS, finished_checkpoints
+from maskreid_dist.model.checkpoint import FORMAT, MANIFEST, PARTIAL, WEIGHTS, finished_checkpoints, read_best
 from maskreid_dist.training.memory import MEMORY, Memory, save_memory, whole_memory
 from maskreid_dist.training.run_folder import RunFolder
 from maskreid_dist.training.world import World
@@ -40,8 +40,7 @@ def save_checkpoint(
 ) -> Path:
     """Save the engine's state after `step` steps. All ranks take part; each run directory's keeper commits.
 
-    facts: what the manifest holds besides: the network's classes, the shards' fingerprint, changed keys, the
-    best evaluation, whose checkpoint stays.
+    facts: what the manifest holds besides: the network's classes, the shards' fingerprint, changed keys.
     Raises OSError on a rank whose files cannot be written: no rank commits, the barrier before ends with it.
     """
     average_buffers(engine.module, world)
@@ -83,8 +82,9 @@ def save_checkpoint(
     if folder.is_keeper:
         os.replace(partial, final)
         sync_folder(folder.checkpoints)
-        best = facts.get("best")
-        _prune(folder.checkpoints, config.run.keep_checkpoints, f"step_{best['step']:08d}" if best else None)
+        best = read_best(folder.path)  # its checkpoint stays
+        kept = Path(best["checkpoint"]).name if best else None
+        _prune(folder.checkpoints, config.run.keep_checkpoints, kept)
     world.barrier()
     return final
 

@@ -22,6 +22,8 @@ from maskreid_dist.run_directory import TENSORBOARD, TRACKED
 from maskreid_dist.training.facts import flat
 from maskreid_shards.atomic import write_atomically
 
+PARAMETERS = 100  # that an MLflow server takes at once
+
 
 class Tracker(Protocol):
     """What takes a run's numbers."""
@@ -113,7 +115,9 @@ class Mlflow:
             return
         run = self.mlflow.start_run(run_name=start.config.name)
         start.ids["mlflow"] = str(run.info.run_id)
-        self.mlflow.log_params(flat(start.config.model_dump(mode="json")))
+        keys = list(flat(start.config.model_dump(mode="json")).items())
+        for first in range(0, len(keys), PARAMETERS):
+            self.mlflow.log_params(dict(keys[first : first + PARAMETERS]))
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
         self.mlflow.log_metrics(dict(scalars), step=step)
