@@ -1,5 +1,8 @@
 """What a run directory, `runs/<name>`, holds: the names that training, evaluation and the program share."""
 
+from collections.abc import Mapping
+from typing import Any
+
 METRICS = "metrics.jsonl"  # a line of numbers for each record
 RUN = "run.json"  # the recipe and the origin of the last start: command, versions, commit, hosts, time
 # Of a step, in its order: each has the mean of its milliseconds in a record, as `data_ms`. ranks: waiting
@@ -17,3 +20,9 @@ CHECKPOINTS = "checkpoints"
 BEST = "best.json"
 LOCK = "lock"  # held by the training that writes here
 STOP = "stop"  # asks the training to finish its step, save and leave
+
+
+def shares_of_phases(record: Mapping[str, Any]) -> str:
+    """ "forward 35 %, backward 51 %": what a record says of its steps' phases, those of 1 % or more."""
+    shares = {name: 100 * record.get(f"{name}_ms", 0) / record["step_ms"] for name in PHASES}
+    return ", ".join(f"{name} {share:.0f} %" for name, share in shares.items() if share >= 1)

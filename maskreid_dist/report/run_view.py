@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from maskreid_dist.report.run_state import RunState
-from maskreid_dist.run_directory import PHASES
+from maskreid_dist.run_directory import shares_of_phases
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 60  # of the curves, in characters
@@ -123,7 +123,8 @@ def _speed(run: RunState) -> list[str]:
     if not timed:
         return []
     last = timed[-1]
-    shares = [(name, 100 * last.get(f"{name}_ms", 0) / last["step_ms"]) for name in PHASES]
-    split = ", ".join(f"{name} {share:.0f} %" for name, share in shares if share >= 1)
     memory = f", {last['gpu_memory_gb']:.1f} GB of GPU memory" if "gpu_memory_gb" in last else ""
-    return [f"{last['images_per_second']:.0f} images/s, {last['step_ms']:.0f} ms a step{memory}", split]
+    return [
+        f"{last['images_per_second']:.0f} images/s, {last['step_ms']:.0f} ms a step{memory}",
+        shares_of_phases(last),
+    ]

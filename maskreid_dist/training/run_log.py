@@ -13,7 +13,7 @@ from rich.progress import TextColumn, TimeElapsedColumn
 
 from maskreid_dist.config import Config
 from maskreid_dist.progress import make_bar
-from maskreid_dist.run_directory import EVENTS, METRICS, PHASES, RUN
+from maskreid_dist.run_directory import EVENTS, METRICS, RUN, shares_of_phases
 from maskreid_dist.training.trackers import Trackers
 from maskreid_shards.atomic import naming, write_atomically
 
@@ -114,13 +114,11 @@ class RunLog:
 
 
 def _split(scalars: Mapping[str, float]) -> str:
-    """ ", 79 ms a step (forward 35 %, backward 51 %)": the phases of 1 % or more."""
+    """ ", 79 ms a step (forward 35 %, backward 51 %)"."""
     if not scalars.get("step_ms"):
         return ""
-    shares = {name: 100 * scalars[f"{name}_ms"] / scalars["step_ms"] for name in PHASES}
-    named = ", ".join(f"{name} {share:.0f} %" for name, share in shares.items() if share >= 1)
     memory = f", {scalars['gpu_memory_gb']:.1f} GB of GPU memory" if "gpu_memory_gb" in scalars else ""
-    return f", {scalars['step_ms']:.0f} ms a step ({named}){memory}"
+    return f", {scalars['step_ms']:.0f} ms a step ({shares_of_phases(scalars)}){memory}"
 
 
 def _now() -> str:
