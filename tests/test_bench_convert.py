@@ -10,6 +10,7 @@ from market import write_market
 from maskreid_dist.cli.app import app
 from maskreid_shards import convert_market1501
 from maskreid_shards.bench.convert import loose_files
+from program import run
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
 
@@ -74,3 +75,13 @@ def test_the_carried_shards_are_what_this_version_writes(tmp_path: Path) -> None
     assert (
         masks_before["counts"] == {**masks_now["counts"], "empty": 70} and len(masks_before["examples"]) == 5
     )
+
+
+def test_the_scale_of_a_made_up_set(tmp_path: Path) -> None:
+    status, output = run(
+        "bench", "convert", "--pairs", 1000, "--folder", tmp_path, "--output", tmp_path / "scale.csv"
+    )
+    assert status == 0 and "peak memory of a process" in output, output
+    rows = (tmp_path / "scale.csv").read_text().splitlines()
+    assert [row.split(",")[1] for row in rows[1:]] == ["convert", "verify --quick", "open", '"plan']
+    assert [path.name for path in tmp_path.iterdir()] == ["scale.csv"]

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     f"{SHARDS}/masks": {SHARDS},
     f"{SHARDS}/stores": {SHARDS},
     f"{SHARDS}/verification": {SHARDS},
-    f"{SHARDS}/bench": {SHARDS, f"{SHARDS}/layouts"},
+    f"{SHARDS}/bench": {SHARDS, f"{SHARDS}/layouts", f"{SHARDS}/verification"},
     DIST: {SHARDS, f"{DIST}/cli"},  # the latter for `python -m maskreid_dist` alone
     f"{DIST}/model": {DIST},
     f"{DIST}/retrieval": {DIST, KERNELS},

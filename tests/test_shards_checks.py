@@ -3,6 +3,7 @@ their images; and what the report says of splits."""
 
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -179,3 +180,23 @@ def test_a_data_set_merged_twice(tmp_path: Path) -> None:
     layouts = {"a": scan_market1501(src), "b": scan_market1501(tmp_path / "link")}
     with pytest.raises(ShardError, match="is in a and in b; give each data set once"):
         convert(merge_train(layouts), tmp_path / "out", dataset="x")
+
+
+@pytest.mark.parametrize("folders", [("a", "b"), ("x/own", "y/own")])
+def test_a_copy_of_a_data_set_under_another_path_is_not_merged(
+    tmp_path: Path, folders: tuple[str, str]
+) -> None:
+    first, second = (tmp_path / folder for folder in folders)
+    src = write_market(first)
+    shutil.copytree(src, second)
+    layouts = {"a": scan_market1501(first), "b": scan_market1501(second)}
+    with pytest.raises(ShardError, match="b: holds the same images as a; give each data set once"):
+        merge_train(layouts)
+    image = layouts["b"].splits["train"][0].path
+    data = bytearray(image.read_bytes())
+    image.with_name("0077_c1s1_000001_01.jpg").write_bytes(data)
+    merged = merge_train({**layouts, "b": scan_market1501(second)})
+    assert merged.warnings == ("25 OF THE 26 IMAGES OF b ARE IN a TOO, AS OTHER IDENTITIES",)
+    for path in (second / "bounding_box_train").iterdir():  # the same names and sizes, other images
+        path.write_bytes(path.read_bytes()[:-2] + b"xx")
+    assert not merge_train({**layouts, "b": scan_market1501(second)}).warnings

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from faulty_server import FaultyServer, serving
-from maskreid_shards import RawPair, RemoteError, ShardError, Split, open_shards
+from maskreid_shards import RawPair, RemoteError, ShardError, Split, open_shards, verify, verify_url
 from maskreid_shards.stores import http_store, remote
+from program import run
 
 
 @pytest.fixture(autouse=True)
@@ -335,3 +336,45 @@ def test_fsspec_failures_are_one_line(converted: Path, monkeypatch: pytest.Monke
         split.read(0)
     assert "s3cret" not in str(caught.value) and "token" not in str(caught.value)
     files.rm("/flaky", recursive=True)
+
+
+def test_verify_of_a_url(server: FaultyServer, converted: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    assert verify_url(server.url, progress=lambda done, total: seen.append((done, total))) == []
+    assert verify_url(server.url, quick=True) == [] and seen[-1][0] == seen[-1][1] > 0
+    shard = next((tmp_path / "served" / "train").glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[600] ^= 1
+    shard.write_bytes(data)
+    index = tmp_path / "served" / "index" / "query.npy"
+    index.write_bytes(index.read_bytes()[:-1] + b"x")
+    found = verify_url(server.url)
+    assert [(p.shard, p.key, p.kind) for p in found] == [
+        (p.shard, p.key, p.kind) for p in verify(tmp_path / "served")
+    ]
+    assert {"shard-sha256", "index-sha256"} <= {problem.kind for problem in found}
+    assert {problem.kind for problem in verify_url(server.url, quick=True)} >= {"index-sha256"}
+    shard.write_bytes(data[:-512])
+    (kind,) = {p.kind for p in verify_url(server.url, quick=True) if p.shard.startswith("train")}
+    assert kind == "shard-missing"
+    with pytest.raises(ShardError):
+        verify_url(server.url + "/nowhere")
+
+
+def test_the_commands_take_urls(server: FaultyServer, converted: Path) -> None:
+    for command in ("verify", "stats", "plan"):
+        options = ("--identities", 2, "--images", 2) if command != "verify" else ("--quick",)
+        status, output = run(command, server.url, *options)
+        _, local = run(command, converted, *options)
+        assert status == 0 and output.replace(server.url, "X") == local.replace(str(converted), "X")
+
+
+def test_quick_verify_reads_no_shard(converted: Path, tmp_path: Path) -> None:
+    shutil.copytree(converted, tmp_path / "x")
+    first, second, *_ = sorted((tmp_path / "x").glob("*/*.tar"))
+    first.write_bytes(bytes(first.stat().st_size))
+    assert verify(tmp_path / "x", quick=True) == []
+    second.write_bytes(second.read_bytes() + b"x")
+    assert [(p.kind, p.shard) for p in verify(tmp_path / "x", quick=True)] == [
+        ("shard-size", str(second.relative_to(tmp_path / "x")))
+    ]

@@ -73,8 +73,22 @@ def bench_convert(
     workers: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable. Default: 1, 2.")] = None,
     runs: Annotated[int, typer.Option(min=1, help="Medians are over these, after one to warm up.")] = 5,
     output: Annotated[Path | None, typer.Option(help="Write the table as CSV here.")] = None,
+    pairs: Annotated[
+        int | None,
+        typer.Option(
+            min=1000,
+            help="Instead: convert, verify --quick, open and plan a made-up set of so many small pairs.",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where that set is made, and removed. Default: the temporary folder.")
+    ] = None,
 ) -> None:
-    """Pairs per second of converting loose files, per core (CPU time) and of wall time."""
+    """Pairs per second of converting loose files, per core (CPU time) and of wall time; with --pairs the time
+    and memory that a large set takes."""
+    if pairs is not None:
+        _bench_scale(pairs, (workers or [1])[0], folder, output)
+        return
     from maskreid_kernels.bench.figures import Promise, write_rows
     from maskreid_shards.bench.convert import loose_files, measure_conversion
 
@@ -93,6 +107,35 @@ def bench_convert(
     if output:
         write_rows(output, [{"date": datetime.date.today().isoformat(), **vars(row)} for row in found])
     promise = Promise("pairs/s per core", found[0].core_pairs_s, 3000, True)
+    console.print(promise.line(), highlight=False)
+    raise typer.Exit(0 if promise.kept else 1)
+
+
+def _bench_scale(pairs: int, workers: int, folder: Path | None, output: Path | None) -> None:
+    """The stages of a large set; exit status 1 where a process takes more than 1 GB."""
+    import tempfile
+
+    from maskreid_kernels.bench.figures import Promise, write_rows
+    from maskreid_shards import SHARD_BYTES
+    from maskreid_shards.bench.scale import measure_scale
+
+    console = Console()
+    with (
+        console.status(f"{pairs} pairs"),
+        tempfile.TemporaryDirectory(prefix="maskreid-bench-", dir=folder) as place,
+    ):
+        costs = measure_scale(Path(place), pairs, workers, SHARD_BYTES)
+    table = Table(title=f"{pairs:,} pairs, {workers} workers", box=None)
+    for heading in ("stage", "wall s", "CPU s", "peak MB", "a worker's peak MB"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for cost in costs:
+        figures = (cost.wall_s, cost.cpu_s, cost.peak_mb, cost.workers_peak_mb)
+        table.add_row(cost.stage, *(f"{figure:,.1f}" for figure in figures))
+    console.print(table)
+    if output:
+        write_rows(output, [{"date": datetime.date.today().isoformat(), **vars(cost)} for cost in costs])
+    peak = max(max(cost.peak_mb, cost.workers_peak_mb) for cost in costs)
+    promise = Promise("peak memory of a process, MB", peak, 1000, False)
     console.print(promise.line(), highlight=False)
     raise typer.Exit(0 if promise.kept else 1)
 

@@ -14,8 +14,9 @@ from maskreid_dist.cli import mask_flags as flags
 from maskreid_dist.errors import UserError
 from maskreid_dist.files import check_writable
 from maskreid_dist.progress import progress_bar
-from maskreid_shards import SHARD_BYTES, Layout, convert
+from maskreid_shards import SHARD_BYTES, Layout, convert, convert_part, finish_parts
 from maskreid_shards.convert import check_fresh
+from maskreid_shards.job import JobOptions
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 LEAST_SHARD_BYTES = 10_000
@@ -32,6 +33,14 @@ def parse_bytes(text: str | int) -> int:
             f"{text}: {size} bytes is less than {LEAST_SHARD_BYTES}; write a unit, such as 64MB"
         )
     return size
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """A part such as 3/8. Raises UserError."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--part {text}: write I/N, where I counts from 1 to N, such as 3/8")
+    return int(found[1]), int(found[2])
 
 
 def convert_layout(
@@ -83,6 +92,17 @@ def convert_layout(
     expect_published: Annotated[
         bool, typer.Option("--expect-published", help="Stop unless all counts are the published ones.")
     ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Write the I-th of N parts of the shards, on any machine that sees the data set and OUT's "
+            "folder.",
+        ),
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Make OUT of the finished parts; no image is read again.")
+    ] = False,
 ) -> None:
     """Convert what `scan` finds and print the report. `name` is the source's."""
 
@@ -100,6 +120,21 @@ def convert_layout(
         segment_height,
     )
     mask_options = mask_flags.options(out)
+    share = parse_part(part) if part else None
+    if part and finish:
+        raise UserError("--part and --finish: write all parts first, then --finish")
+    if part and segment:
+        raise UserError("--part and --segment: make the masks first (maskreid segment), then give --masks")
+    options: JobOptions = {
+        "dataset": dataset or name,
+        "on_bad_mask": on_bad_mask,
+        "mask_options": mask_options,
+        "on_orientation": on_orientation,
+        "on_bad_image": on_bad_image,
+        "shard_bytes": shard_size,
+        "seed": seed,
+    }
+    processes = workers or len(os.sched_getaffinity(0))
     try:
         layout = scan()
         if expect_published:
@@ -109,19 +144,14 @@ def convert_layout(
         for line in mask_flags.make(layout, mask_options, on_orientation):
             print(line)
         with progress_bar("converting") as progress:
-            report = convert(
-                layout,
-                out,
-                dataset=dataset or name,
-                on_bad_mask=on_bad_mask,
-                mask_options=mask_options,
-                on_orientation=on_orientation,
-                on_bad_image=on_bad_image,
-                shard_bytes=shard_size,
-                seed=seed,
-                workers=workers or len(os.sched_getaffinity(0)),
-                progress=progress,
-            )
+            if share:
+                done = convert_part(layout, out, share, workers=processes, progress=progress, **options)
+                print("\n".join(done.lines()))
+                return
+            if finish:
+                report = finish_parts(layout, out, **options)
+            else:
+                report = convert(layout, out, workers=processes, progress=progress, **options)
     except KeyboardInterrupt:
         print("maskreid: interrupted; finished shards are kept, the same command continues", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -11,7 +11,9 @@ from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.progress import progress_bar
 from maskreid_shards import Plan, Split
 
-Shards = Annotated[Path, typer.Argument(help="Folder that `maskreid convert` made.", show_default=False)]
+Shards = Annotated[
+    str, typer.Argument(help="What `maskreid convert` made: a folder or a URL.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
 
 
@@ -19,14 +21,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, n
 def verify(
     shards: Shards,
     as_json: AsJson = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the shards.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the shards; of a URL, one.")] = 1,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Manifest, indexes and the shards' sizes; no shard is read.")
+    ] = False,
 ) -> None:
     """Check every byte of a shard folder: exit status 0 when all is well, 1 with
     problems, 2 when it could not run."""
     from maskreid_shards import verify as verify_shards
+    from maskreid_shards import verify_url
 
     with progress_bar("verifying") as progress:
-        problems = verify_shards(shards, workers=workers, progress=progress)
+        if "://" in shards:
+            problems = verify_url(shards, quick=quick, progress=progress)
+        else:
+            problems = verify_shards(shards, workers=workers, quick=quick, progress=progress)
     if as_json:
         names = ("shard", "key", "offset", "kind", "message")
         print(json.dumps({"problems": [{name: getattr(p, name) for name in names} for p in problems]}))

@@ -11,7 +11,7 @@ from .convert import convert, convert_market1501
 from .decode import decode_mask, decode_pair, image_size
 from .errors import RemoteError, ShardError
 from .identities import IdentityTable
-from .job import SHARD_BYTES
+from .job import SHARD_BYTES, JobOptions
 from .layouts.cuhk01 import scan_cuhk01
 from .layouts.cuhk03 import scan_cuhk03
 from .layouts.cuhk03_np import scan_cuhk03_np
@@ -29,12 +29,14 @@ from .layouts.viper import scan_viper
 from .mask_quality import JudgedMask, MaskQuality, QualityReport, judge_masks
 from .masks.options import MaskKind, MaskOptions, place_masks
 from .masks.policy import MaskReport, OnBadMask
+from .parts import PartReport, convert_part, finish_parts
 from .plan import Draws, FewImages, Plan, PlanSummary, augmentation_key
 from .reading import RawPair, ShardSet, Split, open_shards
 from .report import ConversionReport
 from .samples import Layout, Source
 from .verification.folder import verify
 from .verification.problems import KINDS, Problem
+from .verification.remote import verify_url
 
 # The layouts that `maskreid convert` and `maskreid segment` know: each takes a path, and options by keyword.
 LAYOUTS: dict[str, Callable[..., Layout]] = {
@@ -64,6 +66,7 @@ __all__ = [
     "FewImages",
     "IdentityTable",
     "ImageReport",
+    "JobOptions",
     "JudgedMask",
     "Layout",
     "MaskKind",
@@ -72,6 +75,7 @@ __all__ = [
     "MaskReport",
     "OnBadImage",
     "OnBadMask",
+    "PartReport",
     "Plan",
     "PlanSummary",
     "Problem",
@@ -85,8 +89,10 @@ __all__ = [
     "augmentation_key",
     "convert",
     "convert_market1501",
+    "convert_part",
     "decode_mask",
     "decode_pair",
+    "finish_parts",
     "image_size",
     "judge_masks",
     "merge_train",
@@ -106,4 +112,5 @@ __all__ = [
     "scan_prid",
     "scan_viper",
     "verify",
+    "verify_url",
 ]

@@ -18,7 +18,7 @@ def partial_folder(out: Path, worth_keeping: Callable[[Path], bool] = lambda fol
     after a failure; the next block for the same `out` finds it again, as it was left.
     """
     out = out.resolve()
-    partial = out.parent / f".{out.name}.maskreid-partial"
+    partial = partial_of(out)
     new_parents = [parent for parent in out.parents if not parent.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +44,11 @@ def partial_folder(out: Path, worth_keeping: Callable[[Path], bool] = lambda fol
         raise
     finally:
         os.close(lock)
+
+
+def partial_of(out: Path) -> Path:
+    """The hidden sibling of the folder `out`, an absolute path."""
+    return out.parent / f".{out.name}.maskreid-partial"
 
 
 def _claim(partial: Path) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from .samples import DISTRACTOR_PID, JUNK_PID, Layout
 from .writing import WrittenShard
 
 Progress = Callable[[int, int], None]
+Gather = Callable[[Path, Sequence[ShardTask]], dict[str, WrittenShard]]
 
 
 def convert_market1501(
@@ -109,12 +110,19 @@ def convert(
     return write_job(job, out, workers=workers, progress=progress)
 
 
-def write_job(job: Job, out: Path, *, workers: int, progress: Progress | None) -> ConversionReport:
-    """The shards, the indexes and the manifest of a checked conversion; see `convert`."""
+def write_job(
+    job: Job, out: Path, *, workers: int, progress: Progress | None, gather: Gather | None = None
+) -> ConversionReport:
+    """The shards, the indexes and the manifest of a checked conversion; see `convert`.
+
+    `gather` brings the shards, all of them finished, in place of an earlier run.
+    """
     layout = job.layout
     with partial_folder(out, has_finished_shards) as folder:
         tasks = job.tasks(folder)
-        finished, foreign = prepare(folder, layout, tasks)
+        finished, foreign = prepare(folder, layout, tasks) if gather is None else ({}, False)
+        if gather is not None:
+            finished = gather(folder, tasks)
         written = write_missing(job, folder, tasks, finished, workers, progress)
         splits = {split: _finish_split(folder, split, written) for split in layout.splits}
         left_out = [bad for shard in written for bad in shard.left_out]
@@ -141,12 +149,13 @@ def write_job(job: Job, out: Path, *, workers: int, progress: Progress | None) -
         *job.leftovers.lines(),
         *change_lines(change for shard in written for change in shard.changes),
     ]
-    if finished:
+    if finished and gather is None:
         notes.append(f"{len(finished)} of {len(tasks)} shards were kept from an interrupted conversion")
     if foreign:
         notes.append("an interrupted conversion of other inputs or options was removed")
     warnings = (
         *evaluation_notes(layout),
+        *layout.warnings,
         *job.leftovers.warnings(job.total),
         *(images.warnings() if images is not None else ()),
         *masks.warnings(),
@@ -221,8 +230,15 @@ def prepare(folder: Path, layout: Layout, tasks: Sequence[ShardTask]) -> tuple[d
     records.mkdir(exist_ok=True)
     await_workers(records)
     finished = {task.name: shard for task in tasks if (shard := task.finished()) is not None}
-    keep = {folder / name for name in finished} | {task.record for task in tasks if task.name in finished}
-    foreign = any(path not in keep for path in records.glob("*.json"))
+    kept = [task for task in tasks if task.name in finished]
+    foreign = any(path not in {task.record for task in kept} for path in records.glob("*.json"))
+    keep_only(folder, layout, kept)
+    return finished, foreign
+
+
+def keep_only(folder: Path, layout: Layout, tasks: Iterable[ShardTask]) -> None:
+    """Remove all but the shards of these tasks and their records, and make the folders."""
+    keep = {path for task in tasks for path in (folder / task.name, task.record)}
     for path in folder.rglob("*"):
         if path not in keep and not path.is_dir():
             path.unlink()
@@ -231,7 +247,6 @@ def prepare(folder: Path, layout: Layout, tasks: Sequence[ShardTask]) -> tuple[d
             shutil.rmtree(child)
     for split in layout.splits:
         (folder / split).mkdir(exist_ok=True)
-    return finished, foreign
 
 
 def _finish_split(folder: Path, split: str, written: Sequence[WrittenShard]) -> SplitEntry:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,7 @@ class ShardTask:
         )
         record = {
             "digest": digest,
+            "names": self.digest(same_times=False),
             "entry": asdict(written.entry),
             "rows": base64.b64encode(written.rows.tobytes()).decode(),
             "problems": [asdict(problem) for problem in written.problems],
@@ -63,14 +64,16 @@ class ShardTask:
         write_atomically(self.record, json.dumps(record).encode())
         return written
 
-    def finished(self) -> WrittenShard | None:
-        """What an earlier run wrote for these inputs and options, if it is there and whole."""
+    def finished(self, *, same_times: bool = True) -> WrittenShard | None:
+        """What an earlier run wrote for these inputs and options, if it is there and whole; `same_times` as
+        in `digest`."""
         try:
             record = json.loads(self.record.read_bytes())
             entry = ShardEntry(**record["entry"])
             with open(self.folder / self.name, "rb") as file:
                 whole = hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
-            if not whole or record["digest"] != self.digest():
+            expected = self.digest(same_times=same_times)
+            if not whole or record["digest" if same_times else "names"] != expected:
                 return None
             rows = np.frombuffer(base64.b64decode(record["rows"]), INDEX_DTYPE)
             problems = tuple(MaskProblem(**problem) for problem in record["problems"])
@@ -90,21 +93,26 @@ class ShardTask:
     def record(self) -> Path:
         return self.folder / RECORDS / (self.name.replace("/", "-") + ".json")
 
-    def digest(self) -> str:
-        """sha256 over the sources (names, sizes and times of their files), the options and Pillow's
-        version."""
+    def digest(self, *, same_times: bool = True) -> str:
+        """sha256 over the sources (names and sizes of their files), the options and Pillow's version; with
+        `same_times` over the files' paths and times too, which a copy on another machine does not share."""
         about = hashlib.sha256()
         options = (
             self.name,
             self.dataset,
-            self.mask_options,
+            replace(self.mask_options, location=self.mask_options.location if same_times else None),
             self.on_orientation,
             VERSION,
             PIL.__version__,
         )
         about.update(repr(options).encode())
         for source in self.sources:
-            about.update(repr((source, _state(source.path), _state(source.mask_path))).encode())
+            states = (_state(source.path), _state(source.mask_path))
+            if same_times:
+                about.update(repr((source, *states)).encode())
+            else:
+                who = (source.name, source.pid, source.camid, source.split, source.key, source.dataset)
+                about.update(repr((*who, [state and state[0] for state in states])).encode())
         return about.hexdigest()
 
 

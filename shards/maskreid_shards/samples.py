@@ -42,7 +42,7 @@ class Layout:
     list's images are relative to, where the list did not say; `searched` are the folders below which every
     image is converted, a mask, or counted in the report. `numbering` says what became of pids and cameras
     that are numbered here: {"pid" or "camid": {as it stands in the source: as it is here}}. `home` is the
-    folder that a relative pattern of masks may start from, the data set's.
+    folder that a relative pattern of masks may start from, the data set's; `warnings` end the report.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Layout:
     searched: tuple[Path, ...] = ()
     numbering: dict[str, dict[str, int]] = field(default_factory=dict)
     home: Path | None = None
+    warnings: tuple[str, ...] = ()
 
     def sources(self) -> list[Source]:
         """Those of all splits."""

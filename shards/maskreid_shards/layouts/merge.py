@@ -1,11 +1,17 @@
 """Several data sets as one training set, with identities and cameras of their own."""
 
+import contextlib
+import filecmp
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from ..errors import ShardError
 from ..leftovers import find_leftovers
 from ..samples import Layout, Source, numbered
+
+LOOKS = 20  # images that are compared byte for byte
 
 
 def merge_train(layouts: Mapping[str, Layout]) -> Layout:
@@ -13,10 +19,11 @@ def merge_train(layouts: Mapping[str, Layout]) -> Layout:
 
     A sample's json names its own data set, and its source begins with that name. Test splits are left out.
 
-    Raises ShardError: no data set, or one without a train split.
+    Raises ShardError: no data set, one without a train split, or two that hold the same images.
     """
     if not layouts:
         raise ShardError("nothing to merge: give NAME=LAYOUT:SRC, once for each data set")
+    warnings = _copies(layouts)
     merged: list[Source] = []
     notes = []
     last_pid = last_camid = 0
@@ -42,4 +49,39 @@ def merge_train(layouts: Mapping[str, Layout]) -> Layout:
     keys = numbered(source.pid for source in merged)
     train = tuple(replace(source, key=key) for source, key in zip(merged, keys, strict=True))
     strays = tuple(f"{name}/{stray}" for name, layout in layouts.items() for stray in layout.strays)
-    return Layout("merge", {"train": train}, strays, notes=tuple(notes))
+    return Layout("merge", {"train": train}, strays, notes=tuple(notes), warnings=warnings)
+
+
+def _copies(layouts: Mapping[str, Layout]) -> tuple[str, ...]:
+    """Warnings of data sets most of whose images are in another one too, by name and size, of which some are
+    compared byte for byte.
+
+    Raises ShardError where both hold the same images: a copy of a data set under another path would be
+    other identities.
+    """
+    images = {name: _images(layout) for name, layout in layouts.items()}
+    warnings = []
+    for (one, first), (other, second) in itertools.combinations(images.items(), 2):
+        shared = sorted(first.keys() & second.keys())
+        if 2 * len(shared) <= min(len(first), len(second)):
+            continue
+        looked_at = shared[:: max(1, len(shared) // LOOKS)]
+        if not all(filecmp.cmp(first[image], second[image], shallow=False) for image in looked_at):
+            continue
+        if len(shared) == len(first) == len(second):
+            raise ShardError(f"{other}: holds the same images as {one}; give each data set once")
+        warnings.append(
+            f"{len(shared)} OF THE {len(second)} IMAGES OF {other} ARE IN {one} TOO, AS OTHER IDENTITIES"
+        )
+    return tuple(warnings)
+
+
+def _images(layout: Layout) -> dict[tuple[str, int], Path]:
+    """The train images that are files, by their names with the folder's, and sizes."""
+    found = {}
+    for source in layout.splits.get("train", ()):
+        if source.array is None:
+            with contextlib.suppress(OSError):  # missing files are the conversion's to name
+                name = "/".join(source.path.parts[-2:])
+                found[name, source.path.stat().st_size] = source.path
+    return found

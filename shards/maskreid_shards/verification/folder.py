@@ -38,14 +38,18 @@ class _Task:
 
 
 def verify(
-    path: Path | str, *, workers: int = 1, progress: Callable[[int, int], None] | None = None
+    path: Path | str,
+    *,
+    workers: int = 1,
+    quick: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Problem]:
     """Everything that is wrong with a shard folder; empty when all is well.
 
     Reads every byte and decodes every picture. `workers` processes share the shards; the list is the same for
     any number. `progress(done, total)` counts shards. Bytes of any kind are problems, never exceptions: a
     damaged manifest is not believed, then index and shards are checked against each other; without an index
-    the samples are those in the shards.
+    the samples are those in the shards. `quick`: manifest, indexes and the shards' sizes, no shard is read.
 
     Raises ShardError: no such folder, no manifest at all, a worker process that was killed.
     """
@@ -69,23 +73,30 @@ def verify(
     tasks: list[_Task] = []
     for split, shards in names.items():
         entry = manifest.splits[split] if manifest is not None else None
-        problems += _index_problems(folder, split, entry, shards, files, tasks)
+        found, mine = split_tasks(folder, split, entry, shards, files)
+        problems += found
+        tasks += mine
+    if quick:
+        return problems + [
+            Problem(task.name, None, None, "shard-size", f"{files[task.name]} bytes, not {task.entry.bytes}")
+            for task in tasks
+            if task.entry is not None and files[task.name] != task.entry.bytes
+        ]
     for found in _run(folder, tasks, workers, progress):
         problems += found
     return problems
 
 
-def _index_problems(
+def split_tasks(
     folder: Path,
     split: str,
     entry: SplitEntry | None,
     shards: tuple[ShardEntry, ...],
     files: dict[str, int],
-    tasks: list[_Task],
-) -> list[Problem]:
-    """What is wrong with a split's index and with the list of its shards; the shards to check go to
-    `tasks`."""
+) -> tuple[list[Problem], list[_Task]]:
+    """What is wrong with a split's index and with the list of its shards, and the shards to check."""
     problems: list[Problem] = []
+    tasks: list[_Task] = []
     name = index_name(split)
     rows, possible = None, np.zeros(0, bool)
     if name not in files:
@@ -103,7 +114,7 @@ def _index_problems(
             continue
         mine = None if rows is None else np.array(rows[possible & (rows["shard"] == number)])
         tasks.append(_Task(shard.name, shard if entry is not None else None, mine))
-    return problems
+    return problems, tasks
 
 
 def _plain_files(folder: Path) -> tuple[dict[str, int], list[str]]:

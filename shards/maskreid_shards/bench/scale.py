@@ -1,0 +1,114 @@
+"""What a large data set costs: converted, verified, opened and planned, each in a process of its own."""
+
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..convert import convert
+from ..layouts.table import scan_csv
+from ..plan import Plan
+from ..reading import open_shards
+from ..verification.folder import verify
+
+PICTURES = 256  # different pairs; all others are hard links to them
+IMAGES = 4  # of an identity
+FOLDER = 1000  # images in a folder
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """`cpu_s` is that of the stage's process and its workers, `peak_mb` (1e6 bytes) the process's own memory,
+    `workers_peak_mb` that of its largest worker, which counts what the process had when it started one."""
+
+    stage: str
+    pairs: int
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+    workers_peak_mb: float
+
+
+def write_pairs(folder: Path, pairs: int) -> Path:
+    """A CSV file of `pairs` crops of 16 x 32 pixels with masks, hard links to PICTURES files, IMAGES an
+    identity."""
+    rng = np.random.default_rng(0)
+    pool = folder / "pool"
+    pool.mkdir()
+    for number in range(PICTURES):
+        pixels = rng.integers(0, 256, (4, 2, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        mask = np.zeros((32, 16), np.uint8)
+        mask[number % 8 : 28, 4:12] = 255
+        for name, values in ((f"{number}.jpg", pixels), (f"{number}.png", mask)):
+            buffer = BytesIO()
+            Image.fromarray(values).save(buffer, "JPEG" if name.endswith("jpg") else "PNG")
+            (pool / name).write_bytes(buffer.getvalue())
+    with open(folder / "list.csv", "w") as table:
+        table.write("path,pid,camid,split\n")
+        for number in range(pairs):
+            images = f"images/{number // FOLDER:06d}"
+            if number % FOLDER == 0:
+                (folder / images).mkdir(parents=True)
+                (folder / f"{images}_seg").mkdir()
+            os.link(pool / f"{number % PICTURES}.jpg", folder / images / f"{number}.jpg")
+            os.link(pool / f"{number % PICTURES}.png", folder / f"{images}_seg" / f"{number}.png")
+            table.write(f"{images}/{number}.jpg,{number // IMAGES + 1},{number % IMAGES + 1},train\n")
+    return folder / "list.csv"
+
+
+def measure_scale(folder: Path, pairs: int, workers: int, shard_bytes: int) -> list[StageCost]:
+    """The stages on a set that `write_pairs` makes in `folder`."""
+    table, out = write_pairs(folder, pairs), folder / "out"
+    stages: list[tuple[str, Callable[..., None], tuple[object, ...]]] = [
+        ("convert", _convert, (table, out, workers, shard_bytes)),
+        ("verify --quick", _verify, (out,)),
+        ("open", _open, (out,)),
+        ("plan, first step", _plan, (out,)),
+    ]
+    return [_measured(name, pairs, stage, arguments) for name, stage, arguments in stages]
+
+
+def _convert(table: Path, out: Path, workers: int, shard_bytes: int) -> None:
+    convert(scan_csv(table), out, dataset="bench", workers=workers, shard_bytes=shard_bytes)
+
+
+def _verify(out: Path) -> None:
+    assert not verify(out, quick=True)
+
+
+def _open(out: Path) -> None:
+    assert len(open_shards(out).split("train").read(0).image)
+
+
+def _plan(out: Path) -> None:
+    Plan.pk(open_shards(out).split("train").table, identities=16, images=4, seed=0).global_batch(0, 0)
+
+
+def _measured(name: str, pairs: int, stage: Callable[..., None], arguments: tuple[object, ...]) -> StageCost:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return StageCost(name, pairs, *pool.submit(_run, stage, arguments).result())
+
+
+def _run(stage: Callable[..., None], arguments: tuple[object, ...]) -> tuple[float, float, float, float]:
+    started = time.perf_counter()
+    stage(*arguments)
+    wall = time.perf_counter() - started
+    own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    cpu = sum(usage.ru_utime + usage.ru_stime for usage in (own, workers))
+    return wall, cpu, _peak_mb(), workers.ru_maxrss * 1024 / 1e6
+
+
+def _peak_mb() -> float:
+    """The most memory that this process had; `ru_maxrss` would count that of the one that started it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
