@@ -7,8 +7,8 @@ TRITON_TESTS := $(addprefix tests/test_kernels_,\
 INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters
 
-.PHONY: help install demo test faults cluster lint types golden speed kernels-report kernels-predictions \
-  kernels-gpu-path launch-counts gpu-cache gpu test-adapters kernels-alone steady wheels clean
+.PHONY: help install demo test faults kills cluster lint types golden speed kernels-report \
+  kernels-predictions kernels-gpu-path launch-counts gpu-cache gpu test-adapters kernels-alone steady wheels clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
@@ -17,6 +17,7 @@ help:
 	@echo "make kernels-alone  the losses in a fresh environment: size, import, tests (TORCH=torch==VERSION)"
 	@echo "make faults  the tests of dead, stuck and failing ranks that take minutes"
 	@echo "make steady  the tests that wait for other processes, 20 times each (OPTIONS=...)"
+	@echo "make kills   kill a training 60 times, at random moments (KILLS=NUMBER SEED=NUMBER)"
 	@echo "make cluster train over several hosts, namespaces of this machine, by every launcher (root; OPTIONS=--help)"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
@@ -68,6 +69,9 @@ faults: $(INSTALLED)
 
 steady: $(INSTALLED)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python tests/steady.py $(OPTIONS)
+
+kills: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python tests/kills.py --kills $(or $(KILLS),60) $(if $(SEED),--seed $(SEED))
 
 # Needs root, pdsh and openssh-server; tests/cluster/cases.py says what is tried.
 cluster: $(INSTALLED)

@@ -19,6 +19,7 @@ CHECKPOINTS = "checkpoints"
 # of the evaluations while training: step, figures in per cent, and its checkpoint, which is kept
 BEST = "best.json"
 LOCK = "lock"  # held by the training that writes here
+STATUS = "status.json"  # the ranks' exit status, once they have ended
 STOP = "stop"  # asks the training to finish its step, save and leave
 
 

@@ -52,6 +52,11 @@ def fill_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 
 
+def kill_once() -> None:
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def kill_worker() -> None:
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid or 0, signal.SIGKILL)
@@ -71,6 +76,7 @@ ACTS: dict[str, Callable[[], object]] = {
     "disk": fill_disk,
     "gone": lambda: shutil.rmtree(Path(sys.argv[sys.argv.index("--runs") + 1])),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "kill-once": kill_once,
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "worker": kill_worker,
     "hang": hang,

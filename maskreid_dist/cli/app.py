@@ -25,6 +25,7 @@ from maskreid_dist.cli.layouts import convert_app, segment_app
 from maskreid_dist.cli.masks import masks
 from maskreid_dist.cli.plan_run import plan_run
 from maskreid_dist.cli.runs import runs, top
+from maskreid_dist.cli.supervise import supervise
 from maskreid_dist.errors import UserError
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ for command in (embed, search, enrol, forget, score):
 app.command("plan-run")(plan_run)
 app.command()(runs)
 app.command()(top)
+app.command()(supervise)
 
 Recipe = Annotated[
     Path, typer.Argument(help="TOML recipe, such as launch/recipes/walkers_demo.toml.", show_default=False)

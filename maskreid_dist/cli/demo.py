@@ -46,6 +46,8 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
         status = launch_training(recipe, overrides, runs, run, ranks)
         if status == exit_status.STOPPED:
             console.print("stopped and saved; the same command continues")
+        if status == exit_status.START_AGAIN:
+            console.print("the training ended before its last step; the same command continues")
         if status:
             return status
     checkpoint, trained = evaluate_checkpoint(run, shards, console)

@@ -1,31 +1,30 @@
-"""Start a training through the `deepspeed` launcher on this machine, and stop it with a save."""
+"""Start a training through a launcher on this machine, and stop it with a save."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-
-import torch
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.run_directory import STOP
 from maskreid_dist.training.environment import free_port
-from maskreid_dist.training.run_folder import LAUNCHED
 
 SCRIPT = Path("launch/train.py")
+ASK_AGAIN_S = 1.0
 
 
 def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Path, ranks: int) -> int:
-    """`deepspeed --num_gpus RANKS launch/train.py RECIPE --resume`; returns its
-    exit status, 75 when it was stopped.
+    """`deepspeed --num_gpus RANKS launch/train.py RECIPE --resume`; returns how the training ended
+    (maskreid_dist.exit_status)."""
+    import torch
 
-    Ctrl-C, SIGTERM and SIGHUP ask the training to finish its step and save, by the file `stop` in the run
-    directory: the launcher itself would kill its workers after a while. A second one kills it.
-    """
+    from maskreid_dist.training.ending import status_of
+
     if not SCRIPT.is_file():
         raise UserError(f"{SCRIPT}: not here; run this in a checkout of the repository")
     command = [
@@ -35,28 +34,64 @@ def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Pat
     ]
     for override in overrides:
         command += ["--set", override]
-    stop = run / STOP
-    stop.unlink(missing_ok=True)
-    environment = {**os.environ, LAUNCHED: str(time.time())}
+    environment = dict(os.environ)
     if not torch.cuda.is_available():
         # Or DeepSpeed warns in every process that it found no GPU.
         environment.setdefault("DS_ACCELERATOR", "cpu")
-    process: subprocess.Popen[bytes] | None = None
+    return status_of(run, Launcher(run).start(command, environment))
 
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        if stop.exists() and process is not None:
-            os.killpg(process.pid, signal.SIGKILL)
+
+class Launcher:
+    """Runs a launcher's command, and passes a request to stop on to the training.
+
+    Ctrl-C, SIGTERM and SIGHUP ask the training to finish its step and save, by the file `stop` in the run
+    directory: the launcher itself would kill its workers after a while. A second one kills it.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.asked = False  # to stop
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
+        """Run the command until it ends; returns its own exit status."""
+        from maskreid_dist.training.ending import begin
+        from maskreid_dist.training.run_folder import LAUNCHED
+
+        environment = {**environment, LAUNCHED: str(time.time())}
+        stop = self.run / STOP
+        stop.unlink(missing_ok=True)
+        begin(self.run)
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self._ask_to_stop) for number in signals}
+        try:
+            # In a session of its own: a Ctrl-C at the terminal reaches this process alone.
+            self._process = subprocess.Popen(command, start_new_session=True, env=environment)
+            while True:
+                try:
+                    status = self._process.wait(ASK_AGAIN_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    if self.asked and not stop.exists():  # the training began later, and cleared it away
+                        self._touch()
+            if self.asked:
+                stop.unlink(missing_ok=True)
+            return status
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _touch(self) -> None:
+        self.run.mkdir(parents=True, exist_ok=True)  # the training makes it once it has checked its input
+        (self.run / STOP).touch()
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
             return
-        run.mkdir(parents=True, exist_ok=True)  # the training makes it once it has checked its input
-        stop.touch()
-        print("stopping: the step is finished and saved first (again to kill)", file=sys.stderr, flush=True)
-
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, ask_to_stop) for number in signals}
-    try:
-        # In a session of its own: a Ctrl-C at the terminal reaches this process alone.
-        process = subprocess.Popen(command, start_new_session=True, env=environment)
-        return process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        self.asked = True
+        self._touch()
+        with suppress(OSError):  # a terminal that has closed
+            print(
+                "stopping: the step is finished and saved first (again to kill)", file=sys.stderr, flush=True
+            )

@@ -1,7 +1,12 @@
 """From shards to batches: the plan says which samples, the split reads them, the
 transform turns them into tensors."""
 
+import ctypes
 import gc
+import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +37,7 @@ from maskreid_shards import (
 # Pairs decoded before they are augmented; whole batches would gain little more, and take memory with large
 # images.
 DECODE_CHUNK = 32
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 @dataclass(frozen=True)
@@ -287,6 +293,21 @@ def _loader(
 
 
 def start_worker(number: int) -> None:
-    """Leave what the parent made out of this worker's garbage collections:
-    visiting it would copy its pages."""
+    """Leave what the parent made out of this worker's garbage collections: visiting it would copy its
+    pages. A worker ends with its rank, and not before: a launcher's SIGTERM to all asks the rank to finish
+    its step."""
     gc.freeze()
+    for request in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(request, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    rank = multiprocessing.parent_process()
+    if rank and os.getppid() != rank.pid:  # gone before that
+        os._exit(1)
+
+
+def end_workers() -> None:
+    """End the workers of this process, which ignore a SIGTERM: the interpreter would wait for them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise what it finds
+    for worker in multiprocessing.active_children():
+        worker.kill()

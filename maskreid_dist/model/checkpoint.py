@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -64,7 +65,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
         files: dict[str, dict[str, Any]] = manifest["files"]
         for name, expected in files.items():
             _verify_file(path / name, expected["bytes"], expected["sha256"])
+        # DeepSpeed takes files by pattern: one that nobody listed would be loaded too.
+        there = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
+        if foreign := sorted(there - set(files) - {MANIFEST}):
+            raise CheckpointError(f"{path / foreign[0]}: not in the manifest; use another checkpoint")
         described_checkpoint(path, manifest)
+        _check_finite(path / WEIGHTS)
         return manifest
     except FileNotFoundError as error:
         raise CheckpointError(
@@ -104,6 +110,17 @@ def _verify_file(path: Path, size: int, sha256: str) -> None:
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             raise CheckpointError(f"{path}: its sha256 differs from the manifest's; use another checkpoint")
+
+
+def _check_finite(path: Path) -> None:
+    """Those of before the training itself looked may be neither."""
+    try:
+        with safe_open(path, "pt") as weights:
+            for name in weights.keys():
+                if not weights.get_tensor(name).isfinite().all():
+                    raise CheckpointError(f"{path}: {name} is not finite; use another checkpoint")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not safetensors ({error}); use another checkpoint") from None
 
 
 def find_checkpoint(path: Path) -> tuple[Checkpoint, list[str]]:

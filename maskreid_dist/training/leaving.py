@@ -23,7 +23,15 @@ import torch.distributed as dist
 
 from maskreid_dist import exit_status
 from maskreid_dist.errors import TrainingError, UserError
-from maskreid_dist.training.meeting import LAST_WORDS, LEAVING, POLL_S, Meeting, PeersLost
+from maskreid_dist.training.launcher_watch import NOTICE_S
+from maskreid_dist.training.meeting import (
+    LAST_WORDS,
+    LEAVING,
+    POLL_S,
+    Meeting,
+    PeersLost,
+    store_is_of_agent,
+)
 from maskreid_dist.training.pulse import BEAT_S, Listener, end_process, print_stacks
 from maskreid_dist.training.world import leave_world
 from maskreid_shards import ShardError
@@ -118,6 +126,8 @@ def watch_over(meeting: Meeting) -> None:
     if meeting.place.size == 1:
         return
     store = meeting.store.clone()  # type: ignore[attr-defined]
+    if store_is_of_agent():  # all ranks may live, and save
+        meeting.pulse.patience_s = NOTICE_S
 
     def leave(doing: str) -> None:
         beside = Meeting(meeting.place, store, meeting.timeout_s, meeting.members)

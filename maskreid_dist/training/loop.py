@@ -16,18 +16,20 @@ from torch import Tensor
 from maskreid_dist import exit_status
 from maskreid_dist.config import Config, EngineConfig
 from maskreid_dist.data.bad_samples import BadSamples, Replaced
-from maskreid_dist.data.batches import Batch, training_loader
+from maskreid_dist.data.batches import Batch, end_workers, training_loader
 from maskreid_dist.errors import SampleError, UserError
 from maskreid_dist.model import Output, build_network
 from maskreid_dist.model.checkpoint import Checkpoint
 from maskreid_dist.model.initial import InitialWeights
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_directory import PROFILE, STOP
+from maskreid_dist.training import ending
 from maskreid_dist.training.divergence import Buffers, Divergence, FiniteWatch, update
 from maskreid_dist.training.engine import learning_rate, start_engine
 from maskreid_dist.training.environment import place_of_process, tell_libraries
 from maskreid_dist.training.evaluating import Evaluations
 from maskreid_dist.training.gradient_cache import cached_backward, micro_batches
+from maskreid_dist.training.launcher_watch import LauncherWatch
 from maskreid_dist.training.leaving import last_words, leave_together, part, print_errors, watch_over
 from maskreid_dist.training.meeting import Meeting, open_store
 from maskreid_dist.training.memory import Memory, start_memory
@@ -57,6 +59,8 @@ def train(recipe: Path, overrides: Sequence[str], runs: Path, resume: bool, prof
     on any rank is printed, once a machine. Raises UserError: the launcher's variables are wrong.
     """
     place = place_of_process()
+    launchers = LauncherWatch(place.rank)
+    launchers.start()
     tell_libraries(place)
     timeout_s = _timeout_s(recipe, overrides)
     try:
@@ -64,16 +68,28 @@ def train(recipe: Path, overrides: Sequence[str], runs: Path, resume: bool, prof
     except OSError as error:  # nobody to tell
         print_errors([f"rank {place.rank} on {socket.gethostname()}: {last_words(error).text}"])
         return exit_status.START_AGAIN
+    folder: RunFolder | None = None
     try:
         meeting.join()
         watch_over(meeting)
         prepared = prepare_alike(meeting, recipe, overrides, resume)
         config = prepared.config
         folder = hold_run_folder(meeting, runs / config.name, resume, config.run.local_checkpoints)
-        status = _train(prepared, folder, start_world(meeting, prepared.device), profile)
+        if meeting.is_first:
+            ending.begin(folder.path)
+        status = _train(prepared, folder, start_world(meeting, prepared.device), launchers, profile)
+        if meeting.is_first:
+            ending.end(folder.path, status)
     except Exception as error:  # one that this rank alone may meet, too: the others are told
-        return leave_together(meeting, error)
+        status = leave_together(meeting, error)
+        if folder and meeting.is_first:
+            ending.end(folder.path, status)
+        return status
+    finally:
+        end_workers()
     part(meeting)
+    if status == exit_status.STOPPED:
+        ending.stop_agent(place)
     return status
 
 
@@ -85,7 +101,9 @@ def _timeout_s(recipe: Path, overrides: Sequence[str]) -> int:
         return EngineConfig().collective_timeout_s
 
 
-def _train(prepared: Preparation, folder: RunFolder, world: World, profile: bool) -> int:
+def _train(
+    prepared: Preparation, folder: RunFolder, world: World, launchers: LauncherWatch, profile: bool
+) -> int:
     config, split, plan = prepared.config, prepared.split, prepared.plan
     run = folder.path
     checkpoint = checkpoint_to_continue(config, folder, split.fingerprint, world.meeting)
@@ -105,6 +123,7 @@ def _train(prepared: Preparation, folder: RunFolder, world: World, profile: bool
     save = partial(save_checkpoint, engine, folder, config=config, facts=facts, world=world, memory=memory)
     stop = StopRequest(run / STOP)
     stop.listen()
+    launchers.ask = stop.ask
     with naming(Path("/dev/shm")):  # where the workers' semaphores and batches are
         batches = iter(training_loader(split, plan, config, start, world.rank, world.size, world.device))
     with RunLog(run, start, last, config) if world.is_first else nullcontext() as log:

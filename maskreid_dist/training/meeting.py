@@ -180,10 +180,15 @@ class Meeting:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
+def store_is_of_agent() -> bool:
+    """Whether torchrun's agent holds the store, and not rank 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def open_store(place: Place, timeout_s: float) -> Store:
     """The launch's store at MASTER_ADDR:MASTER_PORT. Raises OSError with that as its file name."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    of_agent = store_is_of_agent()
     done: queue.Queue[Store | DistError] = queue.Queue()
 
     def connect() -> None:

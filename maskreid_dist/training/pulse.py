@@ -31,6 +31,7 @@ class Pulse:
     rank: int
     doing: str = "starting"
     leaves: bool = False  # the main thread has noticed
+    patience_s: float = STUCK_S  # for it to notice that the store has gone
     _ended: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -51,15 +52,16 @@ class Pulse:
         count = 0
         noticed: float | None = None
         while True:
+            patience_s = STUCK_S
             try:
                 count += 1
                 store.set(f"{BEATS}/{self.rank}", json.dumps([count, self.doing]))
                 leaving = others_leave()
-            except DistError:  # the store went, and rank 0 with it
-                leaving = True
+            except DistError:  # the store went, with rank 0 or with torchrun's agent
+                leaving, patience_s = True, self.patience_s
             if leaving and not self.leaves:
                 noticed = noticed or time.monotonic()
-                if time.monotonic() - noticed > STUCK_S:
+                if time.monotonic() - noticed > patience_s:
                     leave(self.doing)
                     return
             if self._ended.wait(BEAT_S / 2 if leaving else BEAT_S):

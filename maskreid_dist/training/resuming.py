@@ -16,6 +16,7 @@ from maskreid_dist.model.checkpoint import (
 from maskreid_dist.training.facts import flat
 from maskreid_dist.training.meeting import Meeting
 from maskreid_dist.training.run_folder import RunFolder
+from maskreid_dist.training.unpickling import tensors_only
 
 # What may differ between a checkpoint and the recipe that continues from it.
 MAY_CHANGE_ON_RESUME = {"name", "data.shards", "data.workers", "data.on_bad_mask"}
@@ -146,8 +147,12 @@ def check_continues(checkpoint: Checkpoint, config: Config, shards_fingerprint: 
 
 
 def load_engine(engine: Any, checkpoint: Checkpoint) -> None:
-    """Load a verified checkpoint into the engine. All ranks take part."""
-    loaded, _ = engine.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
+    """Load a verified checkpoint into the engine. All ranks take part.
+
+    Raises CheckpointError: a file holds more than tensors, or DeepSpeed finds none.
+    """
+    with tensors_only(checkpoint.path):
+        loaded, _ = engine.load_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
     if loaded is None:
         raise CheckpointError(
             f"{checkpoint.path}: DeepSpeed found nothing to load there; use another checkpoint"

@@ -6,6 +6,7 @@ disk of its own. Every rank must see what the keeper of its directory wrote ther
 """
 
 import fcntl
+import itertools
 import os
 import time
 import uuid
@@ -22,6 +23,7 @@ from maskreid_dist.training.meeting import Meeting
 NONCE = ".seen_"
 LAUNCHED = "MASKREID_LAUNCHED"  # by `maskreid demo`, which passes stop requests on from then on
 LOOK_S = 0.1  # longer than `maskreid runs` holds the lock to see whether anybody does
+LEFT_S = 40.0  # for a training whose launcher was killed to save and leave: longer than it may take
 VISIBLE_S = 5.0  # for a network file system to show a file that another machine wrote
 
 
@@ -76,20 +78,25 @@ def hold_run_folder(meeting: Meeting, path: Path, resume: bool, local: bool) -> 
 def lock_run_directory(run: Path) -> TextIO | str:
     """Lock the run directory while the returned file is open, or say who holds it.
 
-    Two trainings in one directory would spoil each other's checkpoints.
+    Two trainings in one directory would spoil each other's checkpoints. One whose launcher was killed may
+    still save: it is waited for.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
         file = (run / LOCK).open("a+")
     except OSError as error:
         return f"cannot be written ({error.strerror}); choose another --runs"
-    held = not _locked(file)
-    if held:
-        time.sleep(LOOK_S)
-        held = not _locked(file)
-    if held:
+    deadline = time.monotonic() + LEFT_S
+    for look in itertools.count():
+        if _locked(file):
+            break
         file.seek(0)
-        return f"process {file.read().strip() or 'unknown'} is training here; wait for it or stop it"
+        holder = file.read().strip() or "unknown"
+        if look and time.monotonic() > deadline:
+            return f"process {holder} is training here; wait for it or stop it"
+        if look == 1:
+            print(f"{run}: process {holder} is training here; waiting {LEFT_S:g} s for it", flush=True)
+        time.sleep(LOOK_S)
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +45,7 @@ def save_checkpoint(
     average_buffers(engine.module, world)
     tag = f"step_{step:08d}"
     partial, final = folder.checkpoints / (tag + PARTIAL), folder.checkpoints / tag
-    save = world.meeting.from_first(uuid.uuid4().hex)  # pieces on several disks are of one save
+    save = world.token()  # pieces on several disks are of one save
     if folder.is_keeper:
         folder.checkpoints.mkdir(exist_ok=True)
         # A checkpoint at or past this step failed verification, or we would have resumed from it: remove it.

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.distributed as dist
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.training.environment import Place
+from maskreid_dist.training.launcher_watch import discard_lost_output
 from maskreid_dist.training.machine import threads_of_rank
 from maskreid_dist.training.meeting import Meeting
 
@@ -43,6 +45,13 @@ class World:
     def barrier(self) -> None:
         """All ranks take part."""
         dist.barrier(group=self.control)
+
+    def token(self) -> str:
+        """A new name that every rank gets from rank 0, without the store: it may have gone with its
+        launcher. All ranks take part."""
+        token = torch.frombuffer(bytearray(uuid.uuid4().bytes), dtype=torch.uint8)
+        dist.broadcast(token, 0, group=self.control)
+        return bytes(token.tolist()).hex()
 
     def any_ranks(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is true on any rank, in one all-reduce. All ranks take part."""
@@ -117,8 +126,8 @@ def leave_world() -> None:
 class StopRequest:
     """Asks training to finish its step, save, and leave with status 75.
 
-    Comes as SIGINT, SIGTERM or SIGUSR1 to any rank, or as a file `stop` in the
-    run directory (seen by rank 0).
+    Comes as SIGINT, SIGTERM, SIGUSR1 or SIGHUP to any rank, as a file `stop` in the
+    run directory (seen by rank 0), or because a launcher has gone.
     """
 
     file: Path
@@ -127,9 +136,18 @@ class StopRequest:
     def listen(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
+        if (
+            signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        ):  # nohup: the training is to outlive its terminal
+            signal.signal(signal.SIGHUP, self._on_signal)
+
+    def ask(self) -> None:
+        self.signalled = True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signalled = True
+        self.ask()
+        if number == signal.SIGHUP:  # the terminal has gone
+            discard_lost_output()
 
     def here(self, world: World) -> bool:
         """Whether this rank was asked to stop; `World.any_rank` makes it everybody's."""
