@@ -47,9 +47,19 @@ def faulty_step(
     return result
 
 
+def runs() -> Path:
+    return Path(sys.argv[sys.argv.index("--runs") + 1])
+
+
 def fill_disk() -> None:
     """Every file of this process may grow to 64 KB from here on."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+
+
+def fill_file_system(left: int) -> None:
+    """The file system of the runs has as many bytes left."""
+    free = os.statvfs(runs()).f_bavail * os.statvfs(runs()).f_frsize
+    (runs() / "filler").write_bytes(bytes(free - left))
 
 
 def kill_once() -> None:
@@ -74,8 +84,10 @@ def fail() -> None:
 
 ACTS: dict[str, Callable[[], object]] = {
     "disk": fill_disk,
-    "gone": lambda: shutil.rmtree(Path(sys.argv[sys.argv.index("--runs") + 1])),
+    "gone": lambda: shutil.rmtree(runs()),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "full": lambda: fill_file_system(0),
+    "nearly-full": lambda: fill_file_system(200_000),
     "kill-once": kill_once,
     "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     "worker": kill_worker,

@@ -154,6 +154,35 @@ def test_a_full_file_system(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize(
+    ("fault", "file"), [("full", "metrics.jsonl"), ("nearly-full", "checkpoints/step_00000004.partial")]
+)
+def test_a_file_system_that_fills(tmp_path: Path, fault: str, file: str) -> None:
+    """The log's line of step 3 does not fit, or the second save does not; the first one is whole."""
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    *unshare, script, _ = private_mount("size=64m", disk)
+    script = f'{script.replace("exec ", "")}; status=$?; cp -r "$0" {kept}; exit $status'
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port"]
+    command += [str(free_port()), str(FAULTY), str(write_recipe(tmp_path)), "--runs", str(disk)]
+    ended = subprocess.run(
+        [*unshare, script, str(disk), *command],
+        cwd=ROOT,
+        env={**os.environ, "FAULT": f"{fault} 0 3", "PYTHONPATH": PYTHONPATH},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=GUARD_S,
+        check=False,
+    )
+    assert ended.returncode == 1, ended.stdout
+    (error,) = [line for line in ended.stdout.splitlines() if line.startswith("maskreid: error: ")]
+    assert error.startswith(f"maskreid: error: rank 0 on {HOST}: {disk}/tiny/{file}"), error
+    assert "Traceback" not in ended.stdout
+    assert find_checkpoint(kept / "tiny")[0].step == 2
+
+
+@pytest.mark.faults
 def test_no_shared_memory(tmp_path: Path) -> None:
     arguments: list[str | Path] = [
         write_recipe(tmp_path),

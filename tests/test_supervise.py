@@ -122,9 +122,13 @@ def test_status_of_a_run(tmp_path: Path) -> None:
     assert not (tmp_path / "status.json").exists()
 
 
-AGENT = """ import sys from maskreid_dist.training.ending import stop_agent from
-maskreid_dist.training.environment import Place stop_agent(Place(0, int(sys.argv[1]), 1, 1),
-{"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_RESTART_COUNT": sys.argv[2]}) print("told")
+AGENT = """
+import sys
+from maskreid_dist.training.ending import stop_agent
+from maskreid_dist.training.environment import Place
+place = Place(0, int(sys.argv[1]), 1, 1)
+stop_agent(place, {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_RESTART_COUNT": sys.argv[2]})
+print("told")
 """
 
 
