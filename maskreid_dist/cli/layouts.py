@@ -28,6 +28,8 @@ segment_app = typer.Typer(no_args_is_help=True, help="Make person masks for a da
 HELP = {
     "src": "The data set's folder.",
     "cuhk03.src": "cuhk-03.mat, or its folder.",
+    "lmdb.src": "The folder with data.mdb, or one with lmdb/ below it.",
+    "lmdb.pattern": "Regular expression searched in the keys, with the named groups pid and perhaps camid.",
     "csv.src": "A CSV file: path,pid,camid,split[,mask].",
     "multi_query": "Add the split multi_query from gt_bbox.",
     "layumi.multi_query": "Add the split multi_query from multi-query.",

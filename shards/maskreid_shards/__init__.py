@@ -19,6 +19,7 @@ from .layouts.dgd import scan_dgd
 from .layouts.dukemtmc import scan_dukemtmc
 from .layouts.folder import scan_folder
 from .layouts.layumi import scan_layumi
+from .layouts.lmdb import scan_lmdb
 from .layouts.market1501 import scan_market1501
 from .layouts.mars import scan_mars
 from .layouts.merge import merge_train
@@ -53,6 +54,7 @@ LAYOUTS: dict[str, Callable[..., Layout]] = {
     "csv": scan_csv,
     "folder": scan_folder,
     "layumi": scan_layumi,
+    "lmdb": scan_lmdb,
 }
 
 __all__ = [
@@ -106,6 +108,7 @@ __all__ = [
     "scan_dukemtmc",
     "scan_folder",
     "scan_layumi",
+    "scan_lmdb",
     "scan_market1501",
     "scan_mars",
     "scan_msmt17",

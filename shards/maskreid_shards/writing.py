@@ -17,7 +17,7 @@ from PIL import Image
 from .bad_inputs import CAP, BadInput, BadInputs, ImageKind, OnBadImage, bad_image
 from .decode import TooManyPixels, checked_picture, decode
 from .errors import BadImageError, ShardError
-from .file_kinds import HEAD_BYTES, misnamed
+from .file_kinds import HEAD_BYTES, file_kind, misnamed
 from .image_policy import (
     ImageChange,
     OnOrientation,
@@ -26,6 +26,7 @@ from .image_policy import (
     needed_changes,
 )
 from .layouts.cuhk03 import read_array
+from .layouts.lmdb import read_lmdb
 from .layouts.matlab import open_hdf5
 from .manifest import INDEX_DTYPE, ShardEntry
 from .masks.finding import what_lies_there
@@ -38,6 +39,7 @@ BLOCK = tarfile.BLOCKSIZE
 # the caches.
 TOGETHER = 32
 FORMAT_OF_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+SUFFIX_OF_FORMAT = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
 ALL_FORMATS = {**FORMAT_OF_SUFFIX, ".bmp": "BMP"}  # that an image may have on disk
 
 
@@ -245,17 +247,26 @@ def read_image(source: Source, on_orientation: OnOrientation = "fail") -> ReadIm
     Raises ShardError: no such file, an unknown suffix or mode, another format than the suffix says, broken
     data; OrientationError under "fail".
     """
-    if source.array is not None:
+    where = str(source.path)
+    if source.array is not None and not source.path.is_dir():
         picture = Image.fromarray(_read_array(source))
         return ReadImage(png_bytes(picture), picture.size, ".png")
-    suffix, expected = image_format(source)
-    try:
-        data = source.path.read_bytes()
-    except OSError as error:
-        raise no_file(source, error) from error
-    where = str(source.path)
-    if wrong := misnamed(data[:HEAD_BYTES], len(data), suffix, expected):
-        raise BadImageError(f"{where}: {wrong}", "unreadable")
+    if source.array is not None:
+        data = read_lmdb(source.path, source.array)
+        kind = file_kind(data[:HEAD_BYTES])
+        if kind not in SUFFIX_OF_FORMAT:
+            raise BadImageError(
+                f"{where}: {source.array}: no picture that a shard holds; replace it", "unreadable"
+            )
+        suffix, expected = SUFFIX_OF_FORMAT[kind], kind
+    else:
+        suffix, expected = image_format(source)
+        try:
+            data = source.path.read_bytes()
+        except OSError as error:
+            raise no_file(source, error) from error
+        if wrong := misnamed(data[:HEAD_BYTES], len(data), suffix, expected):
+            raise BadImageError(f"{where}: {wrong}", "unreadable")
     if expected == "BMP":
         picture = decode(data, formats=("BMP",), where=where)
         return ReadImage(png_bytes(picture.convert("RGB")), picture.size, ".png")
