@@ -37,8 +37,14 @@ def program(name: str = "batch_hard.negatives", columns: int = 2048) -> Compiled
 
 
 def all_programs() -> list[Compiled]:
-    names = ["batch_hard.negatives", "ranking.forward", "ranking.dense_weights"]
+    names = [
+        "batch_hard.negatives",
+        "batch_hard.symmetric_negatives",
+        "ranking.forward",
+        "ranking.dense_weights",
+    ]
     names += [f"logsumexp.{name}{end}" for name in ("negatives", "pairs") for end in ("", " circle")]
+    names += [f"logsumexp.symmetric_negatives{end}" for end in ("", " unbounded circle")]
     return [program(name, columns) for name in names for columns in (256, 2048)]
 
 
@@ -71,6 +77,15 @@ def test_launch_order_decides_what_comes_from_memory() -> None:
     assert rows_first > 512 * N * 4096 and chunks_first < 70 * N * 4096
     narrow = [memory_bytes(program(columns=256), N, N, 256, H100, chunks) for chunks in (1, 16)]
     assert narrow == [2 * N * 512] * 2  # everything fits
+
+
+def test_the_upper_triangle_is_half_of_the_tiles() -> None:
+    for columns in (256, 2048):
+        whole = predict(program(columns=columns), N, N, columns, H100, chunks=16)
+        half = predict(program("batch_hard.symmetric_negatives", columns), N, N, columns, H100)
+        # Of 512 x 512 tiles those on the diagonal are whole.
+        assert half.products == pytest.approx(whole.products * (512 + 1) / 512 / 2)
+        assert half.total < 0.6 * whole.total
 
 
 def test_every_loss_and_size_is_predicted() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 import kernel_checks
 from kernel_cases import LOSSES, PRESETS, Preset, batch
 from kernel_checks import DEVICE, GPU, Step, pick
-from maskreid_kernels import triton_tiles
+from maskreid_kernels import symmetric_tiles, triton_tiles
 from maskreid_kernels.batch_hard import triton as batch_hard_triton
 from maskreid_kernels.logsumexp import triton as logsumexp_triton
 from maskreid_kernels.ranking import triton_backward, triton_forward
@@ -121,6 +121,19 @@ def always_dense(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_as_shipped(name: str, preset: Preset) -> None:
     """On as many processors as there are."""
     rows, columns = SHAPES[-1]
+    check(name, *rows_as(preset, rows, columns), preset)
+
+
+@pytest.mark.skipif(not GPU, reason="test_kernels_triton_symmetric.py has what the interpreter can run")
+@by_preset
+@pytest.mark.parametrize("name", ["batch_hard", "n_pair", "circle"])
+@pytest.mark.parametrize("rows,columns", SHAPES)
+def test_symmetric_passes(
+    rows: int, columns: int, name: str, preset: Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On few processors, so that a program walks several rows of several tiles."""
+    monkeypatch.setenv(symmetric_tiles.SWITCH, "1")
+    monkeypatch.setattr(symmetric_tiles, "processors", lambda device: 1)
     check(name, *rows_as(preset, rows, columns), preset)
 
 

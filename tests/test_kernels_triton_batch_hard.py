@@ -134,7 +134,7 @@ def test_packed_minimum_finds_a_nearest_negative() -> None:
     x, labels = x.float().to(DEVICE), labels.to(DEVICE)
     rows = sort_by_identity(labels, RankLayout(None, 0, (len(x),)))
     best_CM, place_CM = nearest_negatives(x, row_squares(x), rows, PRECISIONS["ieee"], packed=True)
-    assert best_CM.dtype == torch.int32
+    assert best_CM.dtype == torch.int32 and place_CM is not None
     if not kernel_checks.VALUES:
         return
     chunk_M = best_CM.argmin(0, keepdim=True)

@@ -39,8 +39,9 @@ ALIGNED = 16  # columns
 SIDE_BY_SIDE = 16
 PARTIAL_BYTES = 64 << 20
 # What a tile may take: 64 KB of shared memory (AMD, and NVIDIA's consumer chips, which have 99); 160 KB
-# (A100); 227 KB and products that read it, which leaves registers free (from Hopper on).
-Chip = Literal["small", "large", "wide"]
+# (A100); 227 KB and products that read it, which leaves registers free (from Hopper on); the same with sums in a memory of
+# their own, whose rows belong to a thread each, so that a column is spread over all of them (from Blackwell on).
+Chip = Literal["small", "large", "wide", "rows"]
 LARGE_SHARED, WIDE_SHARED = 160 << 10, 227 << 10
 INTERPRETED = triton.knobs.runtime.interpret
 
@@ -112,7 +113,7 @@ def tile_shape(columns: int, rows: torch.dtype, *, chip: Chip = "large", wide: b
         whole = 64 if small else 256
         depth = depth if columns <= whole else 64
         one_slab = columns <= depth
-        block_n = 256 if wide and chip == "wide" and not one_slab else 128
+        block_n = 256 if wide and chip in ("wide", "rows") and not one_slab else 128
         return TileShape(128, block_n, depth, 8, 2 if small else 3, one_slab)
     depth = min(depth, 32)
     return TileShape(64, 128, depth, 8, 2 if small else 3, one_slab=columns <= depth)
@@ -194,7 +195,9 @@ def chip_of(device: torch.device) -> Chip:
     shared = getattr(properties, "shared_memory_per_block_optin", 0)  # AMD has no such number
     if torch.version.hip is not None or shared < LARGE_SHARED:
         return "small"
-    return "wide" if properties.major >= 9 and shared >= WIDE_SHARED else "large"
+    if properties.major < 9 or shared < WIDE_SHARED:
+        return "large"
+    return "wide" if properties.major == 9 else "rows"
 
 
 def processors(device: torch.device) -> int:
@@ -270,17 +273,29 @@ def load_slab(x_ptr, offset, ok, d, D, BLOCK_D: tl.constexpr, EVEN_D: tl.constex
 
 
 @triton.jit
+def load_whole_slab(x_ptr, offset, d, D, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr):
+    """`load_slab` of rows that all exist, without a mask: masks cost registers and instructions in every step over D."""
+    column = d + tl.arange(0, BLOCK_D)
+    at = x_ptr + offset[:, None] + column[None, :]
+    return tl.load(at) if EVEN_D else tl.load(at, mask=(column < D)[None, :], other=0.0)
+
+
+@triton.jit
 def similarity_tile(
-    x_ptr, a_slab, a_offset, a_ok, b_offset, b_ok, D,
+    x_ptr, a_slab, a_offset, b_offset, D,
     BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, ONE_SLAB: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """[rows of a, rows of b] dot products in ACC; `a_slab` holds the whole rows of a when ONE_SLAB."""
+    """[rows of a, rows of b] dot products in ACC; `a_slab` holds the whole rows of a when ONE_SLAB.
+
+    All offsets are of rows that exist: beyond the last anchor or candidate any will do, row 0 say, whose results nobody
+    uses.
+    """
     if ONE_SLAB:
-        b = load_slab(x_ptr, b_offset, b_ok, 0, D, BLOCK_D, EVEN_D)
+        b = load_whole_slab(x_ptr, b_offset, 0, D, BLOCK_D, EVEN_D)
         return tl.dot(a_slab, tl.trans(b), input_precision=DOT, out_dtype=ACC)
     S = tl.zeros((a_offset.shape[0], b_offset.shape[0]), ACC)
     for d in range(0, D, BLOCK_D):
-        a = load_slab(x_ptr, a_offset, a_ok, d, D, BLOCK_D, EVEN_D)
-        b = load_slab(x_ptr, b_offset, b_ok, d, D, BLOCK_D, EVEN_D)
+        a = load_whole_slab(x_ptr, a_offset, d, D, BLOCK_D, EVEN_D)
+        b = load_whole_slab(x_ptr, b_offset, d, D, BLOCK_D, EVEN_D)
         S = tl.dot(a, tl.trans(b), S, input_precision=DOT, out_dtype=ACC)
     return S

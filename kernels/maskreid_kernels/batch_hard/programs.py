@@ -12,10 +12,35 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_tiles import anchor_block, joined, load_slab, similarity_tile
+from ..triton_tiles import anchor_block, joined, load_slab, load_whole_slab, similarity_tile
 
 SPAN = tl.constexpr(16)  # pairs of a row that one step of the gradient takes
 NUMBERS = tl.constexpr(6)
+INFINITE = tl.constexpr(0x7F800000)  # the bits of float32's infinity
+NO_KEY = tl.constexpr(2**63 - 1)
+
+
+@triton.jit
+def distance_tile(
+    x_ptr, square_ptr, order_ptr, a_slab, a_offset, a_square, start, stop, low, high, tile, N, D,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, ONE_SLAB: tl.constexpr,
+    COSINE: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """|a|^2 + |b|^2 - 2 a.b of a block of anchors and a tile of places, infinite where b is no negative of a; the places,
+    and which there are.
+    """
+    b = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    b_ok = b < N
+    b_row = tl.load(order_ptr + b, mask=b_ok, other=0)
+    b_square = tl.full((BLOCK_N,), 1.0, ACC)
+    if not COSINE:
+        b_square = tl.load(square_ptr + b_row, mask=b_ok, other=0.0)
+    S = similarity_tile(x_ptr, a_slab, a_offset, b_row * D, D, BLOCK_D, EVEN_D, ONE_SLAB, DOT, ACC)
+    distance = (a_square[:, None] + b_square[None, :]) - 2 * S
+    if (tile * BLOCK_N < high) & ((tile + 1) * BLOCK_N > low) | ((tile + 1) * BLOCK_N > N):
+        negative = ((b[None, :] < start[:, None]) | (b[None, :] >= stop[:, None])) & b_ok[None, :]
+        distance = tl.where(negative, distance, float("inf"))
+    return distance, b, b_ok
 
 
 @triton.jit(do_not_specialize=["M", "N", "tiles_per_chunk", "chunks"])
@@ -39,7 +64,7 @@ def negatives_program(
     a_square = tl.full((BLOCK_M,), 1.0, ACC)
     if not COSINE:
         a_square = tl.load(square_ptr + a_row, mask=ok, other=0.0)
-    a_slab = load_slab(x_ptr, a_offset, ok, 0, D, BLOCK_D, EVEN_D)
+    a_slab = load_whole_slab(x_ptr, a_offset, 0, D, BLOCK_D, EVEN_D)
     lane = tl.arange(0, BLOCK_N)
     best_place = tl.full((BLOCK_M,), -1, tl.int32)
     best = tl.full((BLOCK_M,), float("inf"), ACC)
@@ -47,19 +72,10 @@ def negatives_program(
         best = best.to(tl.int32, bitcast=True)
     first = chunk * tiles_per_chunk
     for tile in range(first, tl.minimum(first + tiles_per_chunk, tl.cdiv(N, BLOCK_N))):
-        b = tile * BLOCK_N + lane
-        b_ok = b < N
-        b_row = tl.load(order_ptr + b, mask=b_ok, other=0)
-        b_square = tl.full((BLOCK_N,), 1.0, ACC)
-        if not COSINE:
-            b_square = tl.load(square_ptr + b_row, mask=b_ok, other=0.0)
-        S = similarity_tile(
-            x_ptr, a_slab, a_offset, ok, b_row * D, b_ok, D, BLOCK_D, EVEN_D, ONE_SLAB, DOT, ACC
-        )
-        distance = (a_square[:, None] + b_square[None, :]) - 2 * S
-        if (tile * BLOCK_N < high) & ((tile + 1) * BLOCK_N > low) | ((tile + 1) * BLOCK_N > N):
-            negative = ((b[None, :] < start[:, None]) | (b[None, :] >= stop[:, None])) & b_ok[None, :]
-            distance = tl.where(negative, distance, float("inf"))
+        distance, _b, _b_ok = distance_tile(
+            x_ptr, square_ptr, order_ptr, a_slab, a_offset, a_square, start, stop, low, high, tile, N, D,
+            BLOCK_N, BLOCK_D, EVEN_D, ONE_SLAB, COSINE, DOT, ACC,
+        )  # fmt: skip
         if PACKED:
             key = (distance.to(tl.int32, bitcast=True) & -BLOCK_N) | lane[None, :]
             least = tl.min(key, 1)
@@ -128,15 +144,19 @@ def picks_program(
         farther = inside & (measure > farthest)  # the first of equals: the lowest row
         positive = tl.where(farther, row, positive)
         farthest = tl.where(farther, measure, farthest)
-    nearest = tl.load(best_ptr + m, mask=ok, other=0)
-    at = tl.load(best_place_ptr + m, mask=ok, other=-1)
-    for _ in range(1, chunks):
-        best_ptr += M
-        best_place_ptr += M
-        other = tl.load(best_ptr + m, mask=ok, other=0)
-        other_at = tl.load(best_place_ptr + m, mask=ok, other=-1)
-        at = tl.where(other < nearest, other_at, at)
-        nearest = tl.where(other < nearest, other, nearest)
+    if best_place_ptr is None:  # keys: the distance's bits, then the place; infinite without a negative
+        key = tl.load(best_ptr + m, mask=ok, other=NO_KEY)
+        at = tl.where((key >> 32) < INFINITE, key.to(tl.int32), -1)
+    else:
+        nearest = tl.load(best_ptr + m, mask=ok, other=0)
+        at = tl.load(best_place_ptr + m, mask=ok, other=-1)
+        for _ in range(1, chunks):
+            best_ptr += M
+            best_place_ptr += M
+            other = tl.load(best_ptr + m, mask=ok, other=0)
+            other_at = tl.load(best_place_ptr + m, mask=ok, other=-1)
+            at = tl.where(other < nearest, other_at, at)
+            nearest = tl.where(other < nearest, other, nearest)
     negative = tl.load(order_ptr + at, mask=ok & (at >= 0), other=0)
     negative = tl.where(at >= 0, negative, a_row)
     nearest_measure = measure_of_pairs(x_ptr, a_offset, negative * D, ok, D, BLOCK_D, COSINE, ACC)

@@ -17,7 +17,7 @@ chunks.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -27,6 +27,7 @@ from ..fused_rows import fused_unit_rows, row_norms
 from ..guards import compute_dtype, first_order_only
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
+from ..symmetric_tiles import symmetric_tile, triangle_of
 from ..triton_tiles import (
     Chip,
     SortedRows,
@@ -40,7 +41,8 @@ from ..triton_tiles import (
     tile_options,
     tile_shape,
 )
-from .programs import NUMBERS, negatives_program, pairs_gradient_program, picks_program
+from .programs import NO_KEY, NUMBERS, negatives_program, pairs_gradient_program, picks_program
+from .symmetric_programs import symmetric_negatives_program
 from .terms import BatchHardTerms
 
 PICKS_ROWS = 8
@@ -55,6 +57,18 @@ def batch_hard_loss(
         rows_BD = fused_unit_rows(rows_BD)
     loss: Tensor = _BatchHardLoss.apply(rows_BD, labels_B, terms, layout, precision)
     return loss
+
+
+class Nearest(NamedTuple):
+    """Of each anchor and chunk of candidates the least |a|^2 + |b|^2 - 2 a.b over negatives, and its place, int32, -1
+    without one.
+
+    best_CM: in the compute dtype; as packed int32; or, with place_CM None, as one int64 for all candidates that holds the
+    place too (symmetric_programs.py).
+    """
+
+    best_CM: Tensor
+    place_CM: Tensor | None
 
 
 class _BatchHardLoss(torch.autograd.Function):
@@ -72,10 +86,10 @@ class _BatchHardLoss(torch.autograd.Function):
         x_dot_ND = dot_rows(x_ND, precision)
         square_N = row_norms(x_dot_ND, inverse=False)
         packed = precision.rows == torch.bfloat16  # the mantissa's low bits mean little there
-        best_CM, place_CM = nearest_negatives(
+        nearest = nearest_negatives(
             x_dot_ND, square_N, rows, precision, packed=packed, cosine=terms.distance == "cosine"
         )
-        own_B6 = anchor_numbers(x_ND, square_N, rows, best_CM, place_CM, terms)
+        own_B6 = anchor_numbers(x_ND, square_N, rows, nearest, terms)
         numbers_N6 = gather_rows(own_B6, layout)
         # The same sum over the same gathered numbers on every rank, so the value is equal to the last bit.
         sums_6 = numbers_N6.sum(0)
@@ -104,37 +118,44 @@ def nearest_negatives(
     *,
     packed: bool,
     cosine: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """([C, M] least |a|^2 + |b|^2 - 2 a.b, as packed int32 or in the compute dtype; [C, M] int32 place).
-
-    square_N: |b|^2 by row, in the compute dtype. `packed` is for float32 accumulators.
-    """
+) -> Nearest:
+    """square_N: |b|^2 by row, in the compute dtype. `packed` is for float32 accumulators."""
     (places, columns), anchors = x_ND.shape, len(rows.anchor_M)
-    tile, acc = (
-        tile_shape(columns, x_ND.dtype, chip=chip_of(x_ND.device), wide=True),
-        accumulator(x_ND.dtype)[1],
-    )
+    chip, acc = chip_of(x_ND.device), accumulator(x_ND.dtype)[1]
+    given = (x_ND, square_N, rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N)
+    options = {"COSINE": cosine, "PACKED": packed}
+    tile = symmetric_tile(columns, x_ND.dtype, chip)
+    triangle = (
+        triangle_of(rows, tile) if x_ND.dtype != torch.float64 else None
+    )  # a key holds 32 bits of a distance
+    if triangle is not None:
+        key_1M = rows.order_N.new_full((1, anchors), NO_KEY.value)
+        symmetric_negatives_program[(triangle.programs,)](
+            *given, key_1M, places, columns, triangle.side, triangle.blocks,
+            **options, **tile_options(tile, columns, precision, acc),
+        )  # fmt: skip
+        return Nearest(key_1M, None)
+    tile = tile_shape(columns, x_ND.dtype, chip=chip, wide=True)
     tiles_per_chunk, chunks = column_chunks(anchors, places, tile, x_ND.device)
     place_CM = rows.anchor_M.new_empty((chunks, anchors))
     best_CM = torch.empty_like(place_CM) if packed else square_N.new_empty((chunks, anchors))
     if anchors:
         negatives_program[(triton.cdiv(anchors, tile.block_m) * chunks,)](
-            x_ND, square_N, rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, best_CM, place_CM,
-            anchors, places, columns, tiles_per_chunk, chunks,
-            COSINE=cosine, PACKED=packed, **tile_options(tile, columns, precision, acc),
+            *given, best_CM, place_CM, anchors, places, columns, tiles_per_chunk, chunks,
+            **options, **tile_options(tile, columns, precision, acc),
         )  # fmt: skip
-    return best_CM, place_CM
+    return Nearest(best_CM, place_CM)
 
 
 def anchor_numbers(
-    x_ND: Tensor, square_N: Tensor, rows: SortedRows, best_CM: Tensor, place_CM: Tensor, terms: BatchHardTerms
+    x_ND: Tensor, square_N: Tensor, rows: SortedRows, nearest: Nearest, terms: BatchHardTerms
 ) -> Tensor:
     """[B, 6] float64: the numbers of this rank's anchors, by row; see programs.py."""
-    (chunks, anchors), (places, columns) = best_CM.shape, x_ND.shape
+    (chunks, anchors), (places, columns) = nearest.best_CM.shape, x_ND.shape
     numbers_B6 = x_ND.new_empty((anchors, NUMBERS.value), dtype=torch.float64)
     if anchors:
         picks_program[(triton.cdiv(anchors, PICKS_ROWS),)](
-            x_ND, square_N, rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, best_CM, place_CM,
+            x_ND, square_N, rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, *nearest,
             numbers_B6, anchors, places, columns, chunks, rows.own.start, *split_float(terms.margin or 0.0),
             **_picks_options(columns, terms), ACC=accumulator(x_ND.dtype)[1],
         )  # fmt: skip
@@ -168,13 +189,17 @@ def variants(columns: int, precision_name: str, chip: Chip = "large") -> list[Va
     precision = PRECISIONS[precision_name]
     rows, acc = precision.rows, accumulator(precision.rows)[1]
     tiles = tile_options(tile_shape(columns, rows, chip=chip, wide=True), columns, precision, acc)
+    symmetric_tiles = tile_options(symmetric_tile(columns, rows, chip), columns, precision, acc)
     packed = rows == torch.bfloat16
+    mined = {"COSINE": False, "PACKED": packed}
     best = {"best_ptr": "*i32" if packed else "*fp32", "best_place_ptr": "*i32"}
     picks = _picks_options(columns, BatchHardTerms(0.3, "euclidean", False)) | {"ACC": acc}
     slabs = {"BLOCK_D": _slab(columns), "COSINE": False, "ACC": acc, "num_warps": 4}
     return [
-        Variant.of(negatives_program, rows, {"COSINE": False, "PACKED": packed, **tiles}, **best),
+        Variant.of(negatives_program, rows, {**mined, **tiles}, **best),
+        Variant.of(symmetric_negatives_program, rows, {**mined, **symmetric_tiles}, key_ptr="*i64"),
         Variant.of(picks_program, torch.float32, picks, **best),
+        Variant.of(picks_program, torch.float32, picks | {"best_place_ptr": None}, best_ptr="*i64"),
         Variant.of(pairs_gradient_program, torch.float32, slabs, first_ptr="*i64", pair_ptr="*i64"),
     ]
 

@@ -62,7 +62,7 @@ TARGETS = {
     # Consumer and workstation chips of that generation and the next ones: 99 KB.
     "sm_89": Target(GPUTarget("cuda", 89, 32), 99 << 10, "mma.sync", chip="small"),
     "sm_90": Target(GPUTarget("cuda", 90, 32), 227 << 10, "wgmma", chip="wide"),
-    "sm_100": Target(GPUTarget("cuda", 100, 32), 227 << 10, "tcgen05", chip="wide"),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), 227 << 10, "tcgen05", chip="rows"),
     # AMD's compiler has no tf32x3.
     "gfx942": Target(
         GPUTarget("hip", "gfx942", 64), 64 << 10, "mfma", chip="small", missing_presets=("tf32x3",)
@@ -174,6 +174,7 @@ def compile_job(job: Job) -> Compiled:
     name += " raw" if "inverse_ptr" in variant.options else ""  # rows that are not normalised
     name += " circle" if variant.options.get("CIRCLE") else ""
     name += " exact" if variant.options.get("EXACT") else ""  # rows that are not normalised
+    name += " of keys" if "best_place_ptr" in variant.options else ""  # after a symmetric pass
     options = dict(variant.options)
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages") if key in options}
     tile = tuple(options.get(key, 1) for key in ("BLOCK_M", "BLOCK_N", "BLOCK_D"))
@@ -202,7 +203,8 @@ def compile_job(job: Job) -> Compiled:
         spills, code = _number(text, r"\.vgpr_spill_count:\s*(\d+)"), ""
     else:
         registers, spills, code = _read_cubin(binary.asm["cubin"], job.target == "sm_90")
-    slab, rest, marks = _tile_loop(code, walks="tiles_per_chunk" in variant.types)
+    walks = 2 if "side" in variant.types else 1 if "tiles_per_chunk" in variant.types else 0
+    slab, rest, marks = _tile_loop(code, walks)
     return Compiled(
         *common,
         registers,
@@ -227,10 +229,11 @@ def _read_cubin(cubin: bytes, machine_code: bool) -> tuple[int, int, str]:
     return _number(usage, r"REG:(\d+)"), _number(usage, r"STACK:(\d+)"), code
 
 
-def _tile_loop(code: str, *, walks: bool) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """Instructions by opcode of the loop over D around the matrix instruction, of the rest of one tile (of
-    the loop over tiles where the program `walks` them, else of the whole program), and of skipped branches
-    with a store in them.
+def _tile_loop(code: str, walks: int) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Instructions by opcode of the loop over D around the matrix instruction, of the rest of one tile, and of skipped
+    branches with a store in them.
+
+    walks: 1, a program has a loop over tiles; 2, and one over rows of tiles around it; 0, it is one tile.
     """
     found = [(int(at, 16), opcode, int(to, 16) if to else -1) for at, opcode, to in INSTRUCTION.findall(code)]
     matrix = [at for at, opcode, _ in found if opcode == "HGMMA"]
@@ -240,6 +243,8 @@ def _tile_loop(code: str, *, walks: bool) -> tuple[Counter[str], Counter[str], C
     loops = sorted((at - to, to, at) for at, to in jumps if to < matrix[0] and at > matrix[-1])
     if not walks:
         loops.append((found[-1][0], found[0][0], found[-1][0]))
+    if walks == 2:
+        loops = loops[:-1]
     if not loops:
         return Counter(), Counter(), Counter()
     (_, slab_from, slab_to), (_, tile_from, tile_to) = loops[0], loops[-1]

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..symmetric_tiles import STRIP, Triangle, triangle
+from ..triton_tiles import TileShape
 from .aot import Compiled
 
 
@@ -73,6 +75,14 @@ def programs_per_processor(program: Compiled) -> int:
     return max(min(REGISTERS // registers, SHARED_BYTES // max(program.shared, 1), THREADS // threads), 1)
 
 
+def triangle_of(program: Compiled, places: int, card: Card) -> Triangle | None:
+    """The walk of a program over the upper triangle of S; None of one that takes all of it."""
+    if "symmetric" not in program.program:
+        return None
+    tile = TileShape(*program.tile, program.warps, 3, one_slab=program.tile[2] >= program.job.columns)
+    return triangle(places, tile, card.processors)
+
+
 def predict(
     program: Compiled,
     rows: int,
@@ -83,17 +93,22 @@ def predict(
     marked_tiles: float = 0.0,
     chunks: int = 1,
 ) -> Pass:
-    """A pass over rows x places. `marked_tiles`: share that records pairs. `chunks`: of columns, walked side
-    by side."""
+    """A pass over rows x places, or over the upper triangle of them. `marked_tiles`: share that records pairs. `chunks`: of
+    columns, walked side by side. Atomic minima are not in it.
+    """
     block_m, block_n, block_d = program.tile
     size = 2 if program.job.preset == "bf16" else 4
     tiles = -(-rows // block_m) * -(-places // block_n)
+    share, walk = 1.0, triangle_of(program, places, card)
     slabs = -(-columns // block_d)
     resident = slabs == 1  # the anchors' rows stay on the chip
     per_second = card.processors * card.clock_hz
     products = slabs * 2 * block_m * block_n * block_d / FLOP_PER_CLOCK[program.job.preset]
     steps = slabs * issue_clocks(dict(program.per_slab), program.warps)
-    loaded = (block_n if resident else block_m + block_n) * columns * size
+    loaded: float = (block_n if resident else block_m + block_n) * columns * size
+    if walk is not None:  # the whole tiles on the diagonal too; rows stay for the tiles of a block
+        share = (1 + max(block_m, block_n) / places) / 2
+        loaded += resident * block_m * columns * size * block_n / (walk.side * max(block_m, block_n))
     l2 = loaded / L2_BYTES_PER_SECOND * per_second
     rest = issue_clocks(dict(program.per_tile), program.warps)
     rest += marked_tiles * issue_clocks(dict(program.per_marks), program.warps)
@@ -103,8 +118,11 @@ def predict(
         tile = max(max(products, steps) + rest, l2)
     else:
         tile = max(products, steps, l2) + REFILL_CLOCKS + rest
-    memory = memory_bytes(program, rows, places, columns, card, chunks) / card.bytes_per_second
-    to_ms = 1e3 * tiles / per_second
+    if walk is None:
+        memory = memory_bytes(program, rows, places, columns, card, chunks) / card.bytes_per_second
+    else:
+        memory = memory_bytes_of_triangle(program, walk, places, columns, card) / card.bytes_per_second
+    to_ms = 1e3 * share * tiles / per_second
     return Pass(
         products=to_ms * products,
         instructions=to_ms * steps,
@@ -136,3 +154,26 @@ def memory_bytes(program: Compiled, rows: int, places: int, columns: int, card: 
         rows_again *= -(-places // block_n)
     everything = places * row_bytes
     return rows_again + (everything if everything < L2_USABLE * card.l2_bytes else waves * everything)
+
+
+def memory_bytes_of_triangle(
+    program: Compiled, walk: Triangle, places: int, columns: int, card: Card
+) -> float:
+    """Bytes from memory of a pass over the upper triangle, strip by strip.
+
+    A strip's columns stay in the L2 cache if they fit beside the rows that its programs walk just then, else they come
+    again with every row of tiles; the rows above a strip come once with it.
+    """
+    block_m, block_n, _ = program.tile
+    strip = int(STRIP.value)
+    row_bytes = columns * (2 if program.job.preset == "bf16" else 4)
+    everything = places * row_bytes
+    if everything < L2_USABLE * card.l2_bytes:
+        return everything
+    strips = max(walk.blocks / strip, 1)
+    at_once = card.processors * programs_per_processor(program)
+    height = walk.side * max(block_m, block_n)
+    columns_bytes = min(strip, walk.blocks) * height * row_bytes
+    held = columns_bytes + at_once / strip * block_m * row_bytes
+    again = 1 if held <= L2_USABLE * card.l2_bytes else height // block_m
+    return strips * everything / 2 + max(walk.programs / at_once, 1) * again * columns_bytes

@@ -72,7 +72,14 @@ def predicted_figures(programs: Sequence[Compiled], card: Card) -> dict[str, flo
     found = {"copy": card.bytes_per_second / 1e12, "L2 reads": L2_BYTES_PER_SECOND / 1e12}
     for D in (2048, 256):
         found[f"product, D = {D}"] = model.product(65536, D)
-    found |= _passes(model) | _losses(model) | _million(model) | _crossover(model) | _marks(model)
+    found |= (
+        _passes(model)
+        | _losses(model)
+        | _symmetric(model)
+        | _million(model)
+        | _crossover(model)
+        | _marks(model)
+    )
     for kernel in OURS:  # ours round the rows once, plain torch rounds every similarity
         found[f"{kernel} gradient error beside eager's"] = 0.5
     return found
@@ -195,6 +202,28 @@ def _losses(model: Model) -> dict[str, float]:
         ours, key = model.loss(kernel, 32768, D), f"{kernel} 32768, D = {D}, times faster than"
         found[f"{key} eager"] = model.plain(kernel, 32768, D) / ours
         found[f"{key} compiled"] = model.compiled(32768, D) / ours
+    return found
+
+
+def _symmetric(model: Model) -> dict[str, float]:
+    """The losses with a pass over the upper triangle, that pass instead of the rectangular one."""
+    found = {}
+    for kernel, name, circle in (
+        ("batch_hard", "batch_hard", ""),
+        ("n_pair", "logsumexp", ""),
+        ("circle", "logsumexp", " circle"),
+    ):
+        unbounded = " unbounded" if circle else ""
+        for D in (2048, 256):
+            key = f"{kernel} symmetric, D = {D}"
+            whole = model.loss(kernel, 65536, D)
+            half = model.over_tiles(f"{name}.symmetric_negatives{unbounded}{circle}", 65536, D).total
+            saved = model.over_tiles(f"{name}.negatives{circle}", 65536, D).total - half
+            found[f"{key}, forward pass"] = half
+            found[key] = whole - saved
+            found[f"{key}, to the product"] = found[key] / model.product(65536, D)
+            found[f"{key}, times faster than rectangular"] = whole / found[key]
+            found[f"{key}, gradient beside rectangular"] = 1e-3
     return found
 
 

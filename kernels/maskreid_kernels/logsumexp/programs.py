@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_tiles import anchor_block, joined, load_slab, similarity_tile
+from ..triton_tiles import anchor_block, joined, load_slab, load_whole_slab, similarity_tile
 
 LOWEST = tl.constexpr(-3.0e38)  # below every exponent, and finite: -inf minus -inf would be no number
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -52,7 +52,7 @@ def negatives_program(
     )
     scale, margin = joined(scale_high, scale_low, ACC) * LOG2_E, joined(margin_high, margin_low, ACC)
     a_offset = a_row * D
-    a_slab = load_slab(x_ptr, a_offset, ok, 0, D, BLOCK_D, EVEN_D)
+    a_slab = load_whole_slab(x_ptr, a_offset, 0, D, BLOCK_D, EVEN_D)
     top = tl.full((BLOCK_M,), LOWEST, ACC)
     total = tl.zeros((BLOCK_M,), ACC)
     first = chunk * tiles_per_chunk
@@ -61,9 +61,7 @@ def negatives_program(
         n = n0 + tl.arange(0, BLOCK_N)
         n_ok = n < N
         b_offset = tl.load(order_ptr + n, mask=n_ok, other=0) * D
-        S = similarity_tile(
-            x_ptr, a_slab, a_offset, ok, b_offset, n_ok, D, BLOCK_D, EVEN_D, ONE_SLAB, DOT, ACC
-        )
+        S = similarity_tile(x_ptr, a_slab, a_offset, b_offset, D, BLOCK_D, EVEN_D, ONE_SLAB, DOT, ACC)
         f = exponent_tile(S, scale, margin, CIRCLE)
         if ((n0 < high) & (n0 + BLOCK_N > low)) | (n0 + BLOCK_N > N):  # else: negatives of every anchor here
             own = (n[None, :] >= start[:, None]) & (n[None, :] < stop[:, None])
@@ -78,22 +76,26 @@ def negatives_program(
 
 @triton.jit(do_not_specialize=["M", "chunks"])
 def merge_program(top_ptr, sum_ptr, A_ptr, M, chunks, BLOCK_M: tl.constexpr, ACC: tl.constexpr):
-    """A [M]: the natural log-sum-exp over an anchor's negatives, -inf without one. In float64, if A is stored
+    """A [M]: the natural log-sum-exp over an anchor's negatives, -inf without one; top None: 0. In float64, if A is stored
     so: the log of a sum of few is nothing beside the exponents of rows as long as thousands.
     """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     ok = m < M
-    top = tl.full((BLOCK_M,), LOWEST, ACC)
-    at = top_ptr
-    for _ in range(chunks):
-        top = tl.maximum(top, tl.load(at + m, mask=ok, other=LOWEST))
-        at += M
+    top = tl.zeros((BLOCK_M,), ACC)
+    if top_ptr is not None:
+        top += LOWEST
+        at = top_ptr
+        for _ in range(chunks):
+            top = tl.maximum(top, tl.load(at + m, mask=ok, other=LOWEST))
+            at += M
     total = tl.zeros((BLOCK_M,), ACC)
     for _ in range(chunks):
         partial = tl.load(sum_ptr + m, mask=ok, other=0.0)
-        total += partial * tl.exp2(tl.load(top_ptr + m, mask=ok, other=LOWEST) - top)
+        if top_ptr is not None:
+            partial *= tl.exp2(tl.load(top_ptr + m, mask=ok, other=LOWEST) - top)
+            top_ptr += M
+        total += partial
         sum_ptr += M
-        top_ptr += M
     A = (top.to(tl.float64) + tl.log2(total).to(tl.float64)) / LOG2_E
     tl.store(A_ptr + m, A.to(A_ptr.dtype.element_ty), mask=ok)
 
@@ -167,12 +169,12 @@ def pairs_program(
     )
     scale, margin = joined(scale_high, scale_low, ACC), joined(margin_high, margin_low, ACC)
     a_offset = a_row * D
-    a_slab = load_slab(x_ptr, a_offset, ok, 0, D, BLOCK_D, EVEN_D)
+    a_slab = load_whole_slab(x_ptr, a_offset, 0, D, BLOCK_D, EVEN_D)
     n0 = panel_start + tl.program_id(0) % tiles * BLOCK_N
     n = n0 + tl.arange(0, BLOCK_N)
     n_ok = n < panel_stop
     b_row = tl.load(order_ptr + n, mask=n_ok, other=0)
-    S = similarity_tile(x_ptr, a_slab, a_offset, ok, b_row * D, n_ok, D, BLOCK_D, EVEN_D, ONE_SLAB, DOT, ACC)
+    S = similarity_tile(x_ptr, a_slab, a_offset, b_row * D, D, BLOCK_D, EVEN_D, ONE_SLAB, DOT, ACC)
     f = exponent_tile(S, scale * LOG2_E, margin, CIRCLE)
     a_log = tl.load(numbers_ptr + a_row * NUMBERS + 2, mask=ok, other=0.0) * LOG2_E
     b_log = tl.load(numbers_ptr + b_row * NUMBERS + 2, mask=n_ok, other=0.0) * LOG2_E

@@ -28,6 +28,7 @@ from ..fused_rows import fused_unit_rows
 from ..guards import compute_dtype, first_order_only
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
+from ..symmetric_tiles import symmetric_tile, triangle_of
 from ..triton_tiles import (
     INTERPRETED,
     Chip,
@@ -54,11 +55,13 @@ from .programs import (
     positives_program,
     pulls_program,
 )
+from .symmetric_programs import symmetric_negatives_program
 from .terms import LogSumExpTerms
 
 PANEL_COLUMNS = 8192
 IDENTITY_ROWS = 128 if INTERPRETED else 32  # anchors per program of the two that walk identities
 MERGE_ROWS = 128
+PARTIAL_BYTES_PER_ANCHOR = 8  # top, sum
 
 
 def log_sum_exp_loss(
@@ -93,7 +96,8 @@ class _LogSumExpLoss(torch.autograd.Function):
         # Exponents of rows that are not normalised may be long: what is done with them per anchor is in
         # float64.
         exact = not terms.normalize
-        A_M = _negatives(x_dot_ND, rows, terms.exponent, precision, torch.float64 if exact else x_ND.dtype)
+        dtype = torch.float64 if exact else x_ND.dtype
+        A_M = _negatives(x_dot_ND, rows, terms.exponent, precision, dtype, bounded=terms.bounded)
         own_B4 = x_ND.new_empty((rows_BD.shape[0], NUMBERS.value), dtype=torch.float64)
         for band in _bands(rows, 40 * widest):
             S_bP, _, positive_bP = _positives(x_ND, rows, band, widest)
@@ -136,12 +140,18 @@ def _bands(rows: SortedRows, bytes_per_row: int) -> Iterator[slice]:
 
 
 def _negatives(
-    x_ND: Tensor, rows: SortedRows, exponent: Exponent, precision: Precision, dtype: torch.dtype
+    x_ND: Tensor,
+    rows: SortedRows,
+    exponent: Exponent,
+    precision: Precision,
+    dtype: torch.dtype,
+    *,
+    bounded: bool,
 ) -> Tensor:
     """A [M] in `dtype`, -inf where an anchor has no negative."""
-    top_CM, sum_CM = negative_partials(x_ND, rows, exponent, precision)
-    chunks, M = top_CM.shape
-    A_M = top_CM.new_empty(M, dtype=dtype)
+    top_CM, sum_CM = negative_partials(x_ND, rows, exponent, precision, bounded=bounded)
+    chunks, M = sum_CM.shape
+    A_M = sum_CM.new_empty(M, dtype=dtype)
     if M:
         options = _merge_options(x_ND.dtype)
         merge_program[(triton.cdiv(M, MERGE_ROWS),)](top_CM, sum_CM, A_M, M, chunks, **options)
@@ -159,21 +169,33 @@ def _write_numbers_(
 
 
 def negative_partials(
-    x_ND: Tensor, rows: SortedRows, exponent: Exponent, precision: Precision
-) -> tuple[Tensor, Tensor]:
-    """top, sum [C, M]: the one pass over the tiles; sum over a chunk's negatives of 2^(f log2(e) - top)."""
+    x_ND: Tensor, rows: SortedRows, exponent: Exponent, precision: Precision, *, bounded: bool = False
+) -> tuple[Tensor | None, Tensor]:
+    """top, sum [C, M]: the one pass over the tiles; sum over a chunk's negatives of 2^(f log2(e) - top), top None for 0.
+
+    bounded: no exponential overflows, see `LogSumExpTerms`.
+    """
     (N, D), M = x_ND.shape, len(rows.anchor_M)
-    tile, (dtype, acc) = (
-        tile_shape(D, x_ND.dtype, chip=chip_of(x_ND.device), wide=True),
-        accumulator(x_ND.dtype),
-    )
-    tiles_per_chunk, chunks = column_chunks(M, N, tile, x_ND.device)
+    chip, (dtype, acc) = chip_of(x_ND.device), accumulator(x_ND.dtype)
+    options: dict[str, Any] = {"CIRCLE": exponent.margin is not None}
+    given = (x_ND, rows.anchor_M, rows.order_N, rows.start_N, rows.stop_N)
+    tile = symmetric_tile(D, x_ND.dtype, chip)
+    triangle = triangle_of(rows, tile, PARTIAL_BYTES_PER_ANCHOR)
+    if triangle is not None:
+        sum_CM = x_ND.new_empty((triangle.blocks, M), dtype=dtype)
+        top_CM = None if bounded else torch.empty_like(sum_CM)
+        symmetric_negatives_program[(triangle.programs,)](
+            *given, top_CM, sum_CM, N, D, triangle.side, triangle.blocks, *_constants(exponent),
+            BOUNDED=bounded, **options, **tile_options(tile, D, precision, acc),
+        )  # fmt: skip
+        return top_CM, sum_CM
+    tile = tile_shape(D, x_ND.dtype, chip=chip, wide=True)
+    tiles_per_chunk, chunks = column_chunks(M, N, tile, x_ND.device, PARTIAL_BYTES_PER_ANCHOR)
     top_CM, sum_CM = (x_ND.new_empty((chunks, M), dtype=dtype) for _ in range(2))
     if M:
         negatives_program[(triton.cdiv(M, tile.block_m) * chunks,)](
-            x_ND, rows.anchor_M, rows.order_N, rows.start_N, rows.stop_N, top_CM, sum_CM, M, N, D,
-            tiles_per_chunk, chunks, *_constants(exponent), CIRCLE=exponent.margin is not None,
-            **tile_options(tile, D, precision, acc),
+            *given, top_CM, sum_CM, M, N, D, tiles_per_chunk, chunks, *_constants(exponent),
+            **options, **tile_options(tile, D, precision, acc),
         )  # fmt: skip
     return top_CM, sum_CM
 
@@ -256,6 +278,7 @@ def variants(columns: int, precision_name: str, chip: Chip = "large") -> list[Va
     precision = PRECISIONS[precision_name]
     rows, acc = precision.rows, accumulator(precision.rows)[1]
     wide_tiles = tile_options(tile_shape(columns, rows, chip=chip, wide=True), columns, precision, acc)
+    halves = tile_options(symmetric_tile(columns, rows, chip), columns, precision, acc)
     identity = identity_options(columns, torch.float32)
     types = {"row_ptr": "*i64", "G_ptr": "*bf16" if rows == torch.bfloat16 else "*fp32"}
     compiled = [
@@ -266,6 +289,9 @@ def variants(columns: int, precision_name: str, chip: Chip = "large") -> list[Va
     ]
     for circle in (False, True):
         compiled.append(Variant.of(negatives_program, rows, {"CIRCLE": circle, **wide_tiles}))
+        linear = {"BOUNDED": not circle} | ({} if circle else {"top_ptr": None})
+        symmetric = {"CIRCLE": circle, **linear, **halves}
+        compiled.append(Variant.of(symmetric_negatives_program, rows, symmetric))
         for exact in (False, True):
             tiles = tile_options(pairs_tile(columns, rows, chip, exact=exact), columns, precision, acc)
             constants = {"CIRCLE": circle, "EXACT": exact, **tiles}

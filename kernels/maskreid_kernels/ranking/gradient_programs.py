@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_tiles import anchor_block, joined, load_slab, similarity_tile
+from ..triton_tiles import anchor_block, joined, load_whole_slab, similarity_tile
 from .programs import GROUP, NUMBERS, load_row, load_whole_rows, similarities_of_one
 
 
@@ -172,8 +172,8 @@ def dense_weights_program(
     column = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     b, b_ok = first_place + column, column < places
     b_row = tl.load(order_ptr + b, mask=b_ok, other=0)
-    a_slab = load_slab(x_ptr, a_offset, ok, 0, D, BLOCK_D, EVEN_D)
-    S = similarity_tile(x_ptr, a_slab, a_offset, ok, b_row * D, b_ok, D, BLOCK_D, EVEN_D, ONE_SLAB, DOT, ACC)
+    a_slab = load_whole_slab(x_ptr, a_offset, 0, D, BLOCK_D, EVEN_D)
+    S = similarity_tile(x_ptr, a_slab, a_offset, b_row * D, D, BLOCK_D, EVEN_D, ONE_SLAB, DOT, ACC)
     if inverse_ptr is not None:
         b_inverse = tl.load(inverse_ptr + b_row, mask=b_ok, other=0.0)
         S = S * b_inverse[None, :] * tl.load(inverse_ptr + a_row, mask=ok, other=0.0)[:, None]

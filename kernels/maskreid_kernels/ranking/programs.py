@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_tiles import anchor_block, joined, load_slab, similarity_tile
+from ..triton_tiles import anchor_block, joined, load_whole_slab, similarity_tile
 
 GROUP = tl.constexpr(16)  # places of one mark
 NUMBERS = tl.constexpr(9)
@@ -107,7 +107,7 @@ def forward_program(
     t = tl.load(t_ptr + a_row, mask=ok, other=float("-inf"))
     if inverse_ptr is not None:
         a_inverse = tl.load(inverse_ptr + a_row, mask=ok, other=0.0)
-    a_slab = load_slab(x_ptr, a_offset, ok, 0, D, BLOCK_D, EVEN_D)
+    a_slab = load_whole_slab(x_ptr, a_offset, 0, D, BLOCK_D, EVEN_D)
     total, shift = tl.zeros((BLOCK_M,), ACC), tl.zeros((BLOCK_M,), ACC)
     active, recorded = tl.zeros((BLOCK_M,), tl.int32), tl.zeros((BLOCK_M,), tl.int32)
     slots = m.to(tl.int64) * chunks + chunk
@@ -118,9 +118,7 @@ def forward_program(
         b_ok = b < N
         b_row = tl.load(order_ptr + b, mask=b_ok, other=0)
         t_b = tl.load(t_ptr + b_row, mask=b_ok, other=float("-inf"))
-        S = similarity_tile(
-            x_ptr, a_slab, a_offset, ok, b_row * D, b_ok, D, BLOCK_D, EVEN_D, ONE_SLAB, DOT, ACC
-        )
+        S = similarity_tile(x_ptr, a_slab, a_offset, b_row * D, D, BLOCK_D, EVEN_D, ONE_SLAB, DOT, ACC)
         if inverse_ptr is not None:
             S = S * tl.load(inverse_ptr + b_row, mask=b_ok, other=0.0)[None, :] * a_inverse[:, None]
         # A threshold of -inf keeps anchors that are not valid, and what lies beyond M and N, outside the

@@ -53,4 +53,6 @@ def forward_pass(batch: Batch) -> Callable[[], object]:
         inverse_N = row_norms(x_ND, inverse=True)
         _, _, t_N = least_positives(x_ND, inverse_N, rows, terms)
         return lambda: push_away(x_dot_ND, inverse_N, rows, t_N, terms, precision)
-    return lambda: negative_partials(x_dot_ND, rows, EXPONENTS[batch.kernel], precision)
+    exponent = EXPONENTS[batch.kernel]
+    bounded = exponent.margin is None  # rows of length 1, a moderate scale
+    return lambda: negative_partials(x_dot_ND, rows, exponent, precision, bounded=bounded)
