@@ -1,4 +1,6 @@
-"""The Triton passes over the upper triangle of S: the walk, and each loss against the rectangular passes and float64."""
+"""The Triton passes over the upper triangle of S: the walk, and each loss against the rectangular passes and
+float64.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def symmetric_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=TILES, ids=["wide", "high"])
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> TileShape:
-    """In the interpreter tiny tiles of unequal sides, so that some fifty rows are several blocks; on a GPU its own."""
+    """In the interpreter tiny tiles of unequal sides, so that some fifty rows are several blocks; on a GPU
+    its own.
+    """
     chosen: TileShape = request.param
     if not GPU:
         for module in (symmetric_tiles, logsumexp_triton):
@@ -127,6 +131,7 @@ def test_off_unless_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(SWITCH, switch)
         assert not symmetric(torch.device(DEVICE))
     monkeypatch.setattr(symmetric_tiles, "VERIFIED", {"Some GPU": "2026-11-26 abc"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     assert symmetric(torch.device("cuda"))
     monkeypatch.setenv(SWITCH, "0")
@@ -211,7 +216,9 @@ def test_passes_with_partial_results_stop_where_these_do_not_fit(monkeypatch: py
 
 
 def test_packed_minimum_finds_a_nearest_negative(tile: TileShape) -> None:
-    """What the bf16 preset runs, here on float32 rows: the pick's distance is the least, to the bits that packing keeps."""
+    """What the bf16 preset runs, here on float32 rows: the pick's distance is the least, to the bits that
+    packing keeps.
+    """
     x, y = (tensor.to(DEVICE) for tensor in BATCHES["twins"])
     rows = sort_by_identity(y, RankLayout(None, 0, (len(x),)))
     ieee, square_N = Precision(torch.float32, "ieee"), row_norms(x, inverse=False)

@@ -1,13 +1,15 @@
-"""The upper triangle of S = x x^T in Triton: where the rows are the candidates, each tile serves both of its sides.
+"""The upper triangle of S = x x^T in Triton: where the rows are the candidates, each tile serves both of its
+sides.
 
-The places are cut into blocks of `side` tiles. A program takes one pair of blocks (row_block <= column_block) and walks its
-tiles on and right of the diagonal, row by row; each is reduced by rows and, right of the diagonal, by columns. So pairs of
-one row of tiles share what stays on the chip. Programs that run at the same time are neighbours in both directions: pairs
-of blocks go in strips of STRIP, so that both operands stay in the L2 cache. Which program comes when decides nothing: they
-lower the same integers, or each has a place of its own in memory.
+The places are cut into blocks of `side` tiles. A program takes one pair of blocks (row_block <= column_block)
+and walks its tiles on and right of the diagonal, row by row; each is reduced by rows and, right of the
+diagonal, by columns. So pairs of one row of tiles share what stays on the chip. Programs that run at the same
+time are neighbours in both directions: pairs of blocks go in strips of STRIP, so that both operands stay in
+the L2 cache. Which program comes when decides nothing: they lower the same integers, or each has a place of
+its own in memory.
 
-Not yet run on a GPU: off there unless the switch says otherwise or VERIFIED names the GPU. The rectangular passes remain for
-ranks that have a part of the rows, and for what these do not take.
+Not yet run on a GPU: off there unless the switch says otherwise or VERIFIED names the GPU. The rectangular
+passes remain for ranks that have a part of the rows, and for what these do not take.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import triton.language as tl
 from .triton_tiles import INTERPRETED, PARTIAL_BYTES, Chip, SortedRows, TileShape, processors, tile_shape
 
 SWITCH = "MASKREID_TRITON_SYMMETRIC"
-# GPUs, by torch's name, on which `kernels/bench/gpu.py` found these passes right and no slower: date and commit.
+# GPUs, by torch's name, on which `kernels/bench/gpu.py` found these passes right and no slower: date and
+# commit.
 VERIFIED: dict[str, str] = {}
 STRIP = tl.constexpr(8)  # blocks
 PROGRAMS = 8  # for each processor, so that the half blocks on the diagonal leave few idle
@@ -46,24 +49,37 @@ def symmetric(device: torch.device) -> bool:
     switch = os.environ.get(SWITCH, "")
     if switch:
         return switch == "1"
-    return device.type == "cuda" and torch.cuda.get_device_name(device) in VERIFIED
+    if device.type != "cuda" or not VERIFIED or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_name(device) in VERIFIED
+
+
+def why_rectangular(anchors: int, places: int, device: torch.device) -> str | None:
+    """Why a pass over the upper triangle is not to be taken; None where it is."""
+    if anchors < places:
+        return "each rank has a part of the rows"
+    if not symmetric(device):
+        return f"passes over the upper triangle are off, no GPU has verified them ({SWITCH}=1: on)"
+    return None if 0 < places <= MAX_ROWS else f"{places} rows"
 
 
 def triangle_of(rows: SortedRows, tile: TileShape, bytes_per_anchor: int = 0) -> Triangle | None:
     """The walk of a batch whose candidates are its own rows; None where a rectangular pass is to be taken.
 
-    That is over ranks, of which each has a part of the rows, where symmetric passes are off, and where partial results of
-    so many bytes per anchor and block would take more than PARTIAL_BYTES.
+    That is where `why_rectangular` has a reason, and where partial results of so many bytes per anchor and
+    block would take more than PARTIAL_BYTES.
     """
     device, places = rows.order_N.device, len(rows.order_N)
-    if not 0 < len(rows.anchor_M) == places <= MAX_ROWS or not symmetric(device):
+    if why_rectangular(len(rows.anchor_M), places, device):
         return None
     walk = triangle(places, tile, processors(device))
     return walk if walk.blocks * places * bytes_per_anchor <= PARTIAL_BYTES else None
 
 
 def symmetric_tile(columns: int, rows: torch.dtype, chip: Chip) -> TileShape:
-    """A tile that is reduced by rows and by columns: half as wide where that would take more registers than there are."""
+    """A tile that is reduced by rows and by columns: half as wide where that would take more registers than
+    there are.
+    """
     tile = tile_shape(columns, rows, chip=chip, wide=chip == "wide")
     narrow = chip == "rows" or (rows == torch.float32 and chip != "wide")
     return replace(tile, block_n=tile.block_n // 2) if narrow and not INTERPRETED else tile
@@ -102,7 +118,9 @@ def block_pair(program, blocks):
 
 @triton.jit
 def tiles_of_pair(program, N, side, blocks, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """(row_block, column_block, first and last row of tiles, first and last column of tiles), the last ones beyond."""
+    """(row_block, column_block, first and last row of tiles, first and last column of tiles), the last ones
+    beyond.
+    """
     row_block, column_block = block_pair(program, blocks)
     LONGER: tl.constexpr = max(BLOCK_M, BLOCK_N)
     first_row, first_tile = row_block * side * (LONGER // BLOCK_M), column_block * side * (LONGER // BLOCK_N)

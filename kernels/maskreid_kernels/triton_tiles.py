@@ -39,8 +39,9 @@ ALIGNED = 16  # columns
 SIDE_BY_SIDE = 16
 PARTIAL_BYTES = 64 << 20
 # What a tile may take: 64 KB of shared memory (AMD, and NVIDIA's consumer chips, which have 99); 160 KB
-# (A100); 227 KB and products that read it, which leaves registers free (from Hopper on); the same with sums in a memory of
-# their own, whose rows belong to a thread each, so that a column is spread over all of them (from Blackwell on).
+# (A100); 227 KB and products that read it, which leaves registers free (from Hopper on); the same with sums
+# in a memory of their own, whose rows belong to a thread each, so that a column is spread over all of them
+# (from Blackwell on).
 Chip = Literal["small", "large", "wide", "rows"]
 LARGE_SHARED, WIDE_SHARED = 160 << 10, 227 << 10
 INTERPRETED = triton.knobs.runtime.interpret
@@ -274,7 +275,9 @@ def load_slab(x_ptr, offset, ok, d, D, BLOCK_D: tl.constexpr, EVEN_D: tl.constex
 
 @triton.jit
 def load_whole_slab(x_ptr, offset, d, D, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr):
-    """`load_slab` of rows that all exist, without a mask: masks cost registers and instructions in every step over D."""
+    """`load_slab` of rows that all exist, without a mask: masks cost registers and instructions in every step
+    over D.
+    """
     column = d + tl.arange(0, BLOCK_D)
     at = x_ptr + offset[:, None] + column[None, :]
     return tl.load(at) if EVEN_D else tl.load(at, mask=(column < D)[None, :], other=0.0)
@@ -287,8 +290,8 @@ def similarity_tile(
 ):  # fmt: skip
     """[rows of a, rows of b] dot products in ACC; `a_slab` holds the whole rows of a when ONE_SLAB.
 
-    All offsets are of rows that exist: beyond the last anchor or candidate any will do, row 0 say, whose results nobody
-    uses.
+    All offsets are of rows that exist: beyond the last anchor or candidate any will do, row 0 say, whose
+    results nobody uses.
     """
     if ONE_SLAB:
         b = load_whole_slab(x_ptr, b_offset, 0, D, BLOCK_D, EVEN_D)

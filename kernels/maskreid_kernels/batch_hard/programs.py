@@ -26,8 +26,8 @@ def distance_tile(
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, ONE_SLAB: tl.constexpr,
     COSINE: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """|a|^2 + |b|^2 - 2 a.b of a block of anchors and a tile of places, infinite where b is no negative of a; the places,
-    and which there are.
+    """|a|^2 + |b|^2 - 2 a.b of a block of anchors and a tile of places, infinite where b is no negative of a;
+    the places, and which there are.
     """
     b = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     b_ok = b < N

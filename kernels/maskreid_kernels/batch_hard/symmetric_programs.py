@@ -1,8 +1,10 @@
-"""Batch-hard's pass over the upper triangle of S; names are those of programs.py, the walk is that of symmetric_tiles.py.
+"""Batch-hard's pass over the upper triangle of S; names are those of programs.py, the walk is that of
+symmetric_tiles.py.
 
-Rows and columns of every tile offer their least distance to their anchors: one integer holds the distance's bits, which as
-an integer order like it, above the place. The least integer over all tiles is the nearest negative, of equals the one of
-the lowest place, in whatever order the tiles come. That of a distance that is infinite is no negative.
+Rows and columns of every tile offer their least distance to their anchors: one integer holds the distance's
+bits, which as an integer order like it, above the place. The least integer over all tiles is the nearest
+negative, of equals the one of the lowest place, in whatever order the tiles come. That of a distance that is
+infinite is no negative.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from .programs import INFINITE, distance_tile
 
 @triton.jit
 def key_of(least, first_place, lane, PACKED: tl.constexpr, LANES: tl.constexpr):
-    """A distance and a place as one int64. PACKED: `least` are its bits, with the lane in those below LANES."""
+    """A distance and a place as one int64. PACKED: `least` are its bits, the lane in those below LANES."""
     if PACKED:
         both = least.to(tl.int64)  # once: from here on the layout is that of memory, not that of the tile
         return ((both & -LANES) << 32) | (first_place + (both & (LANES - 1)))
@@ -43,7 +45,8 @@ def symmetric_negatives_program(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
     ONE_SLAB: tl.constexpr, COSINE: tl.constexpr, PACKED: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """key [N]: of each anchor the nearest negative's distance and place; what it holds before is kept where it is less.
+    """key [N]: of each anchor the nearest negative's distance and place; what it holds before is kept where
+    it is less.
 
     PACKED: see `negatives_program`.
     """

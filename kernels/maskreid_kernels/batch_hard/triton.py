@@ -60,11 +60,11 @@ def batch_hard_loss(
 
 
 class Nearest(NamedTuple):
-    """Of each anchor and chunk of candidates the least |a|^2 + |b|^2 - 2 a.b over negatives, and its place, int32, -1
-    without one.
+    """Of each anchor and chunk of candidates the least |a|^2 + |b|^2 - 2 a.b over negatives, and its place,
+    int32, -1 without one.
 
-    best_CM: in the compute dtype; as packed int32; or, with place_CM None, as one int64 for all candidates that holds the
-    place too (symmetric_programs.py).
+    best_CM: in the compute dtype; as packed int32; or, with place_CM None, as one int64 for all candidates
+    that holds the place too (symmetric_programs.py).
     """
 
     best_CM: Tensor

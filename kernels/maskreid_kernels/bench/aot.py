@@ -230,8 +230,8 @@ def _read_cubin(cubin: bytes, machine_code: bool) -> tuple[int, int, str]:
 
 
 def _tile_loop(code: str, walks: int) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """Instructions by opcode of the loop over D around the matrix instruction, of the rest of one tile, and of skipped
-    branches with a store in them.
+    """Instructions by opcode of the loop over D around the matrix instruction, of the rest of one tile, and
+    of skipped branches with a store in them.
 
     walks: 1, a program has a loop over tiles; 2, and one over rows of tiles around it; 0, it is one tile.
     """

@@ -93,8 +93,8 @@ def predict(
     marked_tiles: float = 0.0,
     chunks: int = 1,
 ) -> Pass:
-    """A pass over rows x places, or over the upper triangle of them. `marked_tiles`: share that records pairs. `chunks`: of
-    columns, walked side by side. Atomic minima are not in it.
+    """A pass over rows x places, or over the upper triangle of them. `marked_tiles`: share that records
+    pairs. `chunks`: of columns, walked side by side. Atomic minima are not in it.
     """
     block_m, block_n, block_d = program.tile
     size = 2 if program.job.preset == "bf16" else 4
@@ -161,8 +161,8 @@ def memory_bytes_of_triangle(
 ) -> float:
     """Bytes from memory of a pass over the upper triangle, strip by strip.
 
-    A strip's columns stay in the L2 cache if they fit beside the rows that its programs walk just then, else they come
-    again with every row of tiles; the rows above a strip come once with it.
+    A strip's columns stay in the L2 cache if they fit beside the rows that its programs walk just then, else
+    they come again with every row of tiles; the rows above a strip come once with it.
     """
     block_m, block_n, _ = program.tile
     strip = int(STRIP.value)

@@ -76,8 +76,8 @@ def negatives_program(
 
 @triton.jit(do_not_specialize=["M", "chunks"])
 def merge_program(top_ptr, sum_ptr, A_ptr, M, chunks, BLOCK_M: tl.constexpr, ACC: tl.constexpr):
-    """A [M]: the natural log-sum-exp over an anchor's negatives, -inf without one; top None: 0. In float64, if A is stored
-    so: the log of a sum of few is nothing beside the exponents of rows as long as thousands.
+    """A [M]: the natural log-sum-exp over an anchor's negatives, -inf without one; top None: 0. In float64,
+    if A is stored so: the log of a sum of few is nothing beside the exponents of rows as long as thousands.
     """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     ok = m < M

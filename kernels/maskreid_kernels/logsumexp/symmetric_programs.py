@@ -1,10 +1,11 @@
-"""The log-sum-exp family's pass over the upper triangle of S; names are those of programs.py, the walk is that of
-symmetric_tiles.py.
+"""The log-sum-exp family's pass over the upper triangle of S; names are those of programs.py, the walk is
+that of symmetric_tiles.py.
 
-Sums of floats depend on their order, so what block s says of an anchor in block k comes from one program, that of the pair
-(min(s, k), max(s, k)), in a fixed order: partial results are those of the rectangular pass, [blocks, N] with a block where it
-has a chunk. A column's partial result lies in memory from one row of tiles to the next, where its program reads it again
-behind a barrier. On the diagonal a block's anchors get columns first and rows after them, in the same place.
+Sums of floats depend on their order, so what block s says of an anchor in block k comes from one program,
+that of the pair (min(s, k), max(s, k)), in a fixed order: partial results are those of the rectangular pass,
+[blocks, N] with a block where it has a chunk. A column's partial result lies in memory from one row of tiles
+to the next, where its program reads it again behind a barrier. On the diagonal a block's anchors get columns
+first and rows after them, in the same place.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def symmetric_negatives_program(
     CIRCLE: tl.constexpr, BOUNDED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr, ONE_SLAB: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """top, sum [blocks, N], as `negatives_program` per chunk. BOUNDED: no exponential overflows, top is 0 and not stored."""
+    """top, sum [blocks, N], as `negatives_program` per chunk. BOUNDED: no exponential overflows, top is 0 and
+    not stored.
+    """
     row_block, column_block, first_row, last_row, first_tile, last_tile = tiles_of_pair(
         tl.program_id(0), N, side, blocks, BLOCK_M, BLOCK_N
     )

@@ -171,7 +171,8 @@ def _write_numbers_(
 def negative_partials(
     x_ND: Tensor, rows: SortedRows, exponent: Exponent, precision: Precision, *, bounded: bool = False
 ) -> tuple[Tensor | None, Tensor]:
-    """top, sum [C, M]: the one pass over the tiles; sum over a chunk's negatives of 2^(f log2(e) - top), top None for 0.
+    """top, sum [C, M]: the one pass over the tiles; sum over a chunk's negatives of 2^(f log2(e) - top), top
+    None for 0.
 
     bounded: no exponential overflows, see `LogSumExpTerms`.
     """

@@ -1,4 +1,5 @@
-"""The passes over the upper triangle of S beside the rectangular ones: whether they agree, and which is faster.
+"""The passes over the upper triangle of S beside the rectangular ones: whether they agree, and which is
+faster.
 
 What these figures decide is whether the GPU's name goes into `symmetric_tiles.VERIFIED`.
 """
