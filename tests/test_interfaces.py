@@ -1,6 +1,7 @@
 """gloo or NCCL on an interface that other machines cannot reach: one line with the variable, at the start."""
 
 import socket
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -29,6 +30,7 @@ def said(members: Sequence[Member], own: Sequence[Interface]) -> list[str]:
     store = TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
 
     def rank(number: int) -> str:
+        threading.current_thread().name = f"rank {number}"
         place = Place(number, members[number].local_rank, size, size)
         meeting = Meeting(place, store.clone(), 60.0)  # type: ignore[attr-defined]
         meeting.join(members[number])
@@ -69,6 +71,25 @@ def loopback_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_machines_that_reach_each_other_pass() -> None:
     own = [Interface(f"127.0.0.{rank + 1}", "", "") for rank in range(3)]
     assert said(members("boot/0", "boot/1", "boot/2"), own) == ["", "", ""]
+
+
+@pytest.mark.usefixtures("loopback_counts")
+def test_every_machine_is_tried_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[tuple[str, str]] = set()
+
+    def answers(address: str, port: int, token: str) -> bool:
+        asked.add((threading.current_thread().name, address))
+        return address != "127.0.0.2"
+
+    monkeypatch.setattr(interfaces, "_answers", answers)
+    nodes = members("boot/0", "boot/1", "boot/1", "boot/2")
+    addresses = ["127.0.0.1", "127.0.0.2", "127.0.0.4", "127.0.0.3"]
+    own = [Interface(address, "so it is", "") for address in addresses]
+    (line,) = set(said(nodes, own))
+    assert asked == {("rank 0", "127.0.0.2"), ("rank 1", "127.0.0.3"), ("rank 3", "127.0.0.1")}
+    assert line.startswith(
+        "gloo of rank 1 on node1 takes 127.0.0.2, which other machines cannot reach: so it is;"
+    )
 
 
 @pytest.mark.usefixtures("loopback_counts")
