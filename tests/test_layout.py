@@ -48,7 +48,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         KERNELS,
         *(f"{DIST}/{name}" for name in ("data", "evaluation", "model", "retrieval")),
     },
-    f"{DIST}/bench": {DIST, SHARDS, f"{KERNELS}/bench", f"{DIST}/data", f"{DIST}/retrieval"},
+    f"{DIST}/bench": {
+        DIST,
+        SHARDS,
+        f"{KERNELS}/bench",
+        *(f"{DIST}/{name}" for name in ("data", "evaluation", "retrieval", "segmentation")),
+    },
     "launch": {f"{DIST}/cli"},
     "tests/cluster": {"tests"},
     "tests/golden": {KERNELS},  # compares two commits, so it knows of a package what all have

@@ -4,8 +4,10 @@ file comes from."""
 import hashlib
 import json
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -272,3 +274,62 @@ def test_load_pose_reads_the_file(tmp_path: Path) -> None:
     (tmp_path / "w.tflite").write_bytes(plain_pose())
     image = bright(32, 16, slice(None), slice(None))
     assert load_pose(tmp_path / "w.tflite", CPU)([image])[0].min() > 0.99
+
+
+def test_landmarks_go_into_the_samples_json(own: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.tflite").write_bytes(own)
+    src = crops(tmp_path / "crops")
+    flags = ("--segment", "pose", "--segment-weights", tmp_path / "w.tflite", "--segment-device", "cpu")
+    assert run("convert", "folder", src, tmp_path / "plain", *flags)[0] == 0
+    # Masks are there, landmarks are not yet: the same folder gets them.
+    more = (*flags, "--masks", tmp_path / "plain-masks", "--landmarks")
+    status, output = run("convert", "folder", src, tmp_path / "out", *more)
+    assert status == 0 and "masks: 4 made, 0 kept" in output, output
+    status, output = run("convert", "folder", src, tmp_path / "again", *more)
+    assert status == 0 and "masks: 0 made, 4 kept" in output, output
+    about = json_members(tmp_path / "out")
+    assert len(about) == 4 and json_members(tmp_path / "again") == about
+    for one, without in zip(about, json_members(tmp_path / "plain"), strict=True):
+        points = np.array(one.pop("landmarks"))
+        # All zeros of the network: the square's corner, half visible. 32 x 16 pixels in a square of 40.
+        assert points.shape == (33, 3) and one == without
+        np.testing.assert_allclose(points, [[-12, -4, 0.5]] * 33, atol=0.2)
+    assert run("verify", tmp_path / "out")[0] == 0
+    # From masks made before; and without landmarks beside them.
+    masks = ("--masks", tmp_path / "plain-masks", "--landmarks")
+    assert run("convert", "folder", src, tmp_path / "third", *masks)[0] == 0
+    assert json_members(tmp_path / "third") == json_members(tmp_path / "again")
+    for content in (None, b"[[1, 2]]", b"{"):
+        file = tmp_path / "plain-masks/crops/0001/0.landmarks.json"
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        status, output = run("convert", "folder", src, tmp_path / "no", *masks)
+        assert status == 2 and "0.landmarks.json" in output and "segment --landmarks" in output
+        file.write_bytes(b"[]")
+    status, output = run("convert", "folder", src, tmp_path / "no", "--landmarks")
+    assert status == 2 and output.count("\n") == 1
+    status, output = run("segment", "folder", src, tmp_path / "no", "--model", "fcn_resnet50", "--landmarks")
+    assert status == 2 and "use the model pose" in output and not (tmp_path / "no").exists()
+
+
+def json_members(shards: Path) -> list[dict[str, Any]]:
+    train = open_shards(shards).split("train")
+    found = []
+    for url in train.urls():
+        with tarfile.open(url) as tar:
+            files = [tar.extractfile(member) for member in tar if member.name.endswith(".json")]
+            found += [json.loads(file.read()) for file in files if file is not None]
+    return [{k: v for k, v in one.items() if k != "dataset"} for one in found]
+
+
+def test_a_bad_image_gets_no_mask_where_it_is_left_out(own: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.tflite").write_bytes(own)
+    src = crops(tmp_path / "crops")
+    (src / "0001/0.png").write_bytes((src / "0001/0.png").read_bytes()[:60])
+    flags = ("--segment", "pose", "--segment-weights", tmp_path / "w.tflite", "--segment-device", "cpu")
+    status, output = run("convert", "folder", src, tmp_path / "out", *flags)
+    assert status == 2 and "0001/0.png" in output and not (tmp_path / "out").exists()
+    status, output = run("convert", "folder", src, tmp_path / "out", *flags, "--on-bad-image", "skip")
+    assert status == 0 and "1 images cannot be read" in output, output
+    assert len(open_shards(tmp_path / "out").split("train")) == 3

@@ -73,6 +73,7 @@ def convert_layout(
     segment_device: flags.Device = "auto",
     segment_batch: flags.Batch = 16,
     segment_height: flags.Height = None,
+    landmarks: flags.LandmarksToo = False,
     dataset: Annotated[
         str | None, typer.Option(help="Name written into every sample. Default: the source's name.")
     ] = None,
@@ -118,6 +119,7 @@ def convert_layout(
         segment_device,
         segment_batch,
         segment_height,
+        landmarks,
     )
     mask_options = mask_flags.options(out)
     share = parse_part(part) if part else None
@@ -141,7 +143,7 @@ def convert_layout(
             _check_published(layout)
         check_fresh(out)  # before masks are made: that may take hours
         check_writable(out, folder=True)
-        for line in mask_flags.make(layout, mask_options, on_orientation):
+        for line in mask_flags.make(layout, mask_options, on_orientation, on_bad_image):
             print(line)
         with progress_bar("converting") as progress:
             if share:

@@ -53,6 +53,13 @@ Device = Annotated[str, typer.Option("--segment-device", help="auto, cpu, cuda o
 Batch = Annotated[int, typer.Option("--segment-batch", min=1, help="Images a batch of the network.")]
 HEIGHT_HELP = "Pixels that crops are brought to: 512 of height; for pose 192, its square's side."
 Height = Annotated[int | None, typer.Option("--segment-height", min=64, help=HEIGHT_HELP, show_default=False)]
+LandmarksToo = Annotated[
+    bool,
+    typer.Option(
+        "--landmarks",
+        help="Also 33 points of the body with their visibility (pose), for the json members.",
+    ),
+]
 PixelHeight = Annotated[int | None, typer.Option("--height", min=64, help=HEIGHT_HELP, show_default=False)]
 
 
@@ -69,6 +76,7 @@ class MaskFlags:
     segment_device: str = "auto"
     segment_batch: int = 16
     segment_height: int | None = None
+    landmarks: bool = False
 
     def options(self, out: Path) -> MaskOptions:
         """What `convert` is told; nothing is made yet.
@@ -81,7 +89,12 @@ class MaskFlags:
                     "--segment-weights without --segment: name the network, such as --segment pose"
                 )
             kind = self.mask_kind or ("label" if self.person_labels else "soft")
-            return MaskOptions(self.masks, kind, self.person_labels, self.invert_masks)
+            if self.landmarks and self.masks is None:
+                raise UserError(
+                    "--landmarks: they lie beside made masks; make some (--segment pose), or name their "
+                    "folder (--masks)"
+                )
+            return MaskOptions(self.masks, kind, self.person_labels, self.invert_masks, self.landmarks)
         if self.mask_kind or self.person_labels or self.invert_masks:
             raise UserError(
                 "--segment makes soft masks: leave out --mask-kind, --person-label and --invert-masks"
@@ -90,13 +103,14 @@ class MaskFlags:
             raise UserError(
                 f"--masks {self.masks}: with --segment this is the folder for the masks, without fields"
             )
-        return MaskOptions(self.masks or str(out.with_name(f"{out.name}-masks")))
+        return MaskOptions(self.masks or str(out.with_name(f"{out.name}-masks")), landmarks=self.landmarks)
 
     def make(
         self,
         layout: Layout,
         options: MaskOptions,
         on_orientation: Literal["fail", "transpose", "ignore"] = "fail",
+        on_bad_image: Literal["fail", "skip"] = "fail",
     ) -> list[str]:
         """Segment what has no mask yet, if that was asked for; returns the report's lines."""
         if self.segment is None or options.location is None:
@@ -112,7 +126,9 @@ class MaskFlags:
                 device=self.segment_device,
                 batch_size=self.segment_batch,
                 input_height=self.segment_height,
+                landmarks=self.landmarks,
                 on_orientation=on_orientation,
+                on_bad_image=on_bad_image,
                 progress=progress,
             )
         return report.lines()

@@ -33,6 +33,7 @@ def segment_layout(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
     height: flags.PixelHeight = None,
+    landmarks: flags.LandmarksToo = False,
 ) -> None:
     """Make the masks of what `scan` finds, and print the report."""
     from maskreid_dist.segmentation.masks import segment
@@ -48,6 +49,7 @@ def segment_layout(
                 device=device,
                 batch_size=batch,
                 input_height=height,
+                landmarks=landmarks,
                 on_orientation=on_orientation,
                 progress=progress,
             )

@@ -6,11 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from maskreid_dist.errors import UserError
@@ -24,14 +24,20 @@ from maskreid_dist.segmentation.networks import (
     licence_of,
     load_segmenter,
 )
-from maskreid_shards import Layout, Source
+from maskreid_dist.segmentation.pose import PoseSegmenter
+from maskreid_shards import Layout, ShardError, Source
 from maskreid_shards.atomic import write_atomically
+from maskreid_shards.bad_inputs import OnBadImage
 from maskreid_shards.checks import check_layout, check_mask_is_no_image
 from maskreid_shards.decode import IMAGE_FORMATS, as_rgb, decode
 from maskreid_shards.image_policy import OnOrientation, OrientationError, orientation_message
+from maskreid_shards.masks.landmarks import landmarks_file
 from maskreid_shards.masks.maker import NOTE
 from maskreid_shards.masks.options import mirrored
+from maskreid_shards.masks.policy import png_bytes
 from maskreid_shards.writing import read_image
+
+Landmarker = Callable[[Sequence[torch.Tensor]], list[NDArray[np.float64]]]
 
 
 @dataclass(frozen=True)
@@ -47,18 +53,19 @@ class SegmentationSettings:
 
 @dataclass(frozen=True)
 class SegmentationReport:
-    """`made` masks were written now, `kept` ones were there. `empty` of those
-    made hold no pixel above 127."""
+    """`made` masks were written now, `kept` ones were there. `empty` of those made hold no pixel above 127.
+    `unreadable` images have none."""
 
     folder: Path
     made: int
     kept: int
     empty: int
+    unreadable: int = 0
 
     def lines(self) -> list[str]:
         return [
             f"masks: {self.made} made, {self.kept} kept in {self.folder}; {self.empty} of those made are "
-            "empty"
+            "empty" + (f"; {self.unreadable} images cannot be read" if self.unreadable else "")
         ]
 
 
@@ -71,18 +78,23 @@ def segment(
     device: str = "auto",
     batch_size: int = 16,
     input_height: int | None = None,
+    landmarks: bool = False,
     on_orientation: OnOrientation = "fail",
+    on_bad_image: OnBadImage = "fail",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SegmentationReport:
     """Write a mask for every image of the layout that has none in `folder` yet.
 
     To resume is to run it again. `folder` can then be given as `MaskOptions(location=...)`. `device` "auto"
     is the GPU where there is one; `input_height` None is `default_height(model)`. `progress(done, total)`
-    counts images; a download has a bar of torch's own.
+    counts images; a download has a bar of torch's own. `landmarks`: of pose, a file beside each mask too
+    (`maskreid_shards.masks.landmarks`).
 
     Raises UserError: see `find_weights`, `load_segmenter`, `write_masks`; an unknown device.
     """
     where = _device(device)
+    if landmarks and model != "pose":
+        raise UserError(f"landmarks: {model} finds none; use the model pose")
     check_writable(folder, folder=True)  # before anything is fetched
     file = find_weights(model, weights, progress=sys.stderr.isatty())
     with file.open("rb") as opened:
@@ -103,8 +115,10 @@ def segment(
             sources,
             folder,
             segmenter,
+            landmarker=segmenter.landmarks if landmarks and isinstance(segmenter, PoseSegmenter) else None,
             batch_size=batch_size,
             on_orientation=on_orientation,
+            on_bad_image=on_bad_image,
             progress=progress,
         )
     except OrientationError as error:
@@ -162,33 +176,45 @@ def write_masks(
     folder: Path,
     segmenter: Segmenter,
     *,
+    landmarker: Landmarker | None = None,
     batch_size: int = 16,
     on_orientation: OnOrientation = "fail",
+    on_bad_image: OnBadImage = "fail",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SegmentationReport:
-    """Segment the images that have no mask in `folder`, batch by batch.
+    """Segment the images that have no mask in `folder`, batch by batch; with a landmarker, also those that
+    have no landmarks.
 
-    Each mask is written beside its place and renamed: a killed run leaves whole masks only. They are not
+    Each file is written beside its place and renamed: a killed run leaves whole ones only. They are not
     synced one by one, so after a power cut some may be of 0 bytes; these are made again. A batch on a GPU, or
     of another size, may round a pixel by one level differently.
 
-    Raises UserError: see `mask_files`. ShardError: an unreadable image.
+    Raises UserError: see `mask_files`. ShardError: an unreadable image; under "skip" it gets no mask.
     """
     files = mask_files(sources, folder)
-    waiting = [(path, source) for path, source in files.items() if not _is_there(path)]
+    waiting = [
+        (path, source)
+        for path, source in files.items()
+        if not _is_there(path) or (landmarker is not None and not _is_there(landmarks_file(path)))
+    ]
     for parent in {path.parent for path, _ in waiting}:
         parent.mkdir(parents=True, exist_ok=True)
-    kept, empty = len(files) - len(waiting), 0
+    kept, made, empty = len(files) - len(waiting), 0, 0
     for start in range(0, len(waiting), batch_size):
         batch = waiting[start : start + batch_size]
-        for (path, _), person in zip(
-            batch, segmenter([_pixels(source, on_orientation) for _, source in batch]), strict=True
-        ):
+        read = [(path, _pixels(source, on_orientation, on_bad_image)) for path, source in batch]
+        images = [(path, image) for path, image in read if image is not None]
+        pixels = [image for _, image in images]
+        if landmarker is not None and pixels:
+            for (path, _), points in zip(images, landmarker(pixels), strict=True):
+                _write(landmarks_file(path), json.dumps(points.round(3).tolist()).encode())
+        for (path, _), person in zip(images, segmenter(pixels) if pixels else [], strict=True):
             levels = (person * 255).round().to(torch.uint8).numpy()
             empty += int(levels.max()) < 128
-            _write(path, levels)
+            _write(path, png_bytes(Image.fromarray(levels)))
+        made += len(images)
         progress(kept + start + len(batch), len(files))
-    return SegmentationReport(folder, len(waiting), kept, empty)
+    return SegmentationReport(folder, made, kept, empty, len(waiting) - made)
 
 
 def _is_there(path: Path) -> bool:
@@ -198,20 +224,24 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _pixels(source: Source, on_orientation: OnOrientation) -> torch.Tensor:
-    """uint8 (3, H, W), as a shard shows the image."""
+def _pixels(source: Source, on_orientation: OnOrientation, on_bad_image: OnBadImage) -> torch.Tensor | None:
+    """uint8 (3, H, W), as a shard shows the image; None for a bad one under "skip"."""
     where = str(source.path)
-    picture = as_rgb(
-        decode(read_image(source, on_orientation).data, formats=IMAGE_FORMATS, where=where), where
-    )
+    try:
+        data = read_image(source, on_orientation).data
+        picture = as_rgb(decode(data, formats=IMAGE_FORMATS, where=where), where)
+    except OrientationError:
+        raise
+    except ShardError:
+        if on_bad_image == "fail":
+            raise
+        return None
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-def _write(path: Path, levels: np.ndarray) -> None:
-    buffer = BytesIO()
-    Image.fromarray(levels).save(buffer, "PNG")
+def _write(path: Path, data: bytes) -> None:
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_bytes(buffer.getvalue())
+    beside.write_bytes(data)
     os.replace(beside, path)
 
 

@@ -148,6 +148,10 @@ class _Convolution(nn.Module):
     ) -> None:
         """padding: left, right, top, bottom; None is TFLite's "same", which depends on the input's size."""
         super().__init__()
+        # To one channel: channel by channel and then summed takes 0.4 of the time on a CPU.
+        self.summed = not depthwise and weight.shape[0] == 1
+        if self.summed:
+            weight, depthwise = weight.transpose(0, 1), True
         form = torch.contiguous_format if depthwise else torch.channels_last
         self.register_buffer("weight", weight.contiguous(memory_format=form))
         self.register_buffer("bias", bias)
@@ -160,12 +164,13 @@ class _Convolution(nn.Module):
             around = (top, left)
         else:
             x, around = F.pad(x, (left, right, top, bottom)), (0, 0)
+        bias = None if self.summed else self.bias
         if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
             # conv2d leaves few channels to a slower program: 5 times the time for 8 to 8 channels.
-            y = torch.mkldnn_convolution(x, self.weight, self.bias, around, self.stride, (1, 1), self.groups)
+            y = torch.mkldnn_convolution(x, self.weight, bias, around, self.stride, (1, 1), self.groups)
         else:
-            y = F.conv2d(x, self.weight, self.bias, self.stride, around, 1, self.groups)
-        return _activated(y, self.activation)
+            y = F.conv2d(x, self.weight, bias, self.stride, around, 1, self.groups)
+        return _activated(y.sum(1, keepdim=True).add_(self.bias) if self.summed else y, self.activation)
 
     def _same(self, x: Tensor) -> tuple[int, int, int, int]:
         """Margins for ceil(size / stride) outputs, the larger half behind."""

@@ -11,13 +11,14 @@ from .errors import BadImageError, ShardError
 from .file_kinds import HEAD_BYTES, misnamed
 from .masks.policy import OnBadMask, find_mask
 from .samples import Source
-from .writing import bad_mask, image_format, no_file
+from .writing import bad_mask, image_format, no_file, read_or_refuse
 
 
 def check_inputs(
     sources: Iterable[Source], folder: Path, *, on_bad_image: OnBadImage, on_bad_mask: OnBadMask
 ) -> None:
-    """Look at each image's size and first bytes, and whether its mask is there. No picture is decoded.
+    """Look at each image's size and first bytes, and whether its mask is there. No picture is decoded,
+    but one without a mask that may be left out.
 
     Raises BadInputs: what the policies stop at, the first CAP of it. ShardError: the images alone need more
     bytes than the disk of `folder` has.
@@ -30,7 +31,11 @@ def check_inputs(
         if found is not None and on_bad_image == "fail":
             bad.append(found)
         elif (
-            found is None and on_bad_mask == "fail" and (missing := find_mask(source.mask_path, source.name))
+            found is None
+            and on_bad_mask == "fail"
+            and (missing := find_mask(source.mask_path, source.name))
+            # An image that is left out needs no mask, and none was made for it.
+            and not (on_bad_image == "skip" and isinstance(read_or_refuse(source, "ignore"), BadInput))
         ):
             bad.append(bad_mask(source, missing))
         if len(bad) >= CAP:

@@ -14,6 +14,7 @@ from .atomic import write_atomically
 from .bad_inputs import BadInput, OnBadImage
 from .image_policy import ImageChange, OnOrientation
 from .manifest import INDEX_DTYPE, VERSION, ShardEntry
+from .masks.landmarks import landmarks_file
 from .masks.options import MaskOptions
 from .masks.policy import CHANGES, MaskProblem, OnBadMask
 from .samples import Source
@@ -107,7 +108,10 @@ class ShardTask:
         )
         about.update(repr(options).encode())
         for source in self.sources:
-            states = (_state(source.path), _state(source.mask_path))
+            files = [source.path, source.mask_path]
+            if self.mask_options.landmarks and source.mask_path is not None:
+                files.append(landmarks_file(source.mask_path))
+            states = tuple(map(_state, files))
             if same_times:
                 about.update(repr((source, *states)).encode())
             else:

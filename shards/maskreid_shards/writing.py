@@ -30,6 +30,7 @@ from .layouts.lmdb import read_lmdb
 from .layouts.matlab import open_hdf5
 from .manifest import INDEX_DTYPE, ShardEntry
 from .masks.finding import what_lies_there
+from .masks.landmarks import Landmarks, read_landmarks
 from .masks.options import MaskOptions
 from .masks.policy import ALL_KINDS, DEFAULT_MASKS, MaskProblem, OnBadMask, full_mask, png_bytes, read_mask
 from .samples import Source
@@ -159,7 +160,9 @@ def write_shard(
                 problems += found
                 changes += image.changes
                 if mask is not None:
-                    rows[kept] = _append_sample(tar, source, image, mask, dataset, number)
+                    points = read_landmarks(source) if mask_options.landmarks else None
+                    about = sample_json(source, dataset, points)
+                    rows[kept] = _append_sample(tar, source, image, mask, about, number)
                     kept += 1
             if len(refused) >= CAP:
                 break
@@ -180,7 +183,7 @@ def _read_pairs(
     """Each source with what `read_image` and `read_mask` say of it; no mask is read for a bad image."""
     for first in range(0, len(sources), TOGETHER):
         part = sources[first : first + TOGETHER]
-        images = [_read_or_refuse(source, on_orientation) for source in part]
+        images = [read_or_refuse(source, on_orientation) for source in part]
         masks: list[ReadMask] = [
             (None, ())
             if isinstance(image, BadInput)
@@ -192,7 +195,8 @@ def _read_pairs(
         yield from zip(part, images, masks, strict=True)
 
 
-def _read_or_refuse(source: Source, on_orientation: OnOrientation) -> ReadImage | BadInput:
+def read_or_refuse(source: Source, on_orientation: OnOrientation) -> ReadImage | BadInput:
+    """Raises OrientationError; what else is wrong is returned."""
     try:
         return read_image(source, on_orientation)
     except OrientationError:
@@ -207,10 +211,9 @@ def _read_or_refuse(source: Source, on_orientation: OnOrientation) -> ReadImage 
 
 
 def _append_sample(
-    tar: _TarFile, source: Source, image: ReadImage, mask: bytes, dataset: str, shard: int
+    tar: _TarFile, source: Source, image: ReadImage, mask: bytes, about: bytes, shard: int
 ) -> tuple[int | bytes, ...]:
     """Write the three members and return their index record."""
-    about = sample_json(source, dataset)
     image_offset = tar.append(source.key + image.suffix, image.data)
     mask_offset = tar.append(source.key + ".mask.png", mask)
     json_offset = tar.append(source.key + ".json", about)
@@ -221,15 +224,17 @@ def _append_sample(
     return (source.pid, *offsets, *map(len, members), *map(zlib.crc32, members), shard, source.camid, key)
 
 
-def sample_json(source: Source, dataset: str) -> bytes:
+def sample_json(source: Source, dataset: str, landmarks: Landmarks | None = None) -> bytes:
     """The bytes of a sample's json member."""
-    about = {
+    about: dict[str, object] = {
         "pid": source.pid,
         "camid": source.camid,
         "dataset": source.dataset or dataset,
         "split": source.split,
         "source": source.name,
     }
+    if landmarks is not None:
+        about["landmarks"] = landmarks
     return _JSON.encode(about).encode()
 
 

@@ -36,6 +36,7 @@ class MaskOptions:
     kind: "soft" keeps 0..255 as they are; "label" is person where the value is one of `person_labels`;
         "parsing" is person where the value is above 0. Values of a palette picture are its indices.
     invert: what is not person by these rules is; soft values are subtracted from 255.
+    landmarks: each sample's json gets the landmarks that lie beside its mask (`masks.landmarks`).
 
     Raises ShardError: labels without the kind "label" or the reverse, a label outside 0..65535, an unknown
     field in a pattern.
@@ -45,6 +46,7 @@ class MaskOptions:
     kind: MaskKind = "soft"
     person_labels: tuple[int, ...] = ()
     invert: bool = False
+    landmarks: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(MaskKind):
