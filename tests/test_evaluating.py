@@ -19,10 +19,12 @@ from maskreid_dist.evaluation.evaluate import rank_gallery
 from maskreid_dist.model import MaskReID, build_network
 from maskreid_dist.model.checkpoint import finished_checkpoints, read_best
 from maskreid_dist.recipe import load_recipe
+from maskreid_dist.training.environment import Place
 from maskreid_dist.training.evaluating import Evaluations, _as_saved, rank_over_ranks
+from maskreid_dist.training.preparing import prepare
 from maskreid_dist.training.run_folder import RunFolder
 from maskreid_dist.training.saving import _prune
-from maskreid_shards import open_shards
+from maskreid_shards import ShardError, open_shards
 from nodes import Ended, run_nodes, write_recipe
 from program import run
 
@@ -75,31 +77,26 @@ def test_figures_are_the_checkpoints_and_the_training_is_as_without(converted: P
     assert run("evaluate", evaluated, converted, "--report", html)[0] == 0
     assert "mAP (hits), per cent" in html.read_text()
 
-    # More steps go on from what was the best, and keep it beside the newest two.
-    more = ("run.evaluate_every=1", "optimizer.steps=8", "run.checkpoint_every=1")
-    train(tmp_path, "--resume", *every_second, *(word for key in more for word in ("--set", key)))
-    figures = records(evaluated, "mAP_hits")
-    assert list(figures) == [2, 4, 5, 6, 7, 8]
-    best = max(figures, key=lambda step: figures[step])
-    assert json.loads((evaluated / "best.json").read_text())["step"] == best
-    best_at_7 = max(
-        list(figures)[:-1], key=lambda step: figures[step]
-    )  # the last save came before the last one
-    kept = [f"step_{step:08d}" for step in sorted({best_at_7, 7, 8})]
-    assert [path.name for path in finished_checkpoints(evaluated / "checkpoints")] == kept
-    status, said = run("evaluate", evaluated, converted, "--best")
-    assert status == 0 and f"tiny, step {best}" in said
-
-    # One that a stop or a kill prevented is made up for, by other ranks too.
+    # One that a stop or a kill prevented is made up for, by another number of ranks too; more steps go on
+    # from what was the best, and keep it beside the newest two.
     lines = (evaluated / "metrics.jsonl").read_text().splitlines(keepends=True)
     assert "mAP_hits" in lines[-1]
     (evaluated / "metrics.jsonl").write_text("".join(lines[:-1]))
     (evaluated / "best.json").unlink()
-    resume = [*BOTH, *every_second, "--resume", "--set", "optimizer.steps=8"]
+    more = ("run.evaluate_every=1", "optimizer.steps=8", "run.checkpoint_every=1")
+    resume = [*BOTH, *every_second, "--resume", *(word for key in more for word in ("--set", key))]
     (node,) = run_nodes([[write_recipe(tmp_path), "--runs", tmp_path, *resume]])
     assert node.status == 0, node.output
-    assert records(evaluated, "mAP_hits") == pytest.approx(figures, abs=1e-3)
-    assert json.loads((evaluated / "best.json").read_text())["step"] == 8
+    again = records(evaluated, "mAP_hits")
+    assert list(again) == [2, 4, 5, 6, 7, 8]
+    assert again[4] == pytest.approx(figures[4], abs=1e-3)
+    best = max(list(again)[1:], key=lambda step: again[step])  # of step 2 it knows no more
+    assert json.loads((evaluated / "best.json").read_text())["step"] == best
+    best_at_7 = max(range(4, 8), key=lambda step: again[step])  # when the last save was made
+    kept = [f"step_{step:08d}" for step in sorted({best_at_7, 7, 8})]
+    assert [path.name for path in finished_checkpoints(evaluated / "checkpoints")] == kept
+    status, said = run("evaluate", evaluated, converted, "--best")
+    assert status == 0 and f"tiny, step {best}" in said
 
 
 @pytest.fixture
@@ -263,10 +260,16 @@ def test_a_run_without_a_best_checkpoint_is_one_line(converted: Path, tmp_path: 
     assert f"{tmp_path / 'best.json'}: names no best checkpoint" in output and output.count("\n") == 1
 
 
-def test_what_it_would_fail_on_is_said_before_the_first_step(tmp_path: Path) -> None:
-    shards = f"run.evaluate_shards={tmp_path}"
+def test_what_it_would_fail_on_is_found_before_the_first_step(
+    converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskreid_dist.training.preparing._check_deepspeed", lambda: None)
+    recipe = write_recipe(tmp_path)
+    place = Place(0, 0, 1, 1)
     every = "run.evaluate_every=2"
-    for node in run_nodes([[write_recipe(tmp_path), "--runs", tmp_path, "--set", every, "--set", shards]]):
-        assert node.status == 2, node.output
-        assert len(node.errors) == 1 and str(tmp_path) in node.errors[0], node.output
-    assert not (tmp_path / "tiny" / "metrics.jsonl").exists()
+    with pytest.raises(ShardError, match=str(tmp_path)):
+        prepare(recipe, [every, f"run.evaluate_shards={tmp_path}"], place)
+    assert prepare(recipe, [f"run.evaluate_shards={tmp_path}"], place).validation is None
+    prepared = prepare(recipe, [every, f"run.evaluate_shards={converted}"], place)
+    assert prepared.validation and prepared.validation.splits == open_shards(converted).splits
+    assert prepare(recipe, [every], place).validation is not None  # data.shards

@@ -71,18 +71,20 @@ def test_the_table_of_runs(tmp_path: Path) -> None:
     assert read_run(tmp_path / "live").state == "saved"
 
 
-def test_a_training_gets_the_lock_that_a_look_held(tmp_path: Path) -> None:
-    """A process holds the shared lock until it reads a line: then only is it free."""
+def test_a_training_gets_the_lock_that_a_look_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process holds the shared lock until it reads a line, which it gets while the training waits."""
     run_folder = make_run(tmp_path / "live")
     (run_folder / "lock").touch()
     look = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_SH); print(); input()"
     command = [sys.executable, "-c", look, str(run_folder / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdin and holder.stdout
+        assert holder.stdout
         holder.stdout.readline()
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
         assert isinstance(lock_run_directory(run_folder), str)
-        holder.stdin.write("\n")
-    assert not isinstance(lock_run_directory(run_folder), str)
+        monkeypatch.setattr("time.sleep", lambda seconds: holder.communicate("\n"))
+        held = lock_run_directory(run_folder)
+    assert not isinstance(held, str)
 
 
 def test_top_looks_once(tmp_path: Path) -> None:

@@ -159,11 +159,14 @@ def test_the_commit_is_that_of_the_sources(tmp_path: Path) -> None:
     package.mkdir()
     (package / "__init__.py").write_text("")
     git(tmp_path, "init", "-q")
-    assert commit_of(package) is None  # an environment inside a checkout: not of it
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "a")
     head = git(tmp_path, "rev-parse", "HEAD")
     assert commit_of(package) == head
+    installed = tmp_path / "environment"
+    installed.mkdir()
+    (installed / "__init__.py").write_text("")
+    assert commit_of(installed) is None  # inside a checkout, and not of it
     (package / "__init__.py").write_text("x = 1")
     assert commit_of(package) == f"{head}+changes"
 
