@@ -52,6 +52,8 @@ def test_the_table_of_runs(tmp_path: Path) -> None:
     make_run(tmp_path / "broken", 20)
     make_run(tmp_path / "fresh")
     make_run(tmp_path / "old", 20, steps=None)
+    for name, status in (("ended", 0), ("broken", 2)):
+        (tmp_path / name / "status.json").write_text(json.dumps({"status": status}))
     (tmp_path / "no_run").mkdir()
     held = lock_run_directory(make_run(tmp_path / "live", 20))
     status, output = run("runs", tmp_path, "--json")
@@ -62,8 +64,10 @@ def test_the_table_of_runs(tmp_path: Path) -> None:
     assert (rows["live"]["step"], rows["live"]["steps"], rows["live"]["loss"]) == (30, 40, 2.0)
     assert (rows["ended"]["step"], rows["old"]["steps"]) == (40, None)
     assert rows["live"]["recipe"] == "ranking, 16 x 4, adamw 0.003"
+    assert [rows[name]["status"] for name in ("ended", "broken", "fresh")] == [0, 2, None]
     status, output = run("runs", tmp_path)
     assert status == 0
+    assert "saved, status 2" in output and "done, status" not in output
     for words in ("broken", "30/40", "30/?", "12.50 @ 20", "2.000", "saved: ended before its last step"):
         assert words in output
     assert not isinstance(held, str)

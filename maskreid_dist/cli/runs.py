@@ -29,6 +29,7 @@ def runs(
             {
                 "run": str(run.path),
                 "state": run.state,
+                "status": run.exit_status,
                 "step": run.step,
                 "steps": run.steps,
                 "loss": run.losses[-1][1] if run.losses else None,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from maskreid_dist.errors import UserError
-from maskreid_dist.run_directory import BEST, CHECKPOINTS, EVENTS, LOCK, METRICS, RUN
+from maskreid_dist.exit_status import DONE, STOPPED
+from maskreid_dist.run_directory import BEST, CHECKPOINTS, EVENTS, LOCK, METRICS, RUN, STATUS
 
 # saved: ended before its last step, --resume continues; empty: the same, with nothing to continue from
 State = Literal["training", "done", "saved", "empty"]
@@ -18,12 +19,14 @@ State = Literal["training", "done", "saved", "empty"]
 
 @dataclass(frozen=True)
 class RunState:
-    """`step`: steps done by the last record or checkpoint, of `steps` (None: not known). `records`,
+    """`exit_status`: how its ranks ended (maskreid_dist.exit_status), None where they have not said. `step`:
+    steps done by the last record or checkpoint, of `steps` (None: not known). `records`,
     `events`: of metrics.jsonl and events.jsonl, oldest first. `facts`: run.json, {} where there is none.
     `best`: best.json."""
 
     path: Path
     state: State
+    exit_status: int | None
     step: int
     steps: int | None
     records: list[dict[str, Any]]
@@ -31,6 +34,12 @@ class RunState:
     checkpoints: list[str]
     facts: dict[str, Any]
     best: dict[str, Any] | None
+
+    @property
+    def shown_state(self) -> str:
+        """With the exit status where it is not one of an orderly end."""
+        odd = self.state != "training" and self.exit_status not in (None, DONE, STOPPED)
+        return f"{self.state}, status {self.exit_status}" if odd else self.state
 
     @property
     def losses(self) -> list[tuple[int, float]]:
@@ -89,8 +98,18 @@ def read_run(path: Path) -> RunState:
     if is_locked(path / LOCK):
         state = "training"
     step = max([saved, *(record["step"] for record in records[-1:])])
+    status = (_json(path / STATUS) or {}).get("status")
     return RunState(
-        path.absolute(), state, step, steps, records, events, checkpoints, facts, _json(path / BEST)
+        path.absolute(),
+        state,
+        status if isinstance(status, int) else None,
+        step,
+        steps,
+        records,
+        events,
+        checkpoints,
+        facts,
+        _json(path / BEST),
     )
 
 

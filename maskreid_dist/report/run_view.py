@@ -25,7 +25,7 @@ def runs_table(runs: Sequence[RunState], now: datetime) -> Table:
     for run in runs:
         table.add_row(
             run.path.name,
-            Text(run.state, style=STYLES[run.state]),
+            Text(run.shown_state, style=STYLES[run.state]),
             f"{run.step}/{'?' if run.steps is None else run.steps}",
             f"{run.losses[-1][1]:.3f}" if run.losses else "",
             best(run),
@@ -41,7 +41,11 @@ def run_view(run: RunState, now: datetime) -> Group:
     done = WIDTH * min(run.step, run.steps) // run.steps if run.steps else 0
     parts: list[RenderableType] = [
         Text.assemble(
-            (run.path.name, "bold"), "  ", (run.state, STYLES[run.state]), f"  {run.recipe}", f"\n{run.path}"
+            (run.path.name, "bold"),
+            "  ",
+            (run.shown_state, STYLES[run.state]),
+            f"  {run.recipe}",
+            f"\n{run.path}",
         ),
         Text("━" * done, style=STYLES[run.state]) + Text("━" * (WIDTH - done), style="dim"),
         f"{_progress(run)}{_remaining(run)}, last record {ago(run.last_time, now) or 'none'}",
