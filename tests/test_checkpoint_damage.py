@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -148,32 +149,32 @@ def test_the_checkpoint_before_a_damaged_one_is_taken_loudly(
         continued()
 
 
-def test_a_malicious_pickle_is_refused_before_it_is_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["torch", "pickle"])
+def test_a_malicious_pickle_is_refused_before_it_is_run(tmp_path: Path, kind: str) -> None:
     path, made = tmp_path / MODEL, tmp_path / "made"
-    torch.save({"module": torch.zeros(2), "more": Malicious(made)}, path)
-    with pytest.raises(CheckpointError, match=r"holds more than tensors \(GLOBAL posix\.mkdir"):
+    if kind == "torch":
+        torch.save({"module": torch.zeros(2), "more": Malicious(made)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Malicious(made), protocol=2))
+    with pytest.raises(CheckpointError, match="holds more than tensors"):
         with tensors_only(path):
             torch.load(path, weights_only=False)  # as DeepSpeed does
     assert not made.exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
-    torch.load(path, weights_only=False)  # it works
-    assert made.exists()
+    with suppress(Exception):  # what it makes is no checkpoint
+        torch.load(path, weights_only=False)
+    assert made.exists() or kind == "pickle"  # it works: torch reads no bare pickle to its end
 
 
-@pytest.mark.parametrize("kind", ["torch", "pickle"])
 def test_a_malicious_checkpoint_with_a_right_manifest_ends_the_resume_in_one_line(
-    run: Path, recipe: Path, tmp_path: Path, kind: str
+    run: Path, recipe: Path, tmp_path: Path
 ) -> None:
     newest, made = run / "checkpoints" / "step_00000004", tmp_path / "made"
-    state = Malicious(made)
-    if kind == "torch":
-        torch.save({"module": state}, newest / MODEL)
-    else:
-        (newest / MODEL).write_bytes(pickle.dumps(state, protocol=2))
+    torch.save({"module": Malicious(made)}, newest / MODEL)
     list_again(newest)
     (node,) = run_nodes([[recipe, "--runs", run.parent, "--resume", "--set", "optimizer.steps=6"]])
     assert node.status == 2, node.output
     (error,) = node.errors
-    assert error.startswith(f"{newest}: holds more than tensors (")
+    assert error.startswith(f"{newest}: holds more than tensors (GLOBAL posix.mkdir")
     assert "Traceback" not in node.output
     assert not made.exists()

@@ -4,6 +4,7 @@ stays."""
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -97,7 +98,7 @@ def test_ranks_save_and_leave_when_a_launcher_is_killed(tmp_path: Path, kind: st
     for _ in range(depth):
         (victim,) = victim.children()
     victim.kill()
-    said += held.read_until(GONE)
+    said += held.read_until(f"rank 0 on {socket.gethostname()}: {GONE}")  # which votes on step 4 last
     said += held.go_on()
     assert "stopped on request after step 4 of 6, saved" in said
     assert find_checkpoint(tmp_path / "tiny")[0].step == 4, said
@@ -236,6 +237,7 @@ def test_torchrun_starts_again_after_a_kill_and_not_after_a_stop(tmp_path: Path)
     faulty = str(Path(__file__).with_name("faulty_training.py"))
     recipe = str(write_recipe(tmp_path))
     environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "FAULT": "kill-once 1 3"}
+    environment[run_folder.LAUNCHED] = "0"  # the stop request is not older than that
     command = [sys.executable, *launcher("torchrun"), "--max-restarts", "2", faulty, recipe]
     command += ["--runs", str(tmp_path), "--resume"]
 

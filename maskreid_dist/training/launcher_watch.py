@@ -136,8 +136,8 @@ class LauncherWatch:
             self._say("its launcher has gone, before the training began; it leaves")
             end_process(exit_status.START_AGAIN)
         else:
-            self._say("its launcher has gone: the step is finished and saved first")
             self.ask()
+            self._say("its launcher has gone: the step is finished and saved first")
         if not self._left.wait(LEAVE_S):
             discard_lost_output()
             self._say(f"its launcher has gone, and the step and its save take longer than {LEAVE_S:g} s")
