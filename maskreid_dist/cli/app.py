@@ -18,6 +18,7 @@ from rich.console import Console
 
 from maskreid_dist import __version__
 from maskreid_dist.cli.bench import bench_app
+from maskreid_dist.cli.calibrate import calibrate
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.gallery import embed, enrol, forget, score, search
 from maskreid_dist.cli.inspect import plan, stats, verify
@@ -41,7 +42,7 @@ app.add_typer(bench_app, name="bench")
 app.command()(verify)
 app.command()(plan)
 app.command()(stats)
-for command in (embed, search, enrol, forget, score):
+for command in (embed, search, enrol, forget, score, calibrate):
     app.command()(command)
 app.command("plan-run")(plan_run)
 app.command()(runs)
@@ -143,12 +144,14 @@ def evaluate(
     ] = 0,
 ) -> None:
     """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
+    from maskreid_dist.evaluation.calibration_file import load_for
     from maskreid_dist.evaluation.evaluate import (
         Extras,
         evaluate_checkpoint,
         percentages,
         print_extras,
         print_table,
+        ranked_doubts,
         refined,
         write_json,
     )
@@ -179,6 +182,9 @@ def evaluate(
     console.print(f"{result.valid_queries} valid queries, {result.skipped_queries} skipped ({elsewhere})")
     if cameras == "none":
         console.print("without cameras: only the query's own image was left out of its list, by its key")
+    if calibration := load_for(found.path, found.weights_sha256):
+        for line in ranked_doubts(calibration, ranked, shard_set):
+            console.print(f"warning: {line}", highlight=False, markup=False)
     extras = Extras(multiple_query, single_shot, camera_pairs, intervals)
     print_extras(console, ranked, shard_set, extras, ap, cameras)
     if output:

@@ -121,11 +121,15 @@ def search(
     console = Console()
     for picture, matches in zip(pictures, found, strict=True):
         table = Table(title=str(picture), box=None, title_justify="left")
-        for name in ("rank", "similarity", "person", "camera", "key"):
+        for name in ("rank", "similarity", "probability", "person", "camera", "key"):
             table.add_column(name, justify="left" if name == "key" else "right")
         for rank, match in enumerate(matches, 1):
-            table.add_row(str(rank), f"{match.similarity:.4f}", str(match.pid), str(match.camid), match.key)
+            chance = "" if match.probability is None else f"{match.probability:.3f}"
+            person = (str(match.pid), str(match.camid), match.key)
+            table.add_row(str(rank), f"{match.similarity:.4f}", chance, *person)
         console.print(table, markup=False)
+    if extractor.calibration is None:
+        print("no probabilities: maskreid calibrate makes them")
     if html:
         print(f"page: {html.absolute()}")
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from maskreid_dist.config import Config
+from maskreid_dist.evaluation.calibration import Calibration, doubts
 from maskreid_dist.evaluation.embed import embed_split
 from maskreid_dist.evaluation.histogram import histogram_features
 from maskreid_dist.model import MaskReID, build_network
@@ -178,6 +179,14 @@ def refined(
             name = f"{before.name}, re-ranked" if key else text
             rows[f"{key}reranked"] = Ranked(name, before.query, before.gallery, result)
     return rows
+
+
+def ranked_doubts(calibration: Calibration, ranked: Ranked, shards: ShardSet) -> list[str]:
+    """Where the images of both splits lie outside the network's calibration."""
+    query, gallery = shards.split("query"), shards.split("gallery")
+    features = np.concatenate([ranked.query, ranked.gallery])
+    pids = np.concatenate([query.pids, gallery.pids])
+    return doubts(calibration, features, pids, np.concatenate([query.camids, gallery.camids]))
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from maskreid_dist.config import Config
 from maskreid_dist.data.transforms import EvaluationTransform
 from maskreid_dist.errors import SampleError, UserError
+from maskreid_dist.evaluation.calibration import Calibration
+from maskreid_dist.evaluation.calibration_file import load_for
 from maskreid_dist.gallery.store import Model
 from maskreid_dist.model import MaskReID, build_network
-from maskreid_dist.model.checkpoint import WEIGHTS, find_checkpoint, load_weights, read_manifest
+from maskreid_dist.model.checkpoint import find_checkpoint, load_weights
 from maskreid_shards import ShardError
 from maskreid_shards.decode import IMAGE_FORMATS, as_rgb, decode
 
@@ -43,11 +45,13 @@ class Extractor:
         *,
         device: torch.device | None = None,
         segment: Segmenter | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = network.to(self.device).eval()
         self.model = model
         self.segment = segment
+        self.calibration = calibration
         self.config = config
         self.dimensions = config.model.embedding_dim
         self.transform = EvaluationTransform(config.data)
@@ -60,9 +64,10 @@ class Extractor:
         checkpoint, _ = find_checkpoint(Path(path))
         network = build_network(checkpoint.config, checkpoint.classes)
         load_weights(network, checkpoint)
-        sha256 = read_manifest(checkpoint.path)["files"][WEIGHTS]["sha256"]
-        model = Model(checkpoint.config.name, checkpoint.step, sha256)
-        return cls(network, checkpoint.config, model, device=device, segment=segment)
+        config = checkpoint.config
+        model = Model(config.name, checkpoint.step, checkpoint.weights_sha256)
+        calibration = load_for(checkpoint.path, checkpoint.weights_sha256)
+        return cls(network, config, model, device=device, segment=segment, calibration=calibration)
 
     def __call__(
         self, images: Sequence[Picture], masks: Sequence[Picture] | None = None, *, batch: int = 64

@@ -19,13 +19,15 @@ from maskreid_shards import ShardError, Split, decode_pair, open_shards
 
 @dataclass(frozen=True)
 class Match:
-    """row: of the gallery; similarity: cosine, 1 for the same picture."""
+    """row: of the gallery; similarity: cosine, 1 for the same picture; probability: of one person, if it was
+    one half before looking (None: the network is not calibrated)."""
 
     row: int
     key: str
     pid: int
     camid: int
     similarity: float
+    probability: float | None = None
 
 
 def search(
@@ -38,11 +40,14 @@ def search(
         raise GalleryError(f"{gallery.folder}: nobody is in it; maskreid embed or enrol fills it")
     found = gallery.search(extractor(pictures, masks), top)
     pids, camids = gallery.pids, gallery.camids
+
+    def match(row: int, similarity: float) -> Match:
+        known = extractor.calibration
+        probability = known.probability(similarity) if known else None
+        return Match(row, gallery.keys[row], int(pids[row]), int(camids[row]), similarity, probability)
+
     return [
-        [
-            Match(int(row), gallery.keys[row], int(pids[row]), int(camids[row]), 1.0 - float(distance))
-            for row, distance in zip(rows, distances, strict=True)
-        ]
+        [match(int(row), 1.0 - float(distance)) for row, distance in zip(rows, distances, strict=True)]
         for rows, distances in zip(found.index_QK, found.distance_QK, strict=True)
     ]
 
@@ -62,7 +67,14 @@ def write_page(
         image, mask = extractor.pair(picture, masks[number] if masks else None)
         whole, person = to_pil_image(image), to_pil_image(mask)
         shown = tuple(
-            FoundImage(_picture(gallery, split, match), match.key, match.pid, match.camid, match.similarity)
+            FoundImage(
+                _picture(gallery, split, match),
+                match.key,
+                match.pid,
+                match.camid,
+                match.similarity,
+                match.probability,
+            )
             for match in found
         )
         searched.append(SearchedImage(str(picture), whole, cut_out(whole, person), shown))

@@ -38,6 +38,7 @@ class Checkpoint:
     shards_fingerprint: str
     initial_weights: dict[str, Any] | None  # the map of what model.init gave (maskreid_dist.model.initial)
     changes: list[dict[str, Any]]  # keys that were changed when a training was continued: step, key, from, to
+    weights_sha256: str  # of WEIGHTS: what makes embeddings comparable
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
@@ -99,6 +100,7 @@ def described_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
         manifest["shards_fingerprint"],
         manifest.get("initial_weights"),
         manifest.get("changes", []),  # none in those of before they were recorded
+        manifest["files"][WEIGHTS]["sha256"],
     )
 
 

@@ -22,6 +22,7 @@ class FoundImage:
     pid: int
     camid: int
     similarity: float
+    probability: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,8 @@ def _query(query: SearchedImage) -> str:
 
 def _found(rank: int, item: FoundImage) -> str:
     caption = f"{rank} <b>{item.similarity:.3f}</b><br>person {item.pid}<br>camera {item.camid}"
+    if item.probability is not None:
+        caption += f"<br>{100 * item.probability:.0f} % the same"
     if item.image is None:
         caption += "<br>no picture"
     return figure("", item.image or PLACEHOLDER, caption, item.key)

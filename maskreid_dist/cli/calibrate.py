@@ -1,0 +1,100 @@
+"""`maskreid calibrate`: from which similarity on two images show one person."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from maskreid_dist.cli.failures import one_line_errors
+
+if TYPE_CHECKING:
+    from maskreid_dist.evaluation.calibration import Calibration
+
+
+@one_line_errors
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
+    shards: Annotated[
+        str,
+        typer.Argument(
+            help="Shards of persons that were not trained on, a folder or a URL.", show_default=False
+        ),
+    ],
+    rate: Annotated[
+        float,
+        typer.Option("--false-match-rate", help="Wanted share of pairs of different persons that match."),
+    ] = 0.001,
+    splits: Annotated[
+        list[str] | None, typer.Option("--split", help="Splits to take; repeatable. Default: query, gallery.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Keep the shards of a URL in this folder.")] = None,
+) -> None:
+    """Find the similarity from which on two images show one person, at a wanted rate of false matches.
+
+    Kept beside the checkpoint: `maskreid search` then prints probabilities, `maskreid evaluate` warns of
+    cameras outside of it.
+    """
+    import numpy as np
+
+    from maskreid_dist.evaluation.calibration import LEVEL
+    from maskreid_dist.evaluation.calibration import calibrate as fit
+    from maskreid_dist.evaluation.calibration_file import calibration_path, save
+    from maskreid_dist.evaluation.embed import embed_split
+    from maskreid_dist.files import check_writable
+    from maskreid_dist.gallery import Extractor
+    from maskreid_dist.model.checkpoint import find_checkpoint
+    from maskreid_dist.progress import progress_bar
+    from maskreid_shards import open_shards
+
+    checkpoint, _ = find_checkpoint(run)
+    path = calibration_path(checkpoint.path)
+    check_writable(path)
+    opened = open_shards(shards, cache=cache)
+    chosen = [opened.split(name) for name in splits or ("query", "gallery")]
+    extractor = Extractor.of(checkpoint.path)
+    features = []
+    for split in chosen:
+        with progress_bar(f"embedding {split.name}") as progress:
+            features.append(
+                embed_split(extractor.network, split, extractor.config, extractor.device, progress)
+            )
+    found = fit(
+        np.concatenate(features),
+        np.concatenate([split.pids for split in chosen]),
+        np.concatenate([split.camids for split in chosen]),
+        rate,
+        weights_sha256=extractor.model.weights_sha256,
+        source=f"{opened.location} ({', '.join(split.name for split in chosen)})",
+    )
+    save(path, found)
+    console = Console()
+    console.print(_table(found))
+    console.print(
+        f"{found.persons} persons, {found.images} images; intervals: {100 * LEVEL:g} %, for as many other "
+        "persons",
+        highlight=False,
+    )
+    if found.too_few:
+        pairs = ", ".join(f"{a} and {b}" for a, b in found.too_few)
+        console.print(f"too few pairs for a threshold of their own: cameras {pairs}", highlight=False)
+    print(f"calibration: {path.absolute()}")
+
+
+def _table(found: "Calibration") -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("cameras", "threshold", "false matches, %", "interval", "true matches, %", "interval"):
+        table.add_column(name, justify="left" if name == "cameras" else "right")
+    for one in (found.overall, *found.camera_pairs):
+        intervals = one.false_match_interval, one.true_match_interval
+        false, true = (f"{100 * low:.3g} to {100 * high:.3g}" for low, high in intervals)
+        table.add_row(
+            "all" if one.cameras is None else f"{one.cameras[0]} and {one.cameras[1]}",
+            f"{one.threshold:.4f}",
+            f"{100 * one.false_match_rate:.3g}",
+            false,
+            f"{100 * one.true_match_rate:.3g}",
+            true,
+        )
+    return table
