@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from maskreid_dist.training.interfaces import (
     missing_interface,
 )
 from maskreid_dist.training.meeting import Meeting, Member
+from nodes import ROOT, run_nodes, write_recipe
 
 HERE = ["lo", "eth0", "eth1", "docker0"]
 
@@ -163,3 +165,21 @@ def test_torch_still_takes_such_names() -> None:
     dist.ProcessGroupGloo.create_device(interface="lo")
     with pytest.raises(RuntimeError, match="Unable to find address for: eth99"):
         dist.ProcessGroupGloo.create_device(interface="eth99")
+
+
+@pytest.mark.parametrize("launcher", [None, pytest.param("deepspeed", marks=pytest.mark.faults)])
+def test_two_launchers_say_it_and_leave(tmp_path: Path, launcher: str | None) -> None:
+    """Two nodes that take each other for far, and gloo's interface for lo."""
+    recipe = write_recipe(tmp_path)
+    ended = run_nodes(
+        [[recipe, "--runs", tmp_path / "runs"]] * 2,
+        script=ROOT / "tests" / "far_training.py",
+        launcher=tmp_path if launcher else None,
+        variables={"GLOO_SOCKET_IFNAME": "lo"},
+    )
+    for node in ended:
+        assert node.status == 2, node.output
+        (line,) = node.errors
+        assert line.startswith("gloo takes 127.0.0.1, which other machines cannot reach: GLOO_SOCKET_IFNAME")
+        assert "Traceback" not in node.output
+    assert not (tmp_path / "runs").exists()
