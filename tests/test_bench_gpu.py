@@ -56,6 +56,11 @@ PROMISED = {
     "batch_hard, D = 2048, times faster than chunked mining": 1.3,
     "ranking, D = 2048, 0.1 % violators, to the product": 1.5,
     "ranking, D = 2048, 50 % violators, to the product": 3.6,
+    "batch_hard symmetric, D = 2048, to the product": 0.7,
+    **{
+        f"{name} symmetric, D = 2048, gradient beside rectangular": 0.05
+        for name in ("batch_hard", "n_pair", "circle")
+    },
     "ranking 32768, D = 256, times faster than eager": 8.0,
     "ranking 32768, D = 256, times faster than compiled": 3.0,
     "n_pair, D = 2048, to the product": 3.3,
