@@ -35,7 +35,7 @@ def counted(function: Callable[..., Any]) -> Callable[..., Any]:
 if __name__ in ("__main__", "__mp_main__"):  # workers import the program under the second name
     os.fsync = counted(os.fsync)
     Path.replace = counted(Path.replace)  # type: ignore[method-assign]
-    writing._TarFile.flush = counted(writing._TarFile.flush)  # type: ignore[method-assign]
+    writing.TarWriter.flush = counted(writing.TarWriter.flush)  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     convert_market1501(

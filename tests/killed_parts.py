@@ -12,7 +12,7 @@ from maskreid_shards import convert_part, finish_parts, scan_market1501, writing
 if __name__ in ("__main__", "__mp_main__"):  # workers import the program under the second name
     os.fsync = counted(os.fsync)
     Path.replace = counted(Path.replace)  # type: ignore[method-assign]
-    writing._TarFile.flush = counted(writing._TarFile.flush)  # type: ignore[method-assign]
+    writing.TarWriter.flush = counted(writing.TarWriter.flush)  # type: ignore[method-assign]
 
 if __name__ == "__main__":
     src, out, workers, _, what = sys.argv[1:]

@@ -24,6 +24,7 @@ from maskreid_dist.cli.gallery import embed, enrol, forget, score, search
 from maskreid_dist.cli.inspect import plan, stats, verify
 from maskreid_dist.cli.layouts import convert_app, segment_app
 from maskreid_dist.cli.masks import masks
+from maskreid_dist.cli.merge import merge
 from maskreid_dist.cli.plan_run import plan_run
 from maskreid_dist.cli.runs import runs, top
 from maskreid_dist.cli.supervise import supervise
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.add_typer(convert_app, name="convert")
 app.add_typer(segment_app, name="segment")
 app.command()(masks)
+app.command()(merge)
 app.add_typer(bench_app, name="bench")
 app.command()(verify)
 app.command()(plan)

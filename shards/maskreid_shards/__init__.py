@@ -30,6 +30,7 @@ from .layouts.viper import scan_viper
 from .mask_quality import JudgedMask, MaskQuality, QualityReport, judge_masks
 from .masks.options import MaskKind, MaskOptions, place_masks
 from .masks.policy import MaskReport, OnBadMask
+from .merging import merge_shards
 from .parts import PartReport, convert_part, finish_parts
 from .plan import Draws, FewImages, Plan, PlanSummary, augmentation_key
 from .reading import RawPair, ShardSet, Split, open_shards
@@ -97,6 +98,7 @@ __all__ = [
     "finish_parts",
     "image_size",
     "judge_masks",
+    "merge_shards",
     "merge_train",
     "open_shards",
     "place_masks",

@@ -124,7 +124,7 @@ def write_job(
         if gather is not None:
             finished = gather(folder, tasks)
         written = write_missing(job, folder, tasks, finished, workers, progress)
-        splits = {split: _finish_split(folder, split, written) for split in layout.splits}
+        splits = {split: finish_split(folder, split, written) for split in layout.splits}
         left_out = [bad for shard in written for bad in shard.left_out]
         problems = [problem for shard in written for problem in shard.problems]
         masks = MaskReport.of(
@@ -249,7 +249,7 @@ def keep_only(folder: Path, layout: Layout, tasks: Iterable[ShardTask]) -> None:
         (folder / split).mkdir(exist_ok=True)
 
 
-def _finish_split(folder: Path, split: str, written: Sequence[WrittenShard]) -> SplitEntry:
+def finish_split(folder: Path, split: str, written: Sequence[WrittenShard]) -> SplitEntry:
     """Write the split's index and sum up its entry. `written`: the shards of all splits."""
     written = [shard for shard in written if shard.entry.name.startswith(f"{split}/")]
     rows = np.concatenate([shard.rows for shard in written])

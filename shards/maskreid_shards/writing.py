@@ -77,7 +77,7 @@ class WrittenShard:
     left_out: tuple[BadInput, ...] = ()
 
 
-class _TarFile:
+class TarWriter:
     """Append members; keeps the offset and the sha256 of what was written. `flush` writes them."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -147,7 +147,7 @@ def write_shard(
     left_out: list[BadInput] = []
     refused: list[BadInput] = []
     with open(folder / name, "wb") as file:
-        tar = _TarFile(file)
+        tar = TarWriter(file)
         for source, image, (mask, found) in _read_pairs(sources, mask_options, on_orientation):
             tick()
             if isinstance(image, BadInput):
@@ -162,7 +162,7 @@ def write_shard(
                 if mask is not None:
                     points = read_landmarks(source) if mask_options.landmarks else None
                     about = sample_json(source, dataset, points)
-                    rows[kept] = _append_sample(tar, source, image, mask, about, number)
+                    rows[kept] = append_sample(tar, source, image, mask, about, number)
                     kept += 1
             if len(refused) >= CAP:
                 break
@@ -210,8 +210,8 @@ def read_or_refuse(source: Source, on_orientation: OnOrientation) -> ReadImage |
         return bad_image("unreadable", source.name, error, str(source.path))
 
 
-def _append_sample(
-    tar: _TarFile, source: Source, image: ReadImage, mask: bytes, about: bytes, shard: int
+def append_sample(
+    tar: TarWriter, source: Source, image: ReadImage, mask: bytes, about: bytes, shard: int
 ) -> tuple[int | bytes, ...]:
     """Write the three members and return their index record."""
     image_offset = tar.append(source.key + image.suffix, image.data)
