@@ -6,7 +6,9 @@ python tests/kills.py --kills 60 --seed 1     (make kills)
 Two gloo ranks train on this repository's shards with a data worker each, under `deepspeed` and `torchrun`
 in turn. After every kill no process, port or file in /dev/shm may be left within 30 s and every finished
 checkpoint must verify. A training that ends must have the losses and weights of one that nobody disturbed,
-bit for bit.
+bit for bit: of
+weights, not of batch normalisation's running statistics: a save averages them over the ranks, and one more
+save rounds them in other places (by about 1e-7).
 """
 
 import argparse
@@ -292,6 +294,7 @@ def recover(killed: Killed | None, training: Training) -> None:
     """How long the kill before this start took, now that steps are made again."""
     if killed and training.stepped_at:
         killed.recovered_s = training.stepped_at - killed.at
+        print(f"      the next step came {killed.recovered_s:.1f} s after that kill", flush=True)
 
 
 HEADING = (
@@ -349,7 +352,9 @@ def main() -> int:
             finish(training)
             recover(before, training)
         result = training.result()
-        unequal += [f"{training.folder.name}: {key}" for key in wanted if result.get(key) != wanted[key]]
+        parted = [key for key in wanted if result.get(key) != wanted[key]]
+        print(f"done; beside the undisturbed training differ: {parted or 'nothing'}", flush=True)
+        unequal += [f"{training.folder.name}: {key}" for key in parted]
     report(kills, len(trainings), unequal, alone_s, time.monotonic() - began)
     faulty = bool(unequal) or any(killed.faults for killed in kills)
     if not options.folder:

@@ -269,5 +269,5 @@ def test_a_demo_without_its_launcher_reports_nothing(tmp_path: Path) -> None:
     os.write(gate, b"x")
     said += demo.communicate()[0]
     os.close(gate)
-    assert demo.returncode == 1, said
+    assert demo.returncode in (1, 75), said  # 75 where its ranks had left before it looked
     assert "the same command continues" in said and "figures:" not in said

@@ -45,7 +45,8 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-        self.file.close()
+        with naming(self.path):  # of a full disk it says once more what could not be written
+            self.file.close()
         if self.trackers:
             self.trackers.finish()
 
