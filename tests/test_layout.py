@@ -42,6 +42,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         SHARDS,
         *(f"{DIST}/{name}" for name in ("data", "model", "report", "retrieval")),
     },
+    f"{DIST}/gallery": {
+        DIST,
+        SHARDS,
+        f"{SHARDS}/stores",
+        *(f"{DIST}/{name}" for name in ("data", "evaluation", "model", "report", "retrieval")),
+    },
     f"{DIST}/training": {
         DIST,
         SHARDS,
