@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from market import write_pair
+from market import jpeg, write_pair
 from worked_examples import ROOT, example, follow, run
 
 PACKAGE = Path("shards/maskreid_shards")
@@ -28,6 +28,8 @@ def test_a_converter_is_one_file_and_one_line_of_the_table(tmp_path: Path) -> No
     status, output = maskreid("convert", "flat", "src", "out", "--first-pid", 5, "--workers", 1)
     assert status == 0 and "train: 6 images, 3 identities" in output, output
     shutil.copytree(tmp_path / "src", tmp_path / "src2")
+    for number, image in enumerate(sorted((tmp_path / "src2" / "images").iterdir())):
+        image.write_bytes(jpeg(100 + number))
     status, output = maskreid("convert", "merge", "merged", "a=flat:src", "b=flat:src2", "--workers", 1)
     assert status == 0 and "train: 12 images, 6 identities" in output, output
     status, output = maskreid("convert", "flat", "src", "other", "--images", "none")
