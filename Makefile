@@ -7,8 +7,8 @@ TRITON_TESTS := $(addprefix tests/test_kernels_,\
 INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters
 
-.PHONY: help install demo test faults kills cluster lint types golden speed kernels-report \
-  kernels-predictions kernels-gpu-path launch-counts gpu-cache gpu test-adapters kernels-alone steady wheels clean
+.PHONY: help install demo test faults exactness step-cost kills cluster lint types \
+  golden speed kernels-report kernels-predictions kernels-gpu-path launch-counts gpu-cache gpu test-adapters kernels-alone steady wheels clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
@@ -19,6 +19,8 @@ help:
 	@echo "make steady  the tests that wait for other processes, 20 times each (OPTIONS=...)"
 	@echo "make kills   kill a training 60 times, at random moments (KILLS=NUMBER SEED=NUMBER)"
 	@echo "make cluster train over several hosts, namespaces of this machine, by every launcher (root; OPTIONS=--help)"
+	@echo "make exactness  1, 2, 4 ranks x ZeRO 0-3 x micro batches x memory against one process: a table"
+	@echo "make step-cost  a step beside bare forward, backward and optimizer; peak memory of micro_images"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
 	@echo "make golden  compare training, losses and a conversion with a commit's, bit for bit (BASE=COMMIT)"
@@ -76,6 +78,12 @@ kills: $(INSTALLED)
 # Needs root, pdsh and openssh-server; tests/cluster/cases.py says what is tried.
 cluster: $(INSTALLED)
 	PYTHONPATH=tests $(BIN)/python -m cluster $(OPTIONS)
+
+exactness: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/exactness.py
+
+step-cost: $(INSTALLED)
+	$(BIN)/python tests/step_cost.py $(OPTIONS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -236,11 +236,27 @@ class OptimizerConfig(Section):
 class EngineConfig(Section):
     """What DeepSpeed is told; its JSON is generated from this and written into the run directory."""
 
-    zero_stage: Annotated[int, Field(ge=0, le=2)] = 0
+    # ZeRO: what the ranks share instead of each holding it; optimizer states (1), gradients (2), weights (3).
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    # To host memory: the optimizer's states and its step (from stage 1 on), the weights too (stage 3).
+    offload: Literal["none", "optimizer", "all"] = "none"
+    # Stems and trunk keep their inputs alone for the backward pass, and compute the rest again: the same step.
+    activation_checkpointing: bool = False
+    # Batch normalisation by the statistics of all ranks; GPUs only, torch has none for CPUs.
+    sync_batchnorm: bool = False
     autocast: Literal["float32", "bfloat16"] = "float32"  # of activations; weights stay float32
     collective_timeout_s: Positive = 600  # then a rank that does not come is named, and all leave
     # Ranks that the recipe is for; another number is an error at the start. Without it, any.
     world: Positive | None = None
+
+    @model_validator(mode="after")
+    def _offload_of_a_stage(self) -> Self:
+        least = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.zero_stage < least:
+            raise ValueError(
+                f'offload = "{self.offload}" is of ZeRO; use engine.zero_stage = {least} or more'
+            )
+        return self
 
 
 class RunConfig(Section):
@@ -290,6 +306,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _ranks_have_as_many_parts(self) -> Self:
         ragged = self.batch.sampling == "pk" and self.batch.few_images == "all"
+        if self.batch.micro_images and ragged and self.engine.sync_batchnorm:
+            raise ValueError(
+                'batch.micro_images with few_images = "all" goes without engine.sync_batchnorm: ranks whose '
+                "batches differ in size would exchange statistics a different number of times"
+            )
         if self.batch.micro_images and ragged and self.engine.zero_stage >= 2:
             raise ValueError(
                 'batch.micro_images with few_images = "all" needs engine.zero_stage 0 or 1: ranks whose '

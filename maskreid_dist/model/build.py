@@ -15,4 +15,5 @@ def build_network(config: Config, classes: int) -> MaskReID:
         embedding_dim=model.embedding_dim,
         classes=classes,
         dropout=model.dropout,
+        recompute=config.engine.activation_checkpointing,
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskreid_dist.config import Fusing, Stream
 from maskreid_dist.model.inception import LEVEL_CHANNELS, InceptionA, InceptionB, conv_bn_relu, scaled
+from maskreid_dist.model.recompute import recomputed
 
 STREAMS: tuple[Stream, ...] = get_args(Stream)
 MEAN_COLOUR = (102.0, 102.0, 101.0)  # of the data the paper trains on, RGB, 0..255
@@ -106,7 +107,8 @@ class MaskReID(nn.Module):
 
     streams: which inputs, in order; each gets a stem of its own. width: multiplier of every channel number.
     classes: identities of the softmax head (`MaskReID_soft`; DGD's BN -> ReLU ->
-    dropout -> classifier), 0 for none.
+    dropout -> classifier), 0 for none. recompute: stems and levels keep their inputs alone for the backward
+    pass, which computes them again.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class MaskReID(nn.Module):
         embedding_dim: int = 256,
         classes: int = 0,
         dropout: float = 0.5,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if not streams or len(set(streams)) != len(streams):
@@ -138,6 +141,7 @@ class MaskReID(nn.Module):
         self.low, self.middle, self.high = levels
         low, middle, high = level_channels
         self.fusing = SkippedFusing((low, middle, high), embedding_dim, fusing, fusing_rows)
+        self.recompute = recompute
         self.classifier: nn.Module | None = None
         if classes:
             self.classifier = nn.Sequential(nn.ReLU(), nn.Dropout(dropout), nn.Linear(embedding_dim, classes))
@@ -145,12 +149,18 @@ class MaskReID(nn.Module):
     def features(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Levels:
         """The three levels of a batch of uint8 images and masks; see `make_stream` for the inputs."""
         stems = [
-            stem(make_stream(name, image_B3HW, mask_B1HW))
+            self._run(stem, make_stream(name, image_B3HW, mask_B1HW))
             for name, stem in zip(self.streams, self.stems, strict=True)
         ]
-        low = self.low(torch.cat(stems, dim=1))
-        middle = self.middle(low)
-        return Levels(low, middle, self.high(middle))
+        low = self._run(self.low, torch.cat(stems, dim=1))
+        middle = self._run(self.middle, low)
+        return Levels(low, middle, self._run(self.high, middle))
+
+    def _run(self, part: nn.Module, x_BCHW: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return recomputed(part, x_BCHW)
+        y_BCHW: Tensor = part(x_BCHW)
+        return y_BCHW
 
     def forward(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Output:
         """Embeddings and, with a classifier, identity scores, of uint8 images

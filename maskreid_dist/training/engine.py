@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskreid_dist.config import Config, OptimizerConfig
+from maskreid_dist.config import Config, EngineConfig, OptimizerConfig
 from maskreid_dist.run_directory import DEEPSPEED_JSON
 
 
@@ -24,7 +24,7 @@ def deepspeed_config(config: Config, rows_per_rank: int, world_size: int) -> dic
         "train_batch_size": rows_per_rank * world_size,
         "gradient_clipping": config.optimizer.gradient_clipping,  # unset would mean 1.0
         "prescale_gradients": False,
-        "zero_optimization": {"stage": config.engine.zero_stage},
+        "zero_optimization": zero_settings(config.engine),
         "zero_allow_untested_optimizer": True,  # the optimizers are torch's own
         "zero_force_ds_cpu_optimizer": False,
         "fp16": {"enabled": False},
@@ -38,6 +38,34 @@ def deepspeed_config(config: Config, rows_per_rank: int, world_size: int) -> dic
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
     }
+
+
+def zero_settings(config: EngineConfig) -> dict[str, Any]:
+    """DeepSpeed's `zero_optimization`."""
+    settings: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload != "none":
+        settings["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if config.offload == "all":
+        settings["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return settings
+
+
+def full_state(module: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
+    """A network's parameters and buffers on the host; nothing where `keep` is false.
+
+    Under ZeRO 3 each module's parameters are gathered in turn: all ranks take part.
+    """
+    import deepspeed
+
+    state = {}
+    for name, part in module.named_modules():
+        with deepspeed.zero.GatheredParameters(list(part.parameters(recurse=False))):
+            own = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+            for own_name, tensor in own if keep else []:
+                # A copy: what was gathered is given back.
+                host = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+                state[f"{name}.{own_name}" if name else own_name] = host
+    return state
 
 
 def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -78,6 +106,8 @@ def start_engine(
     settings = deepspeed_config(config, rows_per_rank, world_size)
     if run is not None:
         (run / DEEPSPEED_JSON).write_text(json.dumps(settings, indent=2) + "\n")
+    if config.engine.sync_batchnorm:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     optimizer = make_optimizer(network, config.optimizer)
     engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
     return engine

@@ -98,6 +98,10 @@ def prepare(recipe: Path, overrides: Sequence[str], place: Place) -> Preparation
     device = choose_device(place)
     if config.data.decoder == "gpu" and device.type != "cuda":
         raise UserError('data.decoder = "gpu": torch finds no GPU here; use "torchvision" or "pillow"')
+    if config.engine.sync_batchnorm and device.type != "cuda":
+        raise UserError(
+            "engine.sync_batchnorm: torch has it on GPUs alone, and finds none here; leave it out"
+        )
     split = open_recipe_shards(config.data).split(TRAIN_SPLIT)
     _ = split.index  # of its size, and its checksums: read before the others count on it
     _check_deepspeed()

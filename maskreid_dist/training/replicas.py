@@ -17,8 +17,11 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by byt
 def weights_digest(module: nn.Module) -> Tensor:
     """0-d int64, on the weights' device: sums of their bits modulo 2**64, which no order of adding changes.
 
-    A tensor's sum counts with an odd factor of its own: two that changed places are noticed.
+    A tensor's sum counts with an odd factor of its own: two that changed places are noticed. 0 under ZeRO 3:
+    each rank holds another part, and there are no copies to compare.
     """
+    if any(hasattr(p, "ds_tensor") for p in module.parameters()):
+        return torch.zeros((), dtype=torch.int64, device=next(module.parameters()).device)
     sums = [p.detach().view(BITS[p.element_size()]).sum(dtype=torch.int64) for p in module.parameters()]
     total = torch.stack(sums)
     return (total * torch.arange(1, 2 * len(sums), 2, device=total.device)).sum()
@@ -26,9 +29,19 @@ def weights_digest(module: nn.Module) -> Tensor:
 
 def largest_value(module: nn.Module) -> Tensor:
     """0-d float: the largest magnitude in the weights and floating-point buffers, NaN if any is NaN. One
-    fused norm."""
-    tensors = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]
-    return get_total_norm([t.detach() for t in tensors], float("inf"))
+    fused norm. Under ZeRO 3 of this rank's parts of the weights."""
+    weights = [own_part(p) for p in module.parameters()]
+    tensors = [*weights, *(b for b in module.buffers() if b.is_floating_point())]
+    return get_total_norm([t.detach() for t in tensors if t.numel()], float("inf"))
+
+
+def own_part(parameter: nn.Parameter) -> Tensor:
+    """A parameter, or under ZeRO 3 what this rank holds of it, without the padding, which may be anything."""
+    part: Tensor | None = getattr(parameter, "ds_tensor", None)
+    if part is None:
+        return parameter
+    left = int(parameter.ds_numel) - dist.get_rank() * part.numel()  # type: ignore[attr-defined]
+    return part[: max(0, left)]
 
 
 @dataclass

@@ -21,6 +21,7 @@ from maskreid_dist.training.unpickling import tensors_only
 # What may differ between a checkpoint and the recipe that continues from it.
 MAY_CHANGE_ON_RESUME = {"name", "data.shards", "data.workers", "data.on_bad_mask"}
 MAY_CHANGE_ON_RESUME |= {f"data.{key}" for key in ("cache", "cache_gb", "prefetch", "bad_samples")}
+MAY_CHANGE_ON_RESUME |= {"engine.activation_checkpointing"}
 # The stage has a check of its own.
 MAY_CHANGE_ON_RESUME |= {"engine.collective_timeout_s", "engine.world", "engine.zero_stage"}
 # May differ too, and makes another training of it: kept in the manifests and events.jsonl.

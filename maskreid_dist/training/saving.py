@@ -22,6 +22,7 @@ from torch import nn
 
 from maskreid_dist.config import Config
 from maskreid_dist.model.checkpoint import FORMAT, MANIFEST, PARTIAL, WEIGHTS, finished_checkpoints, read_best
+from maskreid_dist.training.engine import full_state
 from maskreid_dist.training.memory import MEMORY, Memory, save_memory, whole_memory
 from maskreid_dist.training.run_folder import RunFolder
 from maskreid_dist.training.world import World
@@ -55,12 +56,12 @@ def save_checkpoint(
     world.barrier()
     with _writing(partial):
         engine.save_checkpoint(str(folder.checkpoints), tag=partial.name, save_latest=False)
+    state = full_state(engine.module, folder.is_keeper)
     whole = whole_memory(memory, config.model.embedding_dim, world) if memory else None
     world.barrier()  # every rank's file is written
     if folder.is_keeper:
         check_pieces(partial, config.engine.zero_stage, folder.ranks)
         with _writing(partial / WEIGHTS):
-            state = {name: t.detach().cpu().contiguous() for name, t in engine.module.state_dict().items()}
             save_file(state, partial / WEIGHTS)
         if whole:
             with _writing(partial / MEMORY):
@@ -92,6 +93,8 @@ def check_pieces(folder: Path, zero_stage: int, ranks: Sequence[int]) -> None:
     """Raise FileNotFoundError naming the first file that DeepSpeed should have written for the ranks and is
     not here."""
     wanted = ["mp_rank_00_model_states.pt"]
+    if zero_stage == 3:  # each rank has its part of the weights
+        wanted = [f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in ranks]
     if zero_stage:
         wanted += [f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in ranks]
     for pattern in wanted:
