@@ -240,7 +240,7 @@ class EngineConfig(Section):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     # To host memory: the optimizer's states and its step (from stage 1 on), the weights too (stage 3).
     offload: Literal["none", "optimizer", "all"] = "none"
-    # Stems and trunk keep their inputs alone for the backward pass, and compute the rest again: the same step.
+    # Stems and trunk keep their inputs alone for the backward pass and compute the rest again: the same step.
     activation_checkpointing: bool = False
     # Batch normalisation by the statistics of all ranks; GPUs only, torch has none for CPUs.
     sync_batchnorm: bool = False

@@ -2,8 +2,8 @@
 
 1. A step of the training loop (agreement of the ranks, DeepSpeed's engine, finite watch, meter) beside a bare
    forward, loss, backward and optimizer on the same batch of 64, taken in turns: medians, one rank.
-2. `batch.micro_images`: peak memory of a step above what the process held before it, and its time, for batches
-   from 256 to 4,096; unsplit beside it up to 1,024. Each in a process of its own.
+2. `batch.micro_images`: peak memory of a step above what the process held before it, and its time, for
+   batches from 256 to 4,096; unsplit beside it up to 1,024. Each in a process of its own.
 
 Wall time means something on an idle machine alone; CPU time of the process is printed beside it.
 """
@@ -29,8 +29,9 @@ from maskreid_dist.training.engine import make_optimizer, start_engine
 from maskreid_dist.training.loop import _agree_on_step, training_step
 from maskreid_dist.training.meter import Meter
 from maskreid_dist.training.objective import objective
+from maskreid_dist.training.step_clock import StepClock
 from maskreid_dist.training.world import StopRequest
-from test_gradient_cache import CPU, recipe, world_of
+from test_gradient_cache import CPU, recipe, rows_of, world_of
 
 CLASSES = 200
 PIDS = torch.arange(1, CLASSES + 1)
@@ -71,7 +72,8 @@ def compare_steps(rank: int, world: int, steps: int, threads: int, width: float,
     network = build_network(config, CLASSES)
     optimizer = make_optimizer(network, config.optimizer)
     engine = start_engine(build_network(config, CLASSES), config, ROWS, 1, None)
-    watch, meter, bad_samples = FiniteWatch(CPU), Meter(10), BadSamples(0)
+    clock = StepClock(CPU)
+    watch, meter, bad_samples = FiniteWatch(CPU), Meter(clock, CPU), BadSamples(0)
     stop = StopRequest(Path(file).with_suffix(".stop"))
 
     def bare() -> None:
@@ -83,9 +85,11 @@ def compare_steps(rank: int, world: int, steps: int, threads: int, width: float,
         optimizer.step()
 
     def whole() -> None:
-        own, _, _ = _agree_on_step(batch, stop, bad_samples, here)
-        scalars, _ = training_step(engine, own, PIDS, config, 0, watch, here)
-        meter.add(scalars, ROWS, 0.0)
+        with clock.phase("ranks"):
+            own, _, _ = _agree_on_step(batch, stop, bad_samples, here)
+        scalars, _ = training_step(engine, own, PIDS, config, 0, watch, here, None, clock)
+        clock.end_step()
+        meter.add(scalars, ROWS)
         if meter.steps == 10:
             meter.take(0.0, 0)
 
@@ -108,7 +112,7 @@ def peak_of_a_step(rank: int, world: int, rows: int, micro_images: int, width: f
         training_step(engine, of, PIDS, config, 0, FiniteWatch(CPU), here)
 
     few = 16 if not micro_images else micro_images
-    step(Batch(*(values[:few] for values in batch)))  # optimizer states, code, buffers of the libraries
+    step(rows_of(batch, slice(few)))  # optimizer states, code, buffers of the libraries
     before = resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     wall_s, cpu_s = timed(lambda: step(batch))

@@ -25,12 +25,15 @@ def recomputed(part: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _statistics_left_alone(part: nn.Module) -> Iterator[None]:
-    """Batch normalisation that trains uses the batch's statistics as before, and leaves the running ones."""
-    norms = [m for m in part.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    """Copies of the running statistics take the update of batch normalisation that trains."""
+    norms = [m for m in part.modules() if isinstance(m, _BatchNorm) and m.training]
+    own = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, own, strict=True):
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, buffers in zip(norms, own, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
