@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from market import jpeg, png
-from maskreid_shards import Layout, ShardError, convert, open_shards, scan_csv, scan_folder
+from maskreid_shards import (
+    Layout,
+    ShardError,
+    convert,
+    open_shards,
+    scan_csv,
+    scan_cuhk03_np,
+    scan_folder,
+)
 from maskreid_shards.layouts.numbering import camera_numbers, pid_numbers
 
 HEADER = ["path", "pid", "camid", "split"]
@@ -223,6 +231,23 @@ def test_identities_where_they_cannot_be(tmp_path: Path, spoil: Callable[[Path],
     spoil(tmp_path / "own")
     with pytest.raises(ShardError, match=words):
         scan_folder(tmp_path / "own", pattern=r"/(?P<pid>-?\d+)_c")
+
+
+@pytest.mark.parametrize(
+    ("folder", "given", "words"),
+    [
+        ("", "", "holds bounding_box_train itself; move its folders into one named labeled"),
+        ("labelled", "", "rename it labeled"),
+        ("detected", "", "no folder labeled, but detected; choose --boxes detected"),
+        ("labeled", "labeled", "holds bounding_box_train itself; give .*cuhk03-np$"),
+    ],
+)
+def test_cuhk03_np_under_other_names(tmp_path: Path, folder: str, given: str, words: str) -> None:
+    src = tmp_path / "cuhk03-np"
+    for split in ("bounding_box_train", "query", "bounding_box_test"):
+        image(src / folder / split / "0001_c1_1.png")
+    with pytest.raises(ShardError, match=words):
+        scan_cuhk03_np(src / given)
 
 
 def test_images_beside_a_list_are_counted(tmp_path: Path) -> None:

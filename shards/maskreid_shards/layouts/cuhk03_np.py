@@ -36,6 +36,7 @@ def scan_cuhk03_np(src: Path, *, boxes: Boxes = "labeled") -> Layout:
         path = release_file(src)
         root, found = path.parent, _from_config(config, path.name, boxes)
     else:
+        _check_boxes(src, boxes)
         folders = {split: f"{boxes}/{folder}" for split, folder in FOLDERS.items()}
         root = src
         found, strays = scan_named(src, folders, NAME, FORM)
@@ -50,6 +51,22 @@ def scan_cuhk03_np(src: Path, *, boxes: Boxes = "labeled") -> Layout:
         notes=(f"new protocol, {boxes} boxes",),
         searched=(src / boxes,),
     )
+
+
+def _check_boxes(src: Path, boxes: str) -> None:
+    """Raise ShardError where the folder of the boxes is known to be elsewhere, or to have another name."""
+    if (src / boxes).is_dir():
+        return
+    if other := [name for name in PUBLISHED if (src / name).is_dir()]:
+        raise ShardError(f"{src}: no folder {boxes}, but {other[0]}; choose --boxes {other[0]}")
+    if (src / "labelled").is_dir():
+        raise ShardError(f"{src / 'labelled'}: rename it labeled")
+    if (src / FOLDERS["train"]).is_dir():
+        known = src.resolve().name in PUBLISHED
+        raise ShardError(
+            f"{src}: holds {FOLDERS['train']} itself; "
+            + (f"give {src.resolve().parent}" if known else f"move its folders into one named {boxes}")
+        )
 
 
 def _from_config(config: Path, release: str, boxes: str) -> dict[str, list[ImageEntry]]:
