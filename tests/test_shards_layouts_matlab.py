@@ -151,7 +151,7 @@ def test_cuhk03_new_protocol_folders(tmp_path: Path) -> None:
     assert mask == tmp_path / "detected" / "query_seg" / "0009_c1_1.png"
     assert "train images: published 7365, found 1" in layout.differences()
     assert stored(layout, tmp_path / "out") == {"train": 1, "query": 1, "gallery": 1}
-    fails(lambda: scan_cuhk03_np(tmp_path), "labeled/bounding_box_train")
+    fails(lambda: scan_cuhk03_np(tmp_path), "choose --boxes detected")
     write(tmp_path / "detected" / "query" / "c1_9.png")
     fails(lambda: scan_cuhk03_np(tmp_path, boxes="detected"), "query/c1_9.png")
 
