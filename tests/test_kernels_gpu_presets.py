@@ -20,9 +20,10 @@ from kernel_checks import DEVICE, GPU, Step, pick
 from maskreid_kernels import symmetric_tiles, triton_tiles
 from maskreid_kernels.batch_hard import triton as batch_hard_triton
 from maskreid_kernels.logsumexp import triton as logsumexp_triton
+from maskreid_kernels.logsumexp import triton_bands
 from maskreid_kernels.ranking import triton_backward, triton_forward
 
-MODULES = (batch_hard_triton, logsumexp_triton, triton_forward)
+MODULES = (batch_hard_triton, logsumexp_triton, triton_bands, triton_forward)
 INTERPRETED = [preset for preset in PRESETS if preset.precision == "ieee" or preset.rows == torch.float64]
 SHAPES = pick(
     on_gpu=[(rows, columns) for rows in (700, 3001) for columns in (64, 130, 256, 512, 2048)],

@@ -24,7 +24,7 @@ from maskreid_kernels import (
     supervised_contrastive_loss,
     triton_tiles,
 )
-from maskreid_kernels.logsumexp import triton
+from maskreid_kernels.logsumexp import triton, triton_bands
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -154,7 +154,7 @@ def test_gradcheck(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_bands_panels_and_chunks_cover_every_pair(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton, "PANEL_COLUMNS", 50)
+    monkeypatch.setattr(triton_bands, "PANEL_COLUMNS", 50)
     monkeypatch.setattr(triton, "WORKSPACE_BYTES", 60_000)  # bands of some forty anchors
     monkeypatch.setattr(triton_tiles, "processors", lambda device: 7)
     check(name, *batch(130, 13, 30), 1e-11)

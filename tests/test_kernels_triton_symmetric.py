@@ -21,11 +21,12 @@ from maskreid_kernels.batch_hard import triton as batch_hard_triton
 from maskreid_kernels.batch_hard.terms import BatchHardTerms
 from maskreid_kernels.fused_rows import row_norms
 from maskreid_kernels.logsumexp import triton as logsumexp_triton
+from maskreid_kernels.logsumexp import triton_bands
 from maskreid_kernels.logsumexp.exponent import Exponent
 from maskreid_kernels.precision import Precision
 from maskreid_kernels.ranks import RankLayout
 from maskreid_kernels.symmetric_tiles import SWITCH, block_pair, symmetric, triangle, triangle_of
-from maskreid_kernels.triton_tiles import TileShape, sort_by_identity
+from maskreid_kernels.triton_tiles import TileShape, add_product_, sort_by_identity
 
 TILES = [TileShape(16, 32, 32, 4, 1, one_slab=False), TileShape(32, 16, 32, 4, 1, one_slab=False)]
 Loss = Callable[..., Tensor]
@@ -50,7 +51,7 @@ def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Til
     """
     chosen: TileShape = request.param
     if not GPU:
-        for module in (symmetric_tiles, logsumexp_triton):
+        for module in (symmetric_tiles, logsumexp_triton, triton_bands):
             monkeypatch.setattr(module, "tile_shape", lambda columns, rows, **_: chosen)
     return chosen
 
@@ -205,6 +206,29 @@ def test_sums_of_the_negatives(bounded: bool, dtype: torch.dtype, tile: TileShap
     S_NN = (x.double() @ x.double().t() * exponent.scale).masked_fill(y[:, None] == y, -torch.inf)
     expected_M = S_NN.logsumexp(1)[rows.order_N]
     assert torch.allclose(found_M, expected_M, rtol=0, atol=1e-3 if dtype == torch.float32 else 1e-9)
+
+
+@pytest.mark.parametrize("name", ["n_pair", "n_pair_raw", "circle"])
+def test_backward_in_bands_of_the_upper_triangle(
+    name: str, tile: TileShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several bands and panels: those right of the diagonal serve both sides, the others are not made."""
+    x, y = BATCHES["ragged"]
+    monkeypatch.setattr(logsumexp_triton, "WORKSPACE_BYTES", 16_000)
+    monkeypatch.setattr(triton_bands, "PANEL_COLUMNS", 16)
+    made: list[int] = []
+
+    def counted(out: Tensor, weight: Tensor, rows: Tensor) -> None:
+        if weight.is_contiguous():
+            made.append(weight.numel())
+        add_product_(out, weight, rows)
+
+    monkeypatch.setattr(triton_bands, "add_product_", counted)
+    own = step(name, x, y, backend="triton", precision="ieee")
+    assert sum(made) < 0.75 * len(x) ** 2
+    kernel_checks.near(
+        own, lambda: step(name, x.double(), y, backend="reference"), value=3e-6, gradient=2e-5, least=1.0
+    )
 
 
 def test_passes_with_partial_results_stop_where_these_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

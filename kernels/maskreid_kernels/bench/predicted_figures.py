@@ -42,6 +42,7 @@ LAUNCHES = {
     "supervised_contrastive": 61,
 }
 BANDS = ("ranking.dense_weights", "logsumexp.pairs")  # programs that make bands of weights
+BANDS_OF_TRIANGLE = 16  # of the log-sum-exp family's backward at 65536 rows, in 64 MiB each
 FLOAT32_FLOPS = 50e12  # of products in float32, as the dense backend takes them
 CONSTANTS = {
     "ranking": {"margin": 0.3},
@@ -219,6 +220,13 @@ def _symmetric(model: Model) -> dict[str, float]:
             whole = model.loss(kernel, 65536, D)
             half = model.over_tiles(f"{name}.symmetric_negatives{unbounded}{circle}", 65536, D).total
             saved = model.over_tiles(f"{name}.negatives{circle}", 65536, D).total - half
+            if kernel != "batch_hard":  # bands on and right of the diagonal; rows right of it come and go
+                saved += (
+                    (1 - 1 / BANDS_OF_TRIANGLE)
+                    / 2
+                    * model.over_tiles(f"{name}.pairs{circle}", 65536, D).total
+                )
+                saved -= model.memory(6 * BANDS_OF_TRIANGLE / 2 * 65536 * D * 4)
             found[f"{key}, forward pass"] = half
             found[key] = whole - saved
             found[f"{key}, to the product"] = found[key] / model.product(65536, D)

@@ -5,8 +5,9 @@ Forward: one pass over the tiles keeps a running maximum and sum per anchor and 
 fixed order. Backward: the tiles are computed again, G_ab + G_ba of negatives goes to a bounded workspace, and
 one matrix product per panel of candidates turns it into the gradient. The few pairs inside an identity are
 walked by programs of their own, forward and backward, on the rows as given, in full precision. Nothing is
-atomic: the same bits from run to run. The algebra, the numbers of an anchor and their exchange between the
-ranks are those of chunked.py.
+atomic: the same bits from run to run. Where `symmetric_tiles.why_rectangular` has no reason, both go over the
+upper triangle of S alone (symmetric_programs.py, triton_bands.py). The algebra, the numbers of an anchor and
+their exchange between the ranks are those of chunked.py.
 
 Names: places are those of `SortedRows`. B = this rank's rows, M = the same as sorted anchors, N = rows of all
 ranks, D = columns, C = chunks, b = anchors of a band, c = candidates of a panel, P = rows of the largest
@@ -28,7 +29,7 @@ from ..fused_rows import fused_unit_rows
 from ..guards import compute_dtype, first_order_only
 from ..precision import PRECISIONS, Precision
 from ..ranks import RankLayout, gather_rows
-from ..symmetric_tiles import symmetric_tile, triangle_of
+from ..symmetric_tiles import symmetric_tile, triangle_of, why_rectangular
 from ..triton_tiles import (
     INTERPRETED,
     Chip,
@@ -36,12 +37,10 @@ from ..triton_tiles import (
     TileShape,
     Variant,
     accumulator,
-    add_product_,
     chip_of,
     column_chunks,
     dot_rows,
     sort_by_identity,
-    split_float,
     tile_options,
     tile_shape,
 )
@@ -57,8 +56,8 @@ from .programs import (
 )
 from .symmetric_programs import symmetric_negatives_program
 from .terms import LogSumExpTerms
+from .triton_bands import PANEL_COLUMNS, add_negatives_, exponent_constants, pairs_tile
 
-PANEL_COLUMNS = 8192
 IDENTITY_ROWS = 128 if INTERPRETED else 32  # anchors per program of the two that walk identities
 MERGE_ROWS = 128
 PARTIAL_BYTES_PER_ANCHOR = 8  # top, sum
@@ -120,14 +119,19 @@ class _LogSumExpLoss(torch.autograd.Function):
         terms: LogSumExpTerms = ctx.terms
         scale = (of_loss * layout.world_size) / valid_anchors  # W: see maskreid_kernels.ranks
         level_N = numbers_N4[:, 3].to(torch.float64 if not terms.normalize else x_ND.dtype)
-        gradient_BD = x_ND.new_empty((layout.rows_per_rank[layout.rank], x_ND.shape[1]))
+        size = (layout.rows_per_rank[layout.rank], x_ND.shape[1])
+        half = why_rectangular(size[0], len(x_ND), x_ND.device) is None
+        gradient_BD = x_ND.new_zeros(size) if half else x_ND.new_empty(size)
         panel_bytes = min(PANEL_COLUMNS, len(x_ND)) * x_dot_ND.element_size()
         for band in _bands(rows, panel_bytes + 56 * ctx.widest):
             S_bP, row_bP, positive_bP = _positives(x_ND, rows, band, ctx.widest)
             level_2bP = torch.stack([level_N[rows.row(band), None].expand_as(S_bP), level_N[row_bP]])
             pull_2bP = terms.pull(S_bP.to(level_N.dtype), level_2bP, positive_bP.sum(1, keepdim=True))
             band_bD = _sum_of_pulls(x_ND, rows, band, pull_2bP.sum(0).to(x_ND.dtype))  # both roles
-            _add_negatives_(band_bD, x_dot_ND, rows, band, numbers_N4, terms, ctx.precision)
+            below_ND = gradient_BD if half else None
+            add_negatives_(band_bD, x_dot_ND, rows, band, numbers_N4, terms, ctx.precision, below_ND)
+            if half:  # what the bands before this one left there
+                band_bD += gradient_BD.index_select(0, rows.own_row(band))
             gradient_BD.index_copy_(0, rows.own_row(band), band_bD)
         return gradient_BD.mul_(scale), None, None, None, None
 
@@ -180,13 +184,13 @@ def negative_partials(
     chip, (dtype, acc) = chip_of(x_ND.device), accumulator(x_ND.dtype)
     options: dict[str, Any] = {"CIRCLE": exponent.margin is not None}
     given = (x_ND, rows.anchor_M, rows.order_N, rows.start_N, rows.stop_N)
-    tile = symmetric_tile(D, x_ND.dtype, chip)
+    tile = sums_tile(D, x_ND.dtype, chip, bounded=bounded)
     triangle = triangle_of(rows, tile, PARTIAL_BYTES_PER_ANCHOR)
     if triangle is not None:
         sum_CM = x_ND.new_empty((triangle.blocks, M), dtype=dtype)
         top_CM = None if bounded else torch.empty_like(sum_CM)
         symmetric_negatives_program[(triangle.programs,)](
-            *given, top_CM, sum_CM, N, D, triangle.side, triangle.blocks, *_constants(exponent),
+            *given, top_CM, sum_CM, N, D, triangle.side, triangle.blocks, *exponent_constants(exponent),
             BOUNDED=bounded, **options, **tile_options(tile, D, precision, acc),
         )  # fmt: skip
         return top_CM, sum_CM
@@ -195,7 +199,7 @@ def negative_partials(
     top_CM, sum_CM = (x_ND.new_empty((chunks, M), dtype=dtype) for _ in range(2))
     if M:
         negatives_program[(triton.cdiv(M, tile.block_m) * chunks,)](
-            *given, top_CM, sum_CM, M, N, D, tiles_per_chunk, chunks, *_constants(exponent),
+            *given, top_CM, sum_CM, M, N, D, tiles_per_chunk, chunks, *exponent_constants(exponent),
             **options, **tile_options(tile, D, precision, acc),
         )  # fmt: skip
     return top_CM, sum_CM
@@ -226,42 +230,11 @@ def _sum_of_pulls(x_ND: Tensor, rows: SortedRows, band: slice, pull_bP: Tensor) 
     return sum_bD
 
 
-def _add_negatives_(
-    band_bD: Tensor,
-    x_ND: Tensor,
-    rows: SortedRows,
-    band: slice,
-    numbers_N4: Tensor,
-    terms: LogSumExpTerms,
-    precision: Precision,
-) -> None:
-    """Add sum_b (G_ab + G_ba) x_b over the negatives b of the band's anchors a, panel by panel of
-    candidates."""
-    anchor_b, (N, D), exponent = rows.anchor_M[band], x_ND.shape, terms.exponent
-    exact, acc = not terms.normalize, accumulator(x_ND.dtype)[1]
-    tile = pairs_tile(D, x_ND.dtype, chip_of(x_ND.device), exact=exact)
-    for start in range(0, N, PANEL_COLUMNS):
-        stop = min(start + PANEL_COLUMNS, N)
-        G_bc = x_ND.new_empty((len(anchor_b), stop - start))
-        tiles = triton.cdiv(len(anchor_b), tile.block_m) * triton.cdiv(stop - start, tile.block_n)
-        pairs_program[(tiles,)](
-            x_ND, anchor_b, rows.order_N, rows.start_N, rows.stop_N, numbers_N4, G_bc, len(anchor_b), start,
-            stop, D, *_constants(exponent), CIRCLE=exponent.margin is not None, EXACT=exact,
-            **tile_options(tile, D, precision, acc),
-        )  # fmt: skip
-        add_product_(band_bD, G_bc, x_ND.index_select(0, rows.order_N[start:stop]))
-
-
-def pairs_tile(columns: int, rows: torch.dtype, chip: Chip, *, exact: bool) -> TileShape:
-    """The tile of the pairs: half as wide where log weights come in two parts, whose columns take registers
-    too."""
-    tile = tile_shape(columns, rows, chip=chip)
-    return replace(tile, block_n=tile.block_n // 2) if exact else tile
-
-
-def _constants(exponent: Exponent) -> tuple[float, ...]:
-    """The exponent's scale and margin, each in two halves."""
-    return *split_float(exponent.scale), *split_float(exponent.margin or 0.0)
+def sums_tile(columns: int, rows: torch.dtype, chip: Chip, *, bounded: bool) -> TileShape:
+    """The tile of the symmetric pass: rows in steps where whole ones and two tops leave too few registers."""
+    tile = symmetric_tile(columns, rows, chip)
+    in_steps = chip == "rows" and not bounded and tile.block_d > 64
+    return replace(tile, block_d=64, one_slab=False) if in_steps else tile
 
 
 def identity_options(columns: int, rows: torch.dtype) -> dict[str, Any]:
@@ -279,7 +252,6 @@ def variants(columns: int, precision_name: str, chip: Chip = "large") -> list[Va
     precision = PRECISIONS[precision_name]
     rows, acc = precision.rows, accumulator(precision.rows)[1]
     wide_tiles = tile_options(tile_shape(columns, rows, chip=chip, wide=True), columns, precision, acc)
-    halves = tile_options(symmetric_tile(columns, rows, chip), columns, precision, acc)
     identity = identity_options(columns, torch.float32)
     types = {"row_ptr": "*i64", "G_ptr": "*bf16" if rows == torch.bfloat16 else "*fp32"}
     compiled = [
@@ -291,7 +263,8 @@ def variants(columns: int, precision_name: str, chip: Chip = "large") -> list[Va
     for circle in (False, True):
         compiled.append(Variant.of(negatives_program, rows, {"CIRCLE": circle, **wide_tiles}))
         linear = {"BOUNDED": not circle} | ({} if circle else {"top_ptr": None})
-        symmetric = {"CIRCLE": circle, **linear, **halves}
+        tile = sums_tile(columns, rows, chip, bounded=not circle)
+        symmetric = {"CIRCLE": circle, **linear, **tile_options(tile, columns, precision, acc)}
         compiled.append(Variant.of(symmetric_negatives_program, rows, symmetric))
         for exact in (False, True):
             tiles = tile_options(pairs_tile(columns, rows, chip, exact=exact), columns, precision, acc)
