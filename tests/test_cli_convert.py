@@ -38,6 +38,8 @@ def test_expect_published(tmp_path: Path) -> None:
 
 def test_merge(tmp_path: Path) -> None:
     parts = f"a=market1501:{write_market(tmp_path / 'x')}", f"b=market1501:{write_market(tmp_path / 'y')}"
+    for number, image in enumerate(sorted((tmp_path / "y" / "bounding_box_train").iterdir())):
+        image.write_bytes(jpeg(2000 + number))  # others than those of x
     status, output = run("merge", tmp_path / "out", *parts)
     assert status == 0 and "b (market1501): 25 images, pids 8 to 14, cameras 4 to 6" in output, output
     assert open_shards(tmp_path / "out").manifest.splits["train"].identities == 14
