@@ -37,3 +37,16 @@ def test_cases_are_what_their_names_say() -> None:
         assert (data.gallery == data.gallery[0]).all() == case.same
         found = evaluate_retrieval(data.query, *data.query_labels, data.gallery, *data.gallery_labels)
         assert (found.mAP > 0.5) == (case.noise is not None or (case.same and case.identities == 1))
+
+
+def test_the_cost_of_reranking(tmp_path: Path) -> None:
+    arguments = ["bench", "reranking", "--share", "0.03", "--output", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == (1 if "MISS" in result.output else 0), result.output
+    (path,) = tmp_path.glob("*-reranking.csv")
+    (row,) = csv.DictReader(path.open())
+    assert row["images"] == str(round(0.03 * (3368 + 15913)))
+    assert float(row["map_after"]) > float(row["map_before"]) > 0
+    assert 50 < float(row["peak_mb"]) < 4000
+    refused = CliRunner().invoke(app, ["bench", "reranking", "--size", "all"])
+    assert refused.exit_code == 2 and "market1501" in refused.output

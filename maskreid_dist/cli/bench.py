@@ -11,6 +11,7 @@ from rich.table import Table
 
 from maskreid_dist.cli import mask_flags as flags
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.errors import UserError
 
 bench_app = typer.Typer(
     no_args_is_help=True, help="Measure the loss step, the loader, the converters, the ranking and the masks."
@@ -283,4 +284,56 @@ def bench_masks(
     promises = found.promises()
     for promise in promises:
         console.print(promise.line(), highlight=False)
+    raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)
+
+
+@bench_app.command("reranking")
+@one_line_errors
+def bench_reranking(
+    sizes: Annotated[
+        list[str] | None,
+        typer.Option("--size", help="market1501 (default) or msmt17; repeatable."),
+    ] = None,
+    share: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Of every size; promises are for 1.", show_default=True)
+    ] = 1.0,
+    output: Annotated[Path | None, typer.Option(help="Folder for the CSV.")] = None,
+) -> None:
+    """Time and peak memory of k-reciprocal re-ranking, beside the bare product of all images with all."""
+    from maskreid_dist.bench import reranking
+    from maskreid_kernels.bench.figures import Machine, write_rows
+
+    wanted = sizes or ["market1501"]
+    if unknown := [name for name in wanted if name not in reranking.SIZES]:
+        raise UserError(f"--size {unknown[0]}: choose of {', '.join(reranking.SIZES)}")
+    console = Console()
+    machine = Machine.here("cpu")
+    with console.status("measuring"):
+        costs = [reranking.measure(reranking.SIZES[name], share) for name in wanted]
+    table = Table(box=None)
+    for name in ("size", "images", "seconds", "of CPU", "MB", "product, s", "mAP", "re-ranked"):
+        table.add_column(name, justify="left" if name == "size" else "right")
+    rows = []
+    for cost in costs:
+        images = round((cost.size.queries + cost.size.gallery) * share)
+        figures = {
+            "seconds": cost.clock_s,
+            "cpu_s": cost.cpu_s,
+            "peak_mb": cost.peak_mb,
+            "product_s": cost.product_s,
+            "map_before": 100 * cost.before,
+            "map_after": 100 * cost.after,
+        }
+        rows.append({"size": cost.size.name, "images": images, **figures})
+        table.add_row(cost.size.name, str(images), *(f"{figure:.1f}" for figure in figures.values()))
+    console.print(machine.line(), highlight=False)
+    console.print(table)
+    promises = [promise for cost in costs for promise in reranking.promises(cost)]
+    for promise in promises:
+        console.print(promise.line(), highlight=False)
+    if output:
+        path = output / f"{machine.date}-reranking.csv"
+        about = {"date": machine.date, "commit": machine.commit, "processor": machine.device}
+        write_rows(path, [{**about, **row} for row in rows])
+        print(f"written: {path}")
     raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)

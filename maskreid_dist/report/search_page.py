@@ -57,7 +57,7 @@ def _query(query: SearchedImage) -> str:
 def _found(rank: int, item: FoundImage) -> str:
     caption = f"{rank} <b>{item.similarity:.3f}</b><br>person {item.pid}<br>camera {item.camid}"
     if item.probability is not None:
-        caption += f"<br>{100 * item.probability:.0f} % the same"
+        caption += f"<br>match {100 * item.probability:.0f} %"
     if item.image is None:
         caption += "<br>no picture"
     return figure("", item.image or PLACEHOLDER, caption, item.key)
