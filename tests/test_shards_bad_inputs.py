@@ -60,7 +60,7 @@ def test_all_bad_images_are_named_together_and_the_good_shards_stay(
     said = str(caught.value)
     assert f"{len(originals)} images cannot be used" in said and "\n" not in said
     assert all(path.name in said for path in originals)
-    kept = len(list((tmp_path / ".out.maskreid-partial" / "resume").iterdir()))
+    kept = len(list((tmp_path / ".out.maskreid-partial" / ".resume").iterdir()))
     assert kept > 5 and f"{kept} finished shards are kept" in said
     for path, data in originals.items():
         path.write_bytes(data)

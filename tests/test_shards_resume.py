@@ -77,7 +77,7 @@ def test_an_interrupted_conversion_keeps_its_finished_shards(src: Path, tmp_path
     out, partial = tmp_path / "out", tmp_path / ".out.maskreid-partial"
     stop_after(src, out, samples=60, workers=workers)
     assert names(tmp_path) == [".out.maskreid-partial", "market", "whole"]
-    kept = sorted(path.stem.replace("-", "/") for path in (partial / "resume").glob("*.json"))
+    kept = sorted(path.stem.replace("-", "/") for path in (partial / ".resume").glob("*.json"))
     assert kept
     # A finished shard that was damaged afterwards, a record that is none: written again.
     damaged = partial / kept[0]  # the first shard may be another: a worker that waits has not finished it

@@ -25,7 +25,7 @@ from maskreid_dist.gallery.journal import GalleryError, JournalRows, apply_event
 from maskreid_dist.retrieval.inputs import Features, image_set
 from maskreid_dist.retrieval.nearest import Neighbours, nearest_images
 from maskreid_dist.retrieval.pairs import JUNK_PID
-from maskreid_shards.atomic import sync_folder, write_atomically, write_synced
+from maskreid_shards.atomic import open_to_append, sync_folder, write_atomically, write_synced
 
 FORMAT = "maskreid-gallery-1"
 MANIFEST = "manifest.json"
@@ -93,8 +93,8 @@ class Gallery:
                     "the gallery is damaged: make it again"
                 )
             if writing:
-                os.truncate(rows_path, needed)
-                os.truncate(journal_path, rows.finished)
+                _cut(rows_path, needed)
+                _cut(journal_path, rows.finished)
         except BaseException:
             if lock is not None:
                 os.close(lock)
@@ -279,10 +279,15 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _append(path: Path, data: bytes) -> None:
-    with open(path, "ab") as file:
+    with os.fdopen(open_to_append(path), "ab") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _cut(path: Path, size: int) -> None:
+    with os.fdopen(open_to_append(path), "ab") as file:
+        os.ftruncate(file.fileno(), size)
 
 
 def _twice(keys: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ ends in `.partial` is a save that has not ended, or was killed.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,13 @@ class Checkpoint:
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
-    """Committed checkpoint directories, oldest first."""
-    return sorted(p for p in folder.glob("step_*") if p.is_dir() and not p.name.endswith(PARTIAL))
+    """Committed checkpoint directories, oldest first. What is named otherwise, or a link, is none of ours."""
+    return sorted(p for p in folder.glob("step_*") if is_step(p.name) and p.is_dir() and not p.is_symlink())
+
+
+def is_step(name: str) -> bool:
+    """Whether a folder is named as saves are."""
+    return re.fullmatch(r"step_\d{8,}", name, re.ASCII) is not None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

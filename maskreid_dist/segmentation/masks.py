@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -240,9 +239,7 @@ def _pixels(source: Source, on_orientation: OnOrientation, on_bad_image: OnBadIm
 
 
 def _write(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_bytes(data)
-    os.replace(beside, path)
+    write_atomically(path, data, synced=False)
 
 
 def _device(name: str) -> torch.device:

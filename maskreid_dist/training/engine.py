@@ -10,6 +10,7 @@ from torch import nn
 
 from maskreid_dist.config import Config, EngineConfig, OptimizerConfig
 from maskreid_dist.run_directory import DEEPSPEED_JSON
+from maskreid_shards.atomic import write_atomically
 
 
 def deepspeed_config(config: Config, rows_per_rank: int, world_size: int) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def start_engine(
 
     settings = deepspeed_config(config, rows_per_rank, world_size)
     if run is not None:
-        (run / DEEPSPEED_JSON).write_text(json.dumps(settings, indent=2) + "\n")
+        write_atomically(run / DEEPSPEED_JSON, (json.dumps(settings, indent=2) + "\n").encode())
     if config.engine.sync_batchnorm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     optimizer = make_optimizer(network, config.optimizer)

@@ -19,6 +19,7 @@ from maskreid_dist.errors import UserError
 from maskreid_dist.model.checkpoint import finished_checkpoints
 from maskreid_dist.run_directory import CHECKPOINTS, LOCK, STOP
 from maskreid_dist.training.meeting import Meeting
+from maskreid_shards.atomic import open_to_append
 
 NONCE = ".seen_"
 LAUNCHED = "MASKREID_LAUNCHED"  # by `maskreid demo`, which passes stop requests on from then on
@@ -61,7 +62,9 @@ def hold_run_folder(meeting: Meeting, path: Path, resume: bool, local: bool) -> 
     keeps = meeting.place.local_rank == 0 if local else meeting.is_first
     lock: TextIO | str | None = None
     if keeps:
-        if not resume and finished_checkpoints(path / CHECKPOINTS):
+        if (path / CHECKPOINTS).is_symlink():
+            lock = f"{CHECKPOINTS} is a link, and nothing is saved or deleted through links; give its --runs"
+        elif not resume and finished_checkpoints(path / CHECKPOINTS):
             lock = "holds checkpoints; continue with --resume, or choose another name"
         else:
             lock = lock_run_directory(path)
@@ -83,7 +86,7 @@ def lock_run_directory(run: Path) -> TextIO | str:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        file = (run / LOCK).open("a+")
+        file = os.fdopen(open_to_append(run / LOCK), "a+")
     except OSError as error:
         return f"cannot be written ({error.strerror}); choose another --runs"
     deadline = time.monotonic() + LEFT_S

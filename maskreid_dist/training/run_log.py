@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from maskreid_dist.config import Config
 from maskreid_dist.progress import make_bar
 from maskreid_dist.run_directory import EVENTS, METRICS, RUN, shares_of_phases
 from maskreid_dist.training.trackers import Trackers
-from maskreid_shards.atomic import naming, write_atomically
+from maskreid_shards.atomic import naming, open_to_append, write_atomically
 
 
 class RunLog:
@@ -30,7 +31,7 @@ class RunLog:
         for path in (self.path, self.events):
             if path.exists():
                 _drop_after(path, start)
-        self.file = self.path.open("a", encoding="utf-8")
+        self.file = os.fdopen(open_to_append(self.path), "a", encoding="utf-8")
         self.console = Console(stderr=True)
         self.trackers = Trackers(run, start, config, self.say) if config else None
         more = (TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
@@ -67,7 +68,7 @@ class RunLog:
 
     def note(self, step: int, event: str, **facts: object) -> None:
         """A line of `events.jsonl`: what happened when `step` steps were done."""
-        with naming(self.events), self.events.open("a", encoding="utf-8") as file:
+        with naming(self.events), os.fdopen(open_to_append(self.events), "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "time": _now(), "event": event, **facts}) + "\n")
 
     def say_changes(self, start: int, changes: Iterable[Mapping[str, Any]]) -> None:

@@ -8,7 +8,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +20,20 @@ from safetensors.torch import save_file
 from torch import nn
 
 from maskreid_dist.config import Config
-from maskreid_dist.model.checkpoint import FORMAT, MANIFEST, PARTIAL, WEIGHTS, finished_checkpoints, read_best
+from maskreid_dist.model.checkpoint import (
+    FORMAT,
+    MANIFEST,
+    PARTIAL,
+    WEIGHTS,
+    finished_checkpoints,
+    is_step,
+    read_best,
+)
 from maskreid_dist.training.engine import full_state
 from maskreid_dist.training.memory import MEMORY, Memory, save_memory, whole_memory
 from maskreid_dist.training.run_folder import RunFolder
 from maskreid_dist.training.world import World
-from maskreid_shards.atomic import naming, sync_folder
+from maskreid_shards.atomic import create, naming, plain_folder, remove_folder, sync_folder
 
 
 def save_checkpoint(
@@ -48,11 +55,11 @@ def save_checkpoint(
     partial, final = folder.checkpoints / (tag + PARTIAL), folder.checkpoints / tag
     save = world.token()  # pieces on several disks are of one save
     if folder.is_keeper:
-        folder.checkpoints.mkdir(exist_ok=True)
+        plain_folder(folder.checkpoints, own=False)
         # A checkpoint at or past this step failed verification, or we would have resumed from it: remove it.
         later = [path for path in finished_checkpoints(folder.checkpoints) if path.name >= tag]
         for stale in (partial, *later):
-            shutil.rmtree(stale, ignore_errors=True)
+            remove_folder(stale)
     world.barrier()
     with _writing(partial):
         engine.save_checkpoint(str(folder.checkpoints), tag=partial.name, save_latest=False)
@@ -127,8 +134,8 @@ def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
-    with naming(folder / MANIFEST), (folder / MANIFEST).open("w") as file:
-        json.dump({**facts, "files": files}, file, indent=1)
+    with naming(folder / MANIFEST), create(folder / MANIFEST) as file:
+        file.write(json.dumps({**facts, "files": files}, indent=1).encode())
         file.flush()
         os.fsync(file.fileno())
     sync_folder(folder)
@@ -139,9 +146,10 @@ def _prune(folder: Path, keep: int, best: str | None) -> None:
     finished = finished_checkpoints(folder)
     for path in finished[:-keep]:
         if path.name != best:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_folder(path)
     for path in folder.glob(f"step_*{PARTIAL}"):  # left by a killed save
-        shutil.rmtree(path, ignore_errors=True)
+        if is_step(path.name.removesuffix(PARTIAL)):
+            remove_folder(path)
 
 
 def average_buffers(module: nn.Module, world: World) -> None:

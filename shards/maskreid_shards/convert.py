@@ -2,13 +2,12 @@
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .atomic import partial_folder, sync_folder, write_synced
+from .atomic import partial_folder, plain_folder, remove_folder, sync_folder, write_synced
 from .bad_inputs import BadInputs, ImageReport, OnBadImage
 from .checks import evaluation_notes
 from .errors import ShardError
@@ -141,7 +140,7 @@ def write_job(
         for directory in [*splits, "index"]:
             sync_folder(folder / directory)
         write_manifest(folder, manifest)
-        shutil.rmtree(folder / RECORDS)
+        remove_folder(folder / RECORDS)
         sync_folder(folder)
     notes = [
         *layout.notes,
@@ -227,7 +226,7 @@ def prepare(folder: Path, layout: Layout, tasks: Sequence[ShardTask]) -> tuple[d
     The second result: there were finished shards, of other inputs or options.
     """
     records = folder / RECORDS
-    records.mkdir(exist_ok=True)
+    plain_folder(records)
     await_workers(records)
     finished = {task.name: shard for task in tasks if (shard := task.finished()) is not None}
     kept = [task for task in tasks if task.name in finished]
@@ -240,11 +239,11 @@ def keep_only(folder: Path, layout: Layout, tasks: Iterable[ShardTask]) -> None:
     """Remove all but the shards of these tasks and their records, and make the folders."""
     keep = {path for task in tasks for path in (folder / task.name, task.record)}
     for path in folder.rglob("*"):
-        if path not in keep and not path.is_dir():
+        if path.is_symlink() or (path not in keep and not path.is_dir()):
             path.unlink()
     for child in folder.iterdir():
         if child.name not in {*layout.splits, RECORDS}:
-            shutil.rmtree(child)
+            remove_folder(child)
     for split in layout.splits:
         (folder / split).mkdir(exist_ok=True)
 

@@ -4,13 +4,19 @@ them one shard folder, with the bytes that one machine would have written."""
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
-from .atomic import partial_folder, partial_of, sync_folder, write_synced
+from .atomic import (
+    partial_folder,
+    partial_of,
+    plain_folder,
+    remove_folder,
+    sync_folder,
+    write_synced,
+)
 from .convert import (
     Progress,
     check_fresh,
@@ -124,7 +130,7 @@ def finish_parts(layout: Layout, out: Path, **options: Unpack[JobOptions]) -> Co
 
     report = write_job(job, out, workers=1, progress=None, gather=gather)
     for place in folders:
-        shutil.rmtree(place, ignore_errors=True)
+        remove_folder(place)
     return report
 
 
@@ -154,7 +160,7 @@ def _gather(
     folder: Path, job: Job, tasks: Sequence[ShardTask], folders: Sequence[Path]
 ) -> dict[str, WrittenShard]:
     """Move all shards and their records into `folder`, once all are known to be sound."""
-    (folder / RECORDS).mkdir(exist_ok=True)
+    plain_folder(folder / RECORDS)
     places = [folders[number % len(folders)] for number in range(len(tasks))]
     finished: dict[str, WrittenShard] = {}
     again: dict[Path, str] = {}

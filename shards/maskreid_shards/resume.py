@@ -20,7 +20,7 @@ from .masks.policy import CHANGES, MaskProblem, OnBadMask
 from .samples import Source
 from .writing import WrittenShard, write_shard
 
-RECORDS = "resume"
+RECORDS = ".resume"  # no name of a split
 
 
 @dataclass(frozen=True)

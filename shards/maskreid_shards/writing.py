@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .atomic import create
 from .bad_inputs import CAP, BadInput, BadInputs, ImageKind, OnBadImage, bad_image
 from .decode import TooManyPixels, checked_picture, decode
 from .errors import BadImageError, ShardError
@@ -146,7 +147,7 @@ def write_shard(
     changes: list[ImageChange] = []
     left_out: list[BadInput] = []
     refused: list[BadInput] = []
-    with open(folder / name, "wb") as file:
+    with create(folder / name) as file:
         tar = TarWriter(file)
         for source, image, (mask, found) in _read_pairs(sources, mask_options, on_orientation):
             tick()

@@ -5,15 +5,18 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..atomic import sync_folder
+from ..atomic import create, open_to_append, sync_folder
 from ..errors import RemoteError, ShardError
 from ..manifest import ShardEntry
 from .local import OpenShard, OpenShards
 from .remote import RemoteStore
 
+_OURS = re.compile(r"[0-9a-f]{40}\.tar")
 DOWNLOADS = 2  # of a shard whose sha256 does not fit, in all
 _log = logging.getLogger(__name__)
 
@@ -82,12 +85,13 @@ class CachedStore:
         """Alone with a file of the cache; the lock ends with the process. Raises ShardError for a full disk
         and the like."""
         try:
-            with open(path.with_suffix(".lock"), "ab") as lock:
+            with os.fdopen(open_to_append(path.with_suffix(".lock")), "ab") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
         except OSError as error:
             raise RemoteError(
-                f"{self.folder}: the cache cannot be written ({error.strerror}); make room or choose another"
+                f"{error.filename or self.folder}: the cache cannot be written ({error.strerror}); make room "
+                "or choose another"
             ) from error
 
     def _download(self, shard: ShardEntry, path: Path) -> None:
@@ -95,7 +99,7 @@ class CachedStore:
         try:
             for _ in range(DOWNLOADS):
                 digest = hashlib.sha256()
-                with open(partial, "wb") as file:
+                with create(partial) as file:
                     for part in self.remote.stream(shard.name, 0, shard.bytes, shard.bytes):
                         file.write(part)
                         digest.update(part)
@@ -120,8 +124,9 @@ class CachedStore:
         files = []
         for path in self.folder.glob("*.tar"):
             with contextlib.suppress(FileNotFoundError):
-                about = path.stat()
-                files.append((about.st_mtime_ns, about.st_size, path))
+                about = path.lstat()
+                if _OURS.fullmatch(path.name) and stat.S_ISREG(about.st_mode):  # not what else lies here
+                    files.append((about.st_mtime_ns, about.st_size, path))
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if total > self.max_bytes and path != newest:
