@@ -6,8 +6,7 @@ python tests/kills.py --kills 60 --seed 1     (make kills)
 Two gloo ranks train on this repository's shards with a data worker each, under `deepspeed` and `torchrun`
 in turn. After every kill no process, port or file in /dev/shm may be left within 30 s and every finished
 checkpoint must verify. A training that ends must have the losses and weights of one that nobody disturbed,
-bit for bit: of
-weights, not of batch normalisation's running statistics: a save averages them over the ranks, and one more
+bit for bit. Not batch normalisation's running statistics: a save averages them over the ranks, and one more
 save rounds them in other places (by about 1e-7).
 """
 
