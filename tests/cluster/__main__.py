@@ -38,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="cluster_") as folder:
         try:
-            return enter("cluster", [*given, "--below", folder])
+            status = enter("cluster", [*given, "--below", folder])
+            if status == 2 and options.if_possible:
+                print("cluster: skipped, hosts cannot be made here")
+                return 0
+            return status
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
 
