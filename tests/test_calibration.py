@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from maskreid_dist.errors import RetrievalError, UserError
 from maskreid_dist.evaluation.calibration import Calibration, calibrate, doubts, fit_log_odds
 from maskreid_dist.evaluation.calibration_file import load, save
-from maskreid_dist.retrieval.verification import BINS, count_similarities, named_images, similarity
+from maskreid_dist.retrieval.verification import (
+    BINS,
+    count_similarities,
+    named_images,
+    similarity,
+    true_match_rates,
+)
 
 Array = NDArray[Any]
 
@@ -164,3 +170,17 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
             load(tmp_path / "c.json")
     with pytest.raises(UserError, match="missing"):
         load(tmp_path / "none.json")
+
+
+def test_true_match_rates_are_those_of_sorted_scores() -> None:
+    rows, pids, camids = people(30, 9, cameras=2)
+    found = count_similarities(named_images(rows, pids, camids))
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    scores = unit @ unit.T
+    pairs = np.triu(camids[:, None] != camids, 1)
+    same = pids[:, None] == pids
+    impostor, genuine = np.sort(scores[pairs & ~same]), scores[pairs & same]
+    for rate, value in zip((0.1, 0.01), true_match_rates(found, (0.1, 0.01)), strict=True):
+        threshold = impostor[len(impostor) - int(rate * len(impostor)) - 1]
+        assert value == pytest.approx((genuine > threshold).mean(), abs=0.01)
+    assert true_match_rates(found, (1e-9,)) == [None]

@@ -6,7 +6,14 @@ from numpy.typing import NDArray
 
 from maskreid_dist.retrieval import RetrievalError, evaluate_retrieval
 from maskreid_dist.retrieval.intervals import bootstrap_intervals
-from maskreid_dist.retrieval.protocols import camera_pairs, cameras_of_keys, pool_queries, single_shot_cmc
+from maskreid_dist.retrieval.protocols import (
+    camera_pairs,
+    cameras_of_keys,
+    gallery_growth,
+    pool_queries,
+    pool_tracklets,
+    single_shot_cmc,
+)
 from test_retrieval import cosine_distance, problem, slow
 
 
@@ -100,3 +107,32 @@ def test_intervals_hold_the_figures_and_shrink_with_queries() -> None:
     )
     with pytest.raises(ValueError, match="level"):
         bootstrap_intervals(small, level=1.0)
+
+
+def test_tracklets_are_means_of_their_images() -> None:
+    q, qp, qc, _, _, _ = problem(3)
+    tracklets = np.random.default_rng(0).integers(0, 2, len(q))
+    rows, pids, camids = pool_tracklets(q, qp, qc, tracklets)
+    names = sorted(set(zip(qp.tolist(), qc.tolist(), tracklets.tolist(), strict=True)))
+    assert list(zip(pids.tolist(), camids.tolist(), strict=True)) == [name[:2] for name in names]
+    for row, (pid, camid, tracklet) in zip(rows, names, strict=True):
+        mine = q[(qp == pid) & (qc == camid) & (tracklets == tracklet)]
+        mean = (mine / np.linalg.norm(mine, axis=1, keepdims=True)).sum(axis=0)
+        assert np.allclose(row, mean / np.linalg.norm(mean))
+    with pytest.raises(ValueError, match="one integer per feature row"):
+        pool_tracklets(q, qp, qc, tracklets[1:])
+
+
+def test_a_gallery_that_grows() -> None:
+    q, qp, qc, g, gp, gc = problem(4)
+    more = np.random.default_rng(1).standard_normal((300, q.shape[1]))
+    sizes = [len(g), len(g) + 100, len(g) + 300]
+    first, second, third = gallery_growth(q, qp, qc, g, gp, gc, more, sizes)
+    assert first.mAP == evaluate_retrieval(q, qp, qc, g, gp, gc).mAP
+    assert first.mAP >= second.mAP >= third.mAP and first.mAP > third.mAP
+    zeros = np.zeros(300, int)
+    whole = np.concatenate([g, more]), np.concatenate([gp, zeros]), np.concatenate([gc, zeros])
+    assert third.mAP == evaluate_retrieval(q, qp, qc, *whole).mAP
+    for bad in ([len(g) - 1], [len(g) + 301], []):
+        with pytest.raises(ValueError, match="sizes lie between"):
+            gallery_growth(q, qp, qc, g, gp, gc, more, bad)

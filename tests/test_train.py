@@ -420,6 +420,18 @@ def test_evaluate_by_other_protocols(alone: Path, tmp_path: Path) -> None:
         values = said[key] if key else said
         assert words in report.read_text() and f"{values['mAP_hits']:.2f}" in result.output
     assert said["expanded_reranked"] != said["reranked"]
+    flags = ["--verification", "--distractors", str(shards), "--output", str(figures)]
+    result = CliRunner().invoke(app, [*command, *flags])
+    assert result.exit_code == 0, result.output
+    assert "pairs: true match rate at a false match rate of 10 %: " in result.output
+    ((size, grew),) = json.loads(figures.read_text())["gallery_size"].items()
+    assert f"gallery of {size} images: mAP {grew['mAP_hits']:.2f}" in result.output
+    for flags, words in (
+        (["--sizes", "9k"], "--distractors"),
+        (["--sizes", "many", "--distractors", "x"], "20k"),
+    ):
+        result = CliRunner().invoke(app, [*command, *flags])
+        assert result.exit_code == 2 and result.output.count("\n") == 1 and words in result.output
     result = CliRunner().invoke(app, [*command, "--rerank", "--rerank-weight", "3"])
     assert result.exit_code == 2 and result.output.count("\n") == 1 and "weight" in result.output
 

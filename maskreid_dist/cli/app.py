@@ -126,6 +126,16 @@ def evaluate(
     camera_pairs: Annotated[
         bool, typer.Option("--camera-pairs", help="Also every pair of cameras by itself.")
     ] = False,
+    verification: Annotated[
+        bool,
+        typer.Option("--verification", help="Also true match rates over pairs."),
+    ] = False,
+    distractors: Annotated[
+        str | None, typer.Option(help="Also with galleries that grow by the images of these shards.")
+    ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Of those galleries: 20k,100k,1M. Default: the largest.")
+    ] = None,
     rerank: Annotated[
         bool, typer.Option("--rerank", help="Also with k-reciprocal re-ranking (Zhong et al. 2017).")
     ] = False,
@@ -150,6 +160,7 @@ def evaluate(
     from maskreid_dist.evaluation.evaluate import (
         Extras,
         evaluate_checkpoint,
+        load_network,
         percentages,
         print_extras,
         print_table,
@@ -157,10 +168,11 @@ def evaluate(
         refined,
         write_json,
     )
+    from maskreid_dist.evaluation.growth import embed_distractors, grown, parse_sizes
     from maskreid_dist.evaluation.run_report import write_run_report
     from maskreid_dist.files import check_writable
     from maskreid_dist.model.checkpoint import best_checkpoint
-    from maskreid_dist.retrieval import ReRanking
+    from maskreid_dist.retrieval import ReRanking, RetrievalResult
     from maskreid_shards import open_shards
 
     if best:
@@ -174,10 +186,18 @@ def evaluate(
         raise UserError(str(error)) from None
     if cameras == "none" and (multiple_query or camera_pairs):
         raise UserError("--multiple-query and --camera-pairs need camera ids: leave out --cameras none")
+    if sizes and not distractors:
+        raise UserError("--sizes are those of galleries with --distractors SHARDS")
+    wanted_sizes = parse_sizes(sizes) if sizes else None
     console = Console()
     shard_set = open_shards(shards, cache=cache)
+    others = open_shards(distractors, cache=cache) if distractors else None
     found, ranked = evaluate_checkpoint(checkpoint, shard_set, console, ap, cameras)
     rows = refined(ranked, shard_set, ap, cameras, options, expand)
+    growth: dict[int, RetrievalResult] = {}
+    if others is not None:
+        more_rows = embed_distractors(load_network(found), others, found.config, console)
+        growth = grown(ranked, shard_set, more_rows, wanted_sizes, ap, cameras)
     print_table(console, [ranked, *rows.values()])
     result = ranked.result
     elsewhere = "no match in another camera" if cameras == "labels" else "no other image of the person"
@@ -187,10 +207,15 @@ def evaluate(
     if calibration := load_for(found.path, found.weights_sha256):
         for line in ranked_doubts(calibration, ranked, shard_set):
             console.print(f"warning: {line}", highlight=False, markup=False)
-    extras = Extras(multiple_query, single_shot, camera_pairs, intervals)
+    for size, grew in growth.items():
+        figures = f"mAP {100 * grew.mAP:.2f} (AP by {grew.ap}), Rank-1 {100 * grew.rank(1):.2f}"
+        console.print(f"gallery of {size} images: {figures}", highlight=False)
+    extras = Extras(multiple_query, single_shot, camera_pairs, intervals, verification)
     print_extras(console, ranked, shard_set, extras, ap, cameras)
     if output:
-        more = {key: percentages(row.result) for key, row in rows.items()}
+        more: dict[str, object] = {key: percentages(row.result) for key, row in rows.items()}
+        if growth:
+            more["gallery_size"] = {size: percentages(grew) for size, grew in growth.items()}
         write_json(output, {"unit": "percent", "cameras": cameras, **percentages(result), **more})
         print(f"figures: {output.absolute()}")
     if report:

@@ -31,6 +31,7 @@ from maskreid_dist.retrieval import (
 from maskreid_dist.retrieval.intervals import bootstrap_intervals
 from maskreid_dist.retrieval.protocols import camera_pairs, cameras_of_keys, pool_queries, single_shot_cmc
 from maskreid_dist.retrieval.result import ApName
+from maskreid_dist.retrieval.verification import count_similarities, named_images, true_match_rates
 from maskreid_shards import ShardSet, decode_pair
 from maskreid_shards.atomic import write_atomically
 
@@ -189,6 +190,9 @@ def ranked_doubts(calibration: Calibration, ranked: Ranked, shards: ShardSet) ->
     return doubts(calibration, features, pids, np.concatenate([query.camids, gallery.camids]))
 
 
+FALSE_MATCH_RATES = (0.1, 0.01, 0.001, 0.0001)
+
+
 @dataclass(frozen=True)
 class Extras:
     """Protocols beside the usual figures, each as a flag of `maskreid evaluate`."""
@@ -197,6 +201,7 @@ class Extras:
     single_shot: int = 0
     camera_pairs: bool = False
     intervals: bool = False
+    verification: bool = False
 
 
 def print_extras(
@@ -219,6 +224,15 @@ def print_extras(
         curve = single_shot_cmc(*query, *gallery, repeats=extras.single_shot)
         texts = [f"Rank-{k} {100 * curve[k - 1]:.2f}" for k in (1, 5, 10)]
         console.print(f"single gallery shot, {extras.single_shot} draws: {', '.join(texts)}", highlight=False)
+    if extras.verification:
+        pids, camids = (np.concatenate([labels.query[n], labels.gallery[n]]) for n in range(2))
+        images = named_images(np.concatenate([ranked.query, ranked.gallery]), pids, camids)
+        rates = true_match_rates(count_similarities(images), FALSE_MATCH_RATES)
+        texts = [
+            f"{100 * rate:g} %: " + ("too few pairs" if found is None else f"{100 * found:.2f}")
+            for rate, found in zip(FALSE_MATCH_RATES, rates, strict=True)
+        ]
+        console.print(f"pairs: true match rate at a false match rate of {', '.join(texts)}", highlight=False)
     if extras.camera_pairs:
         for pair in camera_pairs(*query, *gallery, ap=ap):
             name = f"camera {pair.query_camera} to camera {pair.gallery_camera}, {pair.queries} queries"

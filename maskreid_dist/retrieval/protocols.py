@@ -1,5 +1,6 @@
 """Other protocols than the usual one (all gallery images, images of the query's camera left out), by name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,13 +36,69 @@ def pool_queries(
 
     Returns unit features (M, D), pids and camids (M,), ordered by pid, then camera.
     """
-    images = image_set("query", query, query_pids, query_camids, metric="cosine")
+    return pool_tracklets(query, query_pids, query_camids, np.zeros(len(query), np.int64))
+
+
+def pool_tracklets(
+    features: Features, pids: Ids, camids: Ids, tracklets: Ids
+) -> tuple[NDArray[np.float64], IntArray, IntArray]:
+    """Tracklets (MARS): one row for each pid, camera and tracklet, the mean of its images' unit features.
+
+    tracklets: (N,) integers; two persons or cameras may use the same ones. Returns unit features (M, D), pids
+    and camids (M,), ordered by pid, camera, tracklet. Raises ValueError for bad input.
+    """
+    images = image_set("query", features, pids, camids, metric="cosine")
+    numbers = np.asarray(tracklets)
+    if numbers.shape != (len(images),) or not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(
+            f"tracklets must be one integer per feature row ({len(images)}), not {numbers.dtype} of shape "
+            f"{numbers.shape}"
+        )
     unit = (images.features.double() / images.norms.clamp_min(1e-12)[:, None]).cpu().numpy()
-    labels, group = np.unique(np.stack([images.pids, images.camids], axis=1), axis=0, return_inverse=True)
+    names = np.stack([images.pids, images.camids, numbers], axis=1)
+    labels, group = np.unique(names, axis=0, return_inverse=True)
     sums = np.zeros((len(labels), unit.shape[1]))
     np.add.at(sums, group.reshape(-1), unit)
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     return sums / np.maximum(lengths, 1e-12), labels[:, 0], labels[:, 1]
+
+
+def gallery_growth(
+    query: Features,
+    query_pids: Ids,
+    query_camids: Ids,
+    gallery: Features,
+    gallery_pids: Ids,
+    gallery_camids: Ids,
+    distractors: Features,
+    sizes: Sequence[int],
+    *,
+    ap: ApName = "hits",
+    metric: Metric = "cosine",
+    max_rank: int = 50,
+    seed: int = 0,
+) -> list[RetrievalResult]:
+    """The usual evaluation with galleries of `sizes` images: the whole gallery and more and more of the
+    distractors (N, D), which show nobody that is asked for, in a random order of `seed`.
+
+    Raises ValueError for sizes below the gallery's or beyond what is there, and as `evaluate_retrieval`.
+    """
+    G, most = len(gallery), len(gallery) + len(distractors)
+    if not sizes or min(sizes) < G or max(sizes) > most:
+        raise ValueError(f"sizes lie between {G}, the gallery's own, and {most}, not {list(sizes)}")
+    g = image_set("gallery", gallery, gallery_pids, gallery_camids, metric=metric)
+    ids = np.zeros(len(distractors), np.int64)
+    more = image_set("gallery", distractors, ids, ids, metric=metric)
+    check_widths(g, more)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(more)))
+    results = []
+    for size in sizes:
+        extra = more.features[order[: size - G]].to(g.features.device, g.features.dtype)
+        zeros = np.zeros(size - G, np.int64)
+        labels = np.concatenate([g.pids, zeros]), np.concatenate([g.camids, zeros])
+        sides = query, query_pids, query_camids, torch.cat([g.features, extra]), *labels
+        results.append(evaluate_retrieval(*sides, ap=ap, metric=metric, max_rank=max_rank))
+    return results
 
 
 def single_shot_cmc(

@@ -11,7 +11,7 @@ Similarities are counted in bins of 2 / BINS; a threshold is an edge between bin
 there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -89,6 +89,16 @@ class Similarities:
         """The lowest edge whose false match rate is at most this."""
         above = np.cumsum(self.impostor_GB[group][::-1])[::-1]
         return int(np.count_nonzero(above > false_match_rate * max(1, above[0])))
+
+
+def true_match_rates(found: Similarities, false_match_rates: Sequence[float]) -> list[float | None]:
+    """Of all pairs, at the lowest thresholds that keep each false match rate; None where it would stand for
+    less than one false match."""
+    impostors = int(found.impostor_GB[0].sum())
+    return [
+        found.rates(0, found.threshold(0, rate))[1] if impostors * rate >= 1 else None
+        for rate in false_match_rates
+    ]
 
 
 def similarity(edge: int) -> float:

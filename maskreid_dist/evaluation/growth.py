@@ -1,0 +1,63 @@
+"""How the figures fall as the gallery grows by people that nobody asks for."""
+
+import re
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from maskreid_dist.config import Config
+from maskreid_dist.errors import UserError
+from maskreid_dist.evaluation.embed import embed_split
+from maskreid_dist.evaluation.evaluate import Cameras, Ranked, split_labels
+from maskreid_dist.model import MaskReID
+from maskreid_dist.progress import progress_bar
+from maskreid_dist.retrieval import RetrievalResult
+from maskreid_dist.retrieval.protocols import gallery_growth
+from maskreid_dist.retrieval.result import ApName
+from maskreid_shards import ShardSet
+
+UNITS = {"": 1, "k": 1000, "M": 1_000_000}
+
+
+def parse_sizes(text: str) -> list[int]:
+    """20k,100k,1M as numbers. Raises UserError."""
+    sizes = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d{1,12})([kM]?)", part.strip())
+        if not found:
+            raise UserError(f"--sizes {text}: numbers such as 20k,100k,1M are needed")
+        sizes.append(int(found[1]) * UNITS[found[2]])
+    return sizes
+
+
+def embed_distractors(
+    network: MaskReID, shards: ShardSet, config: Config, console: Console
+) -> NDArray[np.float32]:
+    """(N, D) of every image of every split."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = []
+    for name in sorted(shards.splits):
+        with progress_bar(f"distractors: {name}", console) as progress:
+            rows.append(embed_split(network, shards.split(name), config, device, progress))
+    return np.concatenate(rows)
+
+
+def grown(
+    ranked: Ranked,
+    shards: ShardSet,
+    distractors: NDArray[np.float32],
+    sizes: list[int] | None,
+    ap: ApName,
+    cameras: Cameras,
+) -> dict[int, RetrievalResult]:
+    """The figures by size of the gallery; sizes None: all distractors. Raises UserError for sizes that cannot
+    be."""
+    labels = split_labels(shards, cameras)
+    sides = ranked.query, *labels.query, ranked.gallery, *labels.gallery
+    wanted = sizes or [len(ranked.gallery) + len(distractors)]
+    try:
+        return dict(zip(wanted, gallery_growth(*sides, distractors, wanted, ap=ap), strict=True))
+    except ValueError as error:
+        raise UserError(f"--sizes: {error}") from None
