@@ -158,6 +158,7 @@ def write_job(
         *job.leftovers.warnings(job.total),
         *(images.warnings() if images is not None else ()),
         *masks.warnings(),
+        *job.warnings,
     )
     return ConversionReport(
         out, manifest, layout.strays, tuple(notes), layout.differences(), len(layout.published), warnings

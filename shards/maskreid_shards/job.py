@@ -1,4 +1,5 @@
-"""A conversion with everything checked that needs no file opened: what is written, but not yet where."""
+"""A conversion with everything checked that needs no file opened but a sample of the masks: what is written,
+but not yet where."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from .errors import ShardError
 from .image_policy import OnOrientation, check_orientation_policy
 from .index_limits import fit_index
 from .leftovers import Leftovers, find_leftovers
+from .masks.inversion import find_inverted
 from .masks.maker import read_maker
 from .masks.options import MaskOptions, place_masks
 from .masks.policy import DEFAULT_MASKS, OnBadMask, check_policy
@@ -34,7 +36,8 @@ class JobOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Job:
-    """A checked conversion: `layout` as it is written, and what the report says beside the counts."""
+    """A checked conversion: `layout` as it is written, and what the report says beside the counts; `warnings`
+    end it."""
 
     layout: Layout
     dataset: str
@@ -47,6 +50,7 @@ class Job:
     maker: dict[str, str]
     odd: tuple[str, ...]
     leftovers: Leftovers
+    warnings: tuple[str, ...]
 
     @property
     def total(self) -> int:
@@ -72,8 +76,8 @@ class Job:
 
 def checked_job(layout: Layout, **options: Unpack[JobOptions]) -> Job:
     """Raises ShardError: an unknown policy, a shard size below 1, a layout that nothing may be written from
-    (`check_layout`), masks that cannot be placed (`place_masks`), a note beside them that is none
-    (`read_maker`)."""
+    (`check_layout`), masks that cannot be placed (`place_masks`) or look inverted (`find_inverted`; under
+    the policy "fail", a warning under others), a note beside them that is none (`read_maker`)."""
     on_bad_mask = options.get("on_bad_mask", "fail")
     on_orientation = options.get("on_orientation", "fail")
     on_bad_image = options.get("on_bad_image", "fail")
@@ -87,6 +91,9 @@ def checked_job(layout: Layout, **options: Unpack[JobOptions]) -> Job:
     layout = place_masks(layout, mask_options)
     odd = check_layout(layout)
     layout = fit_index(layout)
+    inverted = find_inverted(layout, mask_options)
+    if inverted is not None and on_bad_mask == "fail":
+        raise ShardError(f"{inverted}; if they are right, choose --on-bad-mask skip or full")
     return Job(
         layout,
         options["dataset"],
@@ -99,4 +106,5 @@ def checked_job(layout: Layout, **options: Unpack[JobOptions]) -> Job:
         read_maker(mask_options.location),
         tuple(odd),
         find_leftovers(layout),
+        (f"MOST MASKS LOOK INVERTED: {inverted}",) if inverted is not None else (),
     )

@@ -48,6 +48,7 @@ class PartReport:
     of_shards: int
     images: int
     already: bool
+    warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -56,6 +57,7 @@ class PartReport:
             f"part {self.number} of {self.count} {was}: {self.shards} of {self.of_shards} shards, "
             f"{self.images} images -> {self.folder}",
             "with all parts there, the same command with --finish in place of --part makes them one",
+            *self.warnings,
         ]
 
 
@@ -92,7 +94,7 @@ def convert_part(
     marker = {"part": [number, count], "shards": len(tasks), "plan": _plan(job, tasks)}
     mine = tasks[number - 1 :: count]
     images = sum(len(task.sources) for task in mine)
-    report = PartReport(place, number, count, len(mine), len(tasks), images, already=True)
+    report = PartReport(place, number, count, len(mine), len(tasks), images, True, job.warnings)
     if place.exists():
         _check_same(place, marker)
         if all(task.finished() is not None for task in mine):

@@ -143,13 +143,17 @@ def read_mask(
     if data and data == image:
         raise ShardError(f"{path}: mask of {where}: is the image itself; say where the masks are (--masks)")
     try:
-        if data.startswith(ARRAY_MAGIC):
-            picture = array_picture(data)
-        else:
-            picture = decode(data, formats=SOURCE_FORMATS, where="mask", max_pixels=MAX_PIXELS)
+        picture = open_mask(data)
     except ShardError as error:
         return None, (MaskProblem("unreadable", where, str(error).removeprefix("mask: ")),)
     return _valid_mask(picture, data, size, where, options)
+
+
+def open_mask(data: bytes) -> Image.Image:
+    """The picture in a mask's file. Raises ShardError: none, or too large a one."""
+    if data.startswith(ARRAY_MAGIC):
+        return array_picture(data)
+    return decode(data, formats=SOURCE_FORMATS, where="mask", max_pixels=MAX_PIXELS)
 
 
 def find_mask(path: Path | None, where: str) -> MaskProblem | None:
@@ -169,7 +173,7 @@ def _valid_mask(
     if options.kind != "soft" and picture.format == "JPEG":
         return None, (MaskProblem("mode", where, "a JPEG, which blurs labels; give them as PNG"),)
     mode = picture.mode
-    picture, is_alpha = _without_alpha(picture, options)
+    picture, is_alpha = without_alpha(picture, options)
     mask = person_mask(picture, data, options)
     if mask is None:
         labels_help = mode in ("P", "I;16", "I")
@@ -206,7 +210,7 @@ def _valid_mask(
     return data if as_stored else png_bytes(mask), tuple(changes)
 
 
-def _without_alpha(picture: Image.Image, options: MaskOptions) -> tuple[Image.Image, bool]:
+def without_alpha(picture: Image.Image, options: MaskOptions) -> tuple[Image.Image, bool]:
     """A picture with transparency as one without, and whether that is the transparency itself: it is the
     mask of a cut-out where it is not the same everywhere, and means nothing where it is."""
     if picture.mode not in ("RGBA", "LA"):
