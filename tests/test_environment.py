@@ -16,14 +16,13 @@ MPIRUN["OMPI_COMM_WORLD_LOCAL_SIZE"] = "4"
     ("environment", "place"),
     [
         ({}, Place()),
-        (TORCHRUN, Place(5, 1, 8, 4)),
-        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}, Place(1, 1, 2, 2)),
-        ({**SRUN, "MASTER_ADDR": "node1"}, Place(5, 1, 8, 8)),
-        ({**SRUN, "MASTER_ADDR": "node1", "SLURM_NTASKS_PER_NODE": "4"}, Place(5, 1, 8, 4)),
-        ({**SRUN, **TORCHRUN, "RANK": "6"}, Place(6, 1, 8, 4)),  # torchrun below srun: its own count
+        (TORCHRUN, Place(5, 1, 8)),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}, Place(1, 1, 2)),
+        ({**SRUN, "MASTER_ADDR": "node1"}, Place(5, 1, 8)),
+        ({**SRUN, **TORCHRUN, "RANK": "6"}, Place(6, 1, 8)),  # torchrun below srun: its own count
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, Place()),  # a batch script
         ({**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, Place()),
-        ({**MPIRUN, "MASTER_ADDR": "node1"}, Place(5, 1, 8, 4)),
+        ({**MPIRUN, "MASTER_ADDR": "node1"}, Place(5, 1, 8)),
         ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, Place()),
     ],
 )

@@ -265,7 +265,7 @@ def test_what_it_would_fail_on_is_found_before_the_first_step(
 ) -> None:
     monkeypatch.setattr("maskreid_dist.training.preparing._check_deepspeed", lambda: None)
     recipe = write_recipe(tmp_path)
-    place = Place(0, 0, 1, 1)
+    place = Place(0, 0, 1)
     every = "run.evaluate_every=2"
     with pytest.raises(ShardError, match=str(tmp_path)):
         prepare(recipe, [every, f"run.evaluate_shards={tmp_path}"], place)

@@ -83,7 +83,7 @@ def frozen_network(config: Config) -> MaskReID:
 def world_of(rank: int, world: int) -> World:
     import deepspeed  # takes seconds; pytest's own process does without
 
-    place = Place(rank, rank, world, world)
+    place = Place(rank, rank, world)
     tell_libraries(place)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # as in start_world
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)

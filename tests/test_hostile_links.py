@@ -142,7 +142,7 @@ def test_a_run_does_not_start_over_linked_checkpoints(tmp_path: Path, treasure: 
 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").symlink_to(treasure)
-    meeting = Meeting(Place(0, 0, 1, 1), HashStore(), 60.0)
+    meeting = Meeting(Place(0, 0, 1), HashStore(), 60.0)
     meeting.join()
     with pytest.raises(UserError, match=r"run: checkpoints is a link"):
         hold_run_folder(meeting, tmp_path / "run", True, False)

@@ -33,7 +33,7 @@ def said(members: Sequence[Member], own: Sequence[Interface]) -> list[str]:
 
     def rank(number: int) -> str:
         threading.current_thread().name = f"rank {number}"
-        place = Place(number, members[number].local_rank, size, size)
+        place = Place(number, members[number].local_rank, size)
         meeting = Meeting(place, store.clone(), 60.0)  # type: ignore[attr-defined]
         meeting.join(members[number])
         try:
@@ -120,7 +120,7 @@ def test_a_closed_port_does_not_answer() -> None:
 
 def test_nothing_is_tried_on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
-    meeting = Meeting(Place(0, 0, 2, 2), None, 1.0)  # type: ignore[arg-type]
+    meeting = Meeting(Place(0, 0, 2), None, 1.0)  # type: ignore[arg-type]
     meeting.members = members("boot/0", "boot/0")
     check_interfaces(meeting)
 

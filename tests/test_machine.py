@@ -72,14 +72,14 @@ def test_members_of_a_machine_are_known_by_its_boot() -> None:
     own = [Member("a", 0, 1 << 90, "boot1/1"), Member("b", 0, 2, "boot1/2"), Member("a", 0, 4, "boot2/1")]
 
     def beside(rank: int) -> list[Member]:
-        meeting = Meeting(Place(rank, 0, 3, 1), store.clone(), 60.0)  # type: ignore[attr-defined]
+        meeting = Meeting(Place(rank, 0, 3), store.clone(), 60.0)  # type: ignore[attr-defined]
         meeting.join(own[rank])
         assert meeting.members == own
         return meeting.beside()
 
     with ThreadPoolExecutor(3) as threads:
         assert list(threads.map(beside, range(3))) == [own[:2], own[:2], own[2:]]
-    here = Member.here(Place(0, 5, 6, 6))
+    here = Member.here(Place(0, 5, 6))
     assert here == Member(socket.gethostname(), 5, processors_here(), network_here())
 
 

@@ -46,7 +46,7 @@ def test_every_difference_is_a_line_on_every_node(tmp_path: Path) -> None:
 
 
 def test_a_difference_names_values_ranks_and_hosts() -> None:
-    meeting = Meeting(Place(0, 0, 4, 2), None, 1.0)  # type: ignore[arg-type]
+    meeting = Meeting(Place(0, 0, 4), None, 1.0)  # type: ignore[arg-type]
     meeting.members = [Member(f"node{rank // 2}", rank % 2) for rank in range(4)]
     facts = [{"a": [1, "one"], "b": [2, "two"]} for _ in range(4)]
     assert differences(meeting, facts) == []
@@ -59,7 +59,7 @@ def test_a_difference_names_values_ranks_and_hosts() -> None:
 
 
 def test_two_ranks_on_one_gpu_are_refused() -> None:
-    meeting = Meeting(Place(0, 0, 3, 2), None, 1.0)  # type: ignore[arg-type]
+    meeting = Meeting(Place(0, 0, 3), None, 1.0)  # type: ignore[arg-type]
     meeting.members = [Member("node0", 0), Member("node1", 0), Member("node0", 1)]
     check_gpus(meeting, torch.device("cuda"))
     meeting.members[2] = Member("node0", 0)

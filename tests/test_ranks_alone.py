@@ -48,7 +48,7 @@ def test_a_run_directory_that_rank_0_cannot_make_is_said_on_every_node(tmp_path:
 
 
 def test_problems_are_said_once_with_their_ranks() -> None:
-    meeting = Meeting(Place(0, 0, 6, 2), None, 1.0)  # type: ignore[arg-type]
+    meeting = Meeting(Place(0, 0, 6), None, 1.0)  # type: ignore[arg-type]
     meeting.members = [Member(f"node{rank // 2}", rank % 2) for rank in range(6)]
     assert meeting.lines([None] * 6) == []
     assert meeting.lines(["no shards"] * 6) == ["no shards"]
@@ -63,7 +63,7 @@ def test_texts_are_exchanged_and_one_who_leaves_frees_the_others() -> None:
     store = TCPStore("127.0.0.1", 0, 3, is_master=True, wait_for_workers=False)
 
     def rank(number: int) -> list[object]:
-        meeting = Meeting(Place(number, number, 3, 3), store.clone(), 60.0)  # type: ignore[attr-defined]
+        meeting = Meeting(Place(number, number, 3), store.clone(), 60.0)  # type: ignore[attr-defined]
         meeting.join()
         said: list[object] = [meeting.gather({"rank": number}), meeting.from_first(number + 7)]
         if number == 1:

@@ -66,7 +66,7 @@ def test_each_disk_keeps_its_pieces_and_resuming_needs_them_all(tmp_path: Path) 
 
 
 def test_keepers() -> None:
-    meeting = Meeting(Place(0, 0, 4, 2), None, 1.0)  # type: ignore[arg-type]
+    meeting = Meeting(Place(0, 0, 4), None, 1.0)  # type: ignore[arg-type]
     meeting.members = [Member(f"node{rank // 2}", rank % 2) for rank in range(4)]
     assert agree_on_keepers(meeting, [["/runs", "0"]] * 4, local=False) == (0, 0, 0, 0)
     disks = [["/a", "0"], ["/a", "0"], ["/b", "2"], ["/b", "2"]]

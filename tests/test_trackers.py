@@ -139,8 +139,8 @@ def test_a_missing_package_is_one_line_before_anything_starts(
     monkeypatch.setattr("maskreid_dist.training.preparing._check_deepspeed", lambda: None)
     named = ['run.tracker=["wandb"]']
     with pytest.raises(UserError, match=r'^run.tracker names "wandb"'):
-        prepare(write_recipe(tmp_path), named, Place(0, 0, 2, 2))
-    prepare(write_recipe(tmp_path), named, Place(1, 1, 2, 2))  # rank 0 alone needs it
+        prepare(write_recipe(tmp_path), named, Place(0, 0, 2))
+    prepare(write_recipe(tmp_path), named, Place(1, 1, 2))  # rank 0 alone needs it
 
 
 def test_an_unknown_tracker(tmp_path: Path) -> None:

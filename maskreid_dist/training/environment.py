@@ -19,12 +19,11 @@ DEFAULT_PORT = "29500"  # torch's own
 
 @dataclass(frozen=True)
 class Place:
-    """This process among `size` ranks, and among the `local_size` of its machine."""
+    """This process among `size` ranks, and its number among those of its machine."""
 
     rank: int = 0
     local_rank: int = 0
     size: int = 1
-    local_size: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -35,16 +34,12 @@ def place_of_process(environment: Mapping[str, str] = os.environ) -> Place:
     """Raises UserError: a variable that is missing or no number, a rank outside its
     world, srun without MASTER_ADDR."""
     if "RANK" in environment:
-        return _place(environment, "RANK", "WORLD_SIZE", "LOCAL_RANK", ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"))
+        return _place(environment, "RANK", "WORLD_SIZE", "LOCAL_RANK")
     if "MASTER_ADDR" in environment and "SLURM_PROCID" in environment:
-        return _place(
-            environment, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", ("SLURM_NTASKS_PER_NODE",)
-        )
+        return _place(environment, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     if "MASTER_ADDR" in environment and "OMPI_COMM_WORLD_RANK" in environment:
         world = "OMPI_COMM_WORLD_"
-        return _place(
-            environment, f"{world}RANK", f"{world}SIZE", f"{world}LOCAL_RANK", (f"{world}LOCAL_SIZE",)
-        )
+        return _place(environment, f"{world}RANK", f"{world}SIZE", f"{world}LOCAL_RANK")
     # Only the launchers' own steps have these: several processes that take themselves for rank 0 would spoil
     # each other's run.
     for launcher, tasks in (("srun", "SLURM_STEP_NUM_TASKS"), ("mpirun", "OMPI_COMM_WORLD_SIZE")):
@@ -83,17 +78,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _place(
-    environment: Mapping[str, str], rank: str, size: str, local_rank: str, local_sizes: tuple[str, ...]
-) -> Place:
+def _place(environment: Mapping[str, str], rank: str, size: str, local_rank: str) -> Place:
     ranks = _number(environment, size)
-    local_size = next((name for name in local_sizes if name in environment), size)
-    place = Place(
-        _number(environment, rank),
-        _number(environment, local_rank, 0),
-        ranks,
-        max(1, _number(environment, local_size)),
-    )
+    place = Place(_number(environment, rank), _number(environment, local_rank, 0), ranks)
     if not 0 <= place.rank < ranks:
         raise UserError(f"{rank} is {place.rank} and {size} is {ranks}: ranks count from 0 to {size} - 1")
     return place
