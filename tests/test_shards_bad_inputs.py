@@ -19,7 +19,7 @@ SHARD_BYTES = 12_000
 
 @pytest.fixture
 def src(tmp_path: Path) -> Path:
-    return write_market(tmp_path / "market", identities=24)
+    return write_market(tmp_path / "market", identities=10)
 
 
 def cut(path: Path) -> None:
@@ -52,7 +52,7 @@ def test_all_bad_images_are_named_together_and_the_good_shards_stay(
     src: Path, tmp_path: Path, workers: int
 ) -> None:
     convert_market1501(src, tmp_path / "whole", shard_bytes=SHARD_BYTES)
-    originals = {path: path.read_bytes() for path in train(src)[::30]}
+    originals = {path: path.read_bytes() for path in train(src)[::15]}
     for path in originals:
         cut(path)
     with pytest.raises(ShardError) as caught:
@@ -61,7 +61,7 @@ def test_all_bad_images_are_named_together_and_the_good_shards_stay(
     assert f"{len(originals)} images cannot be used" in said and "\n" not in said
     assert all(path.name in said for path in originals)
     kept = len(list((tmp_path / ".out.maskreid-partial" / ".resume").iterdir()))
-    assert kept > 5 and f"{kept} finished shards are kept" in said
+    assert kept > 3 and f"{kept} finished shards are kept" in said
     for path, data in originals.items():
         path.write_bytes(data)
     report = convert_market1501(src, tmp_path / "out", shard_bytes=SHARD_BYTES, workers=workers)
@@ -70,7 +70,7 @@ def test_all_bad_images_are_named_together_and_the_good_shards_stay(
 
 
 def test_a_failed_conversion_goes_on_under_another_policy(src: Path, tmp_path: Path) -> None:
-    for path in train(src)[::30]:
+    for path in train(src)[::15]:
         cut(path)
     mask = sorted((src / "query_seg").iterdir())[0]
     mask.write_bytes(b"")
@@ -84,7 +84,7 @@ def test_a_failed_conversion_goes_on_under_another_policy(src: Path, tmp_path: P
     assert "shards were kept" in report.notes[0]
     assert tree(tmp_path / "out") == tree(tmp_path / "new") and not verify(tmp_path / "out")
     images = report.manifest.images
-    assert images is not None and images.bad == len(train(src)[::30])
+    assert images is not None and images.bad == len(train(src)[::15])
     assert report.manifest.masks.counts["unreadable"] == 1
     assert open_shards(tmp_path / "out").manifest == report.manifest
 
@@ -103,7 +103,7 @@ def test_shards_without_their_bad_images_are_not_kept_under_fail(src: Path, tmp_
 
 
 def test_at_most_a_hundred_are_collected(tmp_path: Path) -> None:
-    src = write_market(tmp_path / "market", identities=60)
+    src = write_market(tmp_path / "market", identities=26)
     for path in train(src):
         cut(path)
     with pytest.raises(ShardError) as caught:
@@ -124,7 +124,7 @@ def test_most_images_left_out_is_the_last_word(src: Path, tmp_path: Path) -> Non
     status, output = run(
         "convert", "market1501", src, tmp_path / "out", "--on-bad-image", "skip", "--workers", 1
     )
-    assert status == 0 and output.splitlines()[-1].startswith("MOST IMAGES WERE BAD AND LEFT OUT, 92 of 111")
+    assert status == 0 and output.splitlines()[-1].startswith("MOST IMAGES WERE BAD AND LEFT OUT, 36 of 55")
 
 
 def _mounted(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:

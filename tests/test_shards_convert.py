@@ -156,7 +156,7 @@ BAD_MASKS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "missing": ("missing", Path.unlink),
     "truncated": ("unreadable", lambda path: path.write_bytes(path.read_bytes()[:50])),
     "0 bytes": ("unreadable", lambda path: path.write_bytes(b"")),
-    "a jpeg": ("unreadable", lambda path: path.write_bytes(jpeg(1))),
+    "a jpeg of colours": ("mode", lambda path: path.write_bytes(jpeg(1))),
     "rgb": ("mode", _rgb),
     "palette": ("mode", _palette),
     "16 bit": ("mode", lambda path: Image.new("I;16", (16, 32), 255).save(path)),
