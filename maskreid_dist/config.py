@@ -25,6 +25,11 @@ class DataConfig(Section):
     cache: str | None = None  # of a URL: a local folder for whole shards, shared by the ranks of a machine
     # Beyond it, the least recently opened shards are removed.
     cache_gb: Annotated[float, Field(gt=0)] | None = None
+    # Of training: any sample by its byte range; or whole shards one after another, by webdataset, for stores
+    # where a request costs more than bytes. Each data worker has shards of its own then, and draws its
+    # batches out of a pool of so many identities.
+    access: Literal["indexed", "stream"] = "indexed"
+    stream_pool: Positive = 256
     # Conversion: a mask that is missing, unreadable, empty or coloured stops it, becomes the full image, or
     # skips the pair.
     on_bad_mask: Literal["fail", "full", "skip"] = "fail"

@@ -10,7 +10,7 @@ from rich.console import Console
 from maskreid_dist import exit_status
 from maskreid_dist.cli.launcher import launch_training
 from maskreid_dist.config import Config
-from maskreid_dist.data.batches import make_plan, open_recipe_shards
+from maskreid_dist.data.batches import open_recipe_shards, recipe_plan
 from maskreid_dist.evaluation.evaluate import (
     Ranked,
     check_queries,
@@ -40,7 +40,7 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
     if torch.cuda.is_available():
         ranks = min(ranks, torch.cuda.device_count())
     # What would fail after minutes fails now.
-    make_plan(shards.split("train"), config.batch, config.seed, ranks)
+    recipe_plan(shards.split("train"), config, ranks)
     check_queries(shards)
     if not _is_trained(run, config):
         status = launch_training(recipe, overrides, runs, run, ranks)

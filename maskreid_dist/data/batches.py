@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from maskreid_dist.config import BatchConfig, Config, DataConfig
 from maskreid_dist.data.bad_samples import Replaced, stand_ins
 from maskreid_dist.data.decoders import Decode, decode_on, decode_with_torchvision
+from maskreid_dist.data.streaming import Read, StreamedBatches
 from maskreid_dist.data.transforms import EvaluationTransform, Pair, PairTransform, TrainTransform
 from maskreid_dist.errors import SampleError
 from maskreid_shards import (
@@ -30,9 +31,12 @@ from maskreid_shards import (
     ShardError,
     ShardSet,
     Split,
+    StreamPlan,
     decode_pair,
     open_shards,
 )
+
+AnyPlan = Plan | StreamPlan
 
 # Pairs decoded before they are augmented; whole batches would gain little more, and take memory with large
 # images.
@@ -80,6 +84,7 @@ class PairDataset(Dataset[Batch | SampleError]):
         self, split: Split, transform: PairTransform, replace_bad: bool = False, decode: Decode = decode_pair
     ) -> None:
         self.split = split
+        self.read: Read = split.read_many
         self.transform = transform
         self.replace_bad = replace_bad
         self.decode = decode
@@ -92,7 +97,7 @@ class PairDataset(Dataset[Batch | SampleError]):
 
     def _batch(self, draws: Draws) -> Batch:
         try:
-            return decoded_batch(self.split.read_many(draws.samples), draws, self.transform, self.decode)
+            return decoded_batch(self.read(draws.samples), draws, self.transform, self.decode)
         except RemoteError:  # a silent server is no bad sample
             raise
         except ShardError:
@@ -132,10 +137,11 @@ class RawBatches(Dataset[RawBatch | SampleError]):
 
     def __init__(self, split: Split) -> None:
         self.split = split
+        self.read: Read = split.read_many
 
     def __getitem__(self, draws: Draws) -> RawBatch | SampleError:
         try:
-            return RawBatch(self.split.read_many(draws.samples), draws)
+            return RawBatch(self.read(draws.samples), draws)
         except ShardError as error:
             return SampleError(str(error))
 
@@ -241,22 +247,41 @@ def make_plan(split: Split, batch: BatchConfig, seed: int, world_size: int) -> P
     return plan
 
 
+def recipe_plan(split: Split, config: Config, world_size: int) -> AnyPlan:
+    """The plan of a recipe, by its `data.access`. Raises maskreid_shards.ShardError as `make_plan`, and where
+    the shards are too few to stream."""
+    plan = make_plan(split, config.batch, config.seed, world_size)
+    if config.data.access == "indexed":
+        return plan
+    readers = max(1, config.data.workers)
+    pool = config.data.stream_pool
+    return StreamPlan.of(plan, split.index["shard"], pool=pool, world=world_size, readers=readers)
+
+
 def training_loader(
-    split: Split, plan: Plan, config: Config, start: int, rank: int, world_size: int, device: torch.device
+    split: Split, plan: AnyPlan, config: Config, start: int, rank: int, world_size: int, device: torch.device
 ) -> Iterable[Batch | SampleError]:
     """This rank's batches of steps start ... optimizer.steps - 1, over as many epochs as that takes.
 
     A SampleError in place of a batch names shard, key and offset.
     device: where they go; decoder "gpu" decodes there, the others pin their memory for a GPU.
     """
-    steps = PlannedSteps(plan, start, config.optimizer.steps, rank, world_size)
     transform = TrainTransform(config.data)
+    dataset: PairDataset | RawBatches
     if config.data.decoder == "gpu":
-        raw_batches = _loader(RawBatches(split), steps, config.data, False)
-        return map(DeviceDecoder(transform, device), raw_batches)
-    decode = decode_with_torchvision if config.data.decoder == "torchvision" else decode_pair
-    dataset = PairDataset(split, transform, config.data.bad_samples > 0, decode)
-    return _loader(dataset, steps, config.data, device.type == "cuda")
+        dataset = RawBatches(split)
+    else:
+        decode = decode_with_torchvision if config.data.decoder == "torchvision" else decode_pair
+        dataset = PairDataset(split, transform, config.data.bad_samples > 0, decode)
+    pin = device.type == "cuda" and config.data.decoder != "gpu"
+    stop = config.optimizer.steps
+    if isinstance(plan, StreamPlan):
+        batches = StreamedBatches(dataset, plan, start, stop, rank)
+        loader = _loader(batches, None, config.data, pin)
+    else:
+        steps = PlannedSteps(plan, start, stop, rank, world_size)
+        loader = _loader(dataset, steps, config.data, pin)
+    return map(DeviceDecoder(transform, device), loader) if config.data.decoder == "gpu" else loader
 
 
 def evaluation_loader(
@@ -277,7 +302,10 @@ def _without_augmentation(split: Split, samples: NDArray[np.int64]) -> Draws:
 
 
 def _loader(
-    dataset: PairDataset | RawBatches, batches: Sampler[Draws] | list[Draws], data: DataConfig, pin: bool
+    dataset: PairDataset | RawBatches | StreamedBatches,
+    batches: Sampler[Draws] | list[Draws] | None,
+    data: DataConfig,
+    pin: bool,
 ) -> "DataLoader[Any]":
     if data.workers:
         _ = dataset.split.index  # a remote one is fetched once: the workers inherit it

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from maskreid_dist.config import Config
-from maskreid_dist.data.batches import make_plan
+from maskreid_dist.data.batches import recipe_plan
 from maskreid_dist.errors import RecipeError
 from maskreid_dist.planning.network_cost import NetworkCost, network_cost
 from maskreid_shards import Split
@@ -55,7 +55,7 @@ def run_plan(config: Config, split: Split, world: int, rates: Rates) -> dict[str
     wanted = config.engine.world
     if wanted is not None and wanted != world:
         raise RecipeError(f"the recipe expects engine.world = {wanted}, and --world is {world}; use the same")
-    plan = make_plan(split, config.batch, config.seed, world)
+    plan = recipe_plan(split, config, world)
     summary = plan.summary()
     classes = int((split.identities > 0).sum()) if config.loss.classifies else 0
     cost = network_cost(config, classes)

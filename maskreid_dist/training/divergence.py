@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from maskreid_dist.config import RunConfig
+from maskreid_dist.data.batches import AnyPlan
 from maskreid_dist.errors import UserError
 from maskreid_dist.run_directory import NON_FINITE
 from maskreid_dist.training.world import World
-from maskreid_shards import Plan, Split
+from maskreid_shards import Split
 from maskreid_shards.atomic import write_atomically
 
 KEYS_OF_A_LINE = 4  # of a rank; the file has all
@@ -56,7 +57,7 @@ class Divergence:
     run: Path
     config: RunConfig
     split: Split
-    plan: Plan
+    plan: AnyPlan
     world: World
     skipped: int = 0
 

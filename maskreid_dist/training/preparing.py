@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from maskreid_dist.config import Config
-from maskreid_dist.data.batches import make_plan, open_recipe_shards
+from maskreid_dist.data.batches import AnyPlan, open_recipe_shards, recipe_plan
 from maskreid_dist.errors import CheckpointError, UserError
 from maskreid_dist.evaluation.evaluate import check_queries
 from maskreid_dist.model.initial import InitialWeights, initial_file, take_initial_weights
@@ -19,7 +19,7 @@ from maskreid_dist.training.interfaces import check_interfaces
 from maskreid_dist.training.meeting import Meeting
 from maskreid_dist.training.trackers import check_trackers
 from maskreid_dist.training.world import choose_device
-from maskreid_shards import Plan, ShardError, ShardSet, Split
+from maskreid_shards import ShardError, ShardSet, Split
 
 TRAIN_SPLIT = "train"
 
@@ -30,7 +30,7 @@ class Preparation:
 
     config: Config
     split: Split
-    plan: Plan
+    plan: AnyPlan
     device: torch.device
     validation: ShardSet | None = None  # of the evaluations while training
 
@@ -107,7 +107,7 @@ def prepare(recipe: Path, overrides: Sequence[str], place: Place) -> Preparation
     _check_deepspeed()
     if place.is_first:
         check_trackers(config.run.tracker)
-    plan = make_plan(split, config.batch, config.seed, place.size)
+    plan = recipe_plan(split, config, place.size)
     return Preparation(config, split, plan, device, _open_validation(config))
 
 

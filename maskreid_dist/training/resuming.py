@@ -138,12 +138,28 @@ def check_continues(checkpoint: Checkpoint, config: Config, shards_fingerprint: 
             f"{checkpoint.path}: saved by {checkpoint.world_size} ranks, now there are {world_size}: the "
             "paper's batch is one a rank, so continue with as many"
         )
+    if config.data.access == "stream":
+        _check_same_readers(checkpoint, config, world_size)
     stages = {checkpoint.config.engine.zero_stage, config.engine.zero_stage}
     if stages != {0} and (len(stages) > 1 or checkpoint.world_size != world_size):
         raise CheckpointError(
             f"{checkpoint.path}: saved by {checkpoint.world_size} ranks with ZeRO stage "
             f"{checkpoint.config.engine.zero_stage}; continue with the same, the optimizer's state is split "
             "that way"
+        )
+
+
+def _check_same_readers(checkpoint: Checkpoint, config: Config, world_size: int) -> None:
+    """Who reads which shards, and so the batches, follows from the numbers of ranks and data workers. (None
+    and one read alike.)"""
+    before = checkpoint.world_size, max(1, checkpoint.config.data.workers)
+    now = world_size, max(1, config.data.workers)
+    if before != now:
+        ranks, workers = before
+        raise CheckpointError(
+            f"{checkpoint.path}: its batches were streamed to {ranks} ranks x {workers} data workers, now "
+            f"there are {now[0]} x {now[1]}: continue with as many (data.workers), or start afresh under "
+            "another run name"
         )
 
 

@@ -36,6 +36,8 @@ from .plan import Draws, FewImages, Plan, PlanSummary, augmentation_key
 from .reading import RawPair, ShardSet, Split, open_shards
 from .report import ConversionReport
 from .samples import Layout, Source
+from .shard_stream import ShardStream
+from .stream_plan import StreamPlan
 from .verification.folder import verify
 from .verification.problems import KINDS, Problem
 from .verification.remote import verify_url
@@ -87,8 +89,10 @@ __all__ = [
     "RemoteError",
     "ShardError",
     "ShardSet",
+    "ShardStream",
     "Source",
     "Split",
+    "StreamPlan",
     "augmentation_key",
     "convert",
     "convert_market1501",

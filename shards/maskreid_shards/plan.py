@@ -66,6 +66,7 @@ class PlanSummary:
     steps_per_epoch: int
     passes: int
     dropped_identities: int
+    order: str = ""  # where the order of the identities needs a line of its own
 
     def lines(self) -> list[str]:
         few = {
@@ -81,6 +82,7 @@ class PlanSummary:
             f"epoch: {self.steps_per_epoch} steps, {passes} over {taking_part}",
             f"identities without a place in a pass: {self.dropped_identities} (others each time)",
             f"identities with too few images: {self.few_image_identities} ({few[self.few_images]})",
+            *([self.order] if self.order else []),
         ]
 
 
@@ -119,7 +121,7 @@ class Plan:
             left_out = " with enough images" if self.few_images == "skip" else ""
             raise ShardError(
                 f"batch plan: a global batch takes {self.batch_identities} identities, the split has "
-                f"{len(self._eligible)}{left_out}; use fewer identities a batch"
+                f"{len(self.eligible)}{left_out}; use fewer identities a batch"
             )
 
     @classmethod
@@ -165,7 +167,7 @@ class Plan:
 
     @cached_property
     def steps_per_pass(self) -> int:
-        return len(self._eligible) // self.batch_identities
+        return len(self.eligible) // self.batch_identities
 
     @property
     def steps_per_epoch(self) -> int:
@@ -175,7 +177,7 @@ class Plan:
     @property
     def dropped_per_pass(self) -> int:
         """Identities that take part but find no place in a pass."""
-        return len(self._eligible) - self.steps_per_pass * self.batch_identities
+        return len(self.eligible) - self.steps_per_pass * self.batch_identities
 
     def global_draws(self, epoch: int, step: int) -> Draws:
         """The global batch of a step. Raises IndexError for a step that the epoch does not have."""
@@ -218,7 +220,7 @@ class Plan:
         few = int((self.table.count[self.table.pids > 0] < max(self.group_images)).sum())
         return PlanSummary(
             identities=int((self.table.pids > 0).sum()),
-            taking_part=len(self._eligible),
+            taking_part=len(self.eligible),
             few_image_identities=few,
             few_images=self.few_images,
             batch=self.groups * sum(self.group_images),
@@ -229,7 +231,7 @@ class Plan:
         )
 
     @cached_property
-    def _eligible(self) -> NDArray[np.int64]:
+    def eligible(self) -> NDArray[np.int64]:
         """(I,) positions in the table of the identities that take part; junk and distractors never do."""
         taking_part = self.table.pids > 0
         if self.few_images == "skip":
@@ -239,8 +241,8 @@ class Plan:
     def _identity_order(self, epoch: int, number: int) -> NDArray[np.int64]:
         """(I,) positions in the table, in the order of pass `number`; the last one asked for is kept."""
         if (epoch, number) not in self._orders:
-            bits = keyed_bits(_IDENTITY_ORDER, self.seed, epoch, number, self.table.pids[self._eligible])
-            order = self._eligible[np.argsort(bits, kind="stable")]
+            bits = keyed_bits(_IDENTITY_ORDER, self.seed, epoch, number, self.table.pids[self.eligible])
+            order = self.eligible[np.argsort(bits, kind="stable")]
             self._orders.clear()
             self._orders[epoch, number] = order
         return self._orders[epoch, number]
@@ -252,9 +254,13 @@ class Plan:
         slots = len(self.group_images)
         start = step_in_pass * self.batch_identities
         places = slice(start + group_start * slots, start + group_stop * slots)
-        visited = self._identity_order(epoch, number)[places]
+        return self.draws_of(epoch, number, self._identity_order(epoch, number)[places])
+
+    def draws_of(self, epoch: int, number: int, visited: NDArray[np.int64]) -> Draws:
+        """The draws of whole groups in pass `number`; `visited` (V,) are their identities, as positions in
+        the table."""
         pids, first, count = self.table.pids[visited], self.table.first[visited], self.table.count[visited]
-        take = np.tile(np.array(self.group_images, np.int64), group_stop - group_start)
+        take = np.tile(np.array(self.group_images, np.int64), len(visited) // len(self.group_images))
         if self.few_images != "repeat":
             take = np.minimum(take, count)
         row, k = _ragged_arange(take)
