@@ -19,8 +19,10 @@ from rich.console import Console
 from maskreid_dist import __version__
 from maskreid_dist.cli.bench import bench_app
 from maskreid_dist.cli.calibrate import calibrate
+from maskreid_dist.cli.doctor import doctor
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.gallery import embed, enrol, forget, score, search
+from maskreid_dist.cli.init import init
 from maskreid_dist.cli.inspect import plan, stats, verify
 from maskreid_dist.cli.layouts import convert_app, segment_app
 from maskreid_dist.cli.masks import masks
@@ -44,7 +46,7 @@ app.add_typer(bench_app, name="bench")
 app.command()(verify)
 app.command()(plan)
 app.command()(stats)
-for command in (embed, search, enrol, forget, score, calibrate):
+for command in (embed, search, enrol, forget, score, calibrate, init, doctor):
     app.command()(command)
 app.command("plan-run")(plan_run)
 app.command()(runs)
