@@ -2,12 +2,16 @@
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import numpy as np
 
 from .errors import ShardError
 from .samples import Layout, Source
 
+T = TypeVar("T")
 READ_SPLITS = ("train", "query", "gallery", "multi_query")
 
 
@@ -19,14 +23,11 @@ def check_layout(layout: Layout) -> list[str]:
     """
     notes = check_splits(layout)
     shared: dict[tuple[str, str], int] = {}
-    first: dict[tuple[str, str | None], Source] = {}
-    for source, place in _places(layout):
+    for source in layout.sources():
         relative_name(source.name)
         if source.mask_path is not None and source.array is None:
             check_mask_is_no_image(source.mask_path, source)
-        other = first.setdefault((place, source.array), source)
-        if other is source:
-            continue
+    for other, source in repeats(lambda: _places(layout)):
         _check_twice(other, source)
         splits = (other.split, source.split)
         shared[splits] = shared.get(splits, 0) + 1
@@ -49,14 +50,30 @@ def _check_twice(first: Source, second: Source) -> None:
         raise ShardError(f"{path}: is in {first.split} and in {second.split}; keep one")
 
 
-def _places(layout: Layout) -> Iterator[tuple[Source, str]]:
-    """Each source with where its file really lies: folders may be links to each other."""
+def repeats(pairs: Callable[[], Iterable[tuple[Hashable, T]]]) -> Iterator[tuple[T, T]]:
+    """Of pairs of a key and an item, each item whose key an earlier one has, after the first of these.
+
+    The pairs are gone through twice: what is held is a hash of each key, and the items that repeat.
+    """
+    hashes, counts = np.unique(np.fromiter((hash(key) for key, _ in pairs()), np.int64), return_counts=True)
+    often = set(hashes[counts > 1].tolist())
+    first: dict[Hashable, T] = {}
+    for key, item in pairs() if often else ():
+        if hash(key) in often:
+            if key in first:
+                yield first[key], item
+            else:
+                first[key] = item
+
+
+def _places(layout: Layout) -> Iterator[tuple[Hashable, Source]]:
+    """Each source after where its image really lies: folders may be links to each other."""
     folders: dict[str, str] = {}
     for source in layout.sources():
         folder, name = os.path.split(source.path)
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)
-        yield source, f"{folders[folder]}/{name}"
+        yield (f"{folders[folder]}/{name}", source.array), source
 
 
 def relative_name(name: str) -> PurePosixPath:

@@ -6,32 +6,31 @@ import numpy as np
 
 from .keyed import keyed_bits
 from .manifest import shard_name
-from .samples import DISTRACTOR_PID, Layout, Source
+from .samples import DISTRACTOR_PID, Layout, Source, Sources
 from .writing import member_bytes, sample_json
 
 ARRAY_BYTES = 20_000  # an image inside a larger file: about that of CUHK03 as PNG
 
 
-def dealt(
-    layout: Layout, dataset: str, shard_bytes: int, seed: int
-) -> Iterator[tuple[str, int, tuple[Source, ...]]]:
+def dealt(layout: Layout, dataset: str, shard_bytes: int, seed: int) -> Iterator[tuple[str, int, Sources]]:
     """Every shard to write: its name, its number in its split, its sources."""
     for split, sources in layout.splits.items():
         for number, part in enumerate(deal(sources, dataset=dataset, shard_bytes=shard_bytes, seed=seed)):
-            yield shard_name(split, number), number, tuple(part)
+            yield shard_name(split, number), number, part
 
 
-def deal(sources: Sequence[Source], *, dataset: str, shard_bytes: int, seed: int) -> list[list[Source]]:
+def deal(sources: Sequence[Source], *, dataset: str, shard_bytes: int, seed: int) -> list[Sources]:
     """Divide a split's sources among shards of about equal size, near `shard_bytes`.
 
     Identities stand in an order keyed by (seed, pid), each whole in one shard, its images in source order.
     Junk and distractors are no identities, so their runs may continue in the next shard. Sizes are those of
     the source files.
     """
-    pids = np.array([source.pid for source in sources], np.int64)
+    sources = Sources.of(sources)
+    pids = sources.pids
     by_identity = np.lexsort((np.arange(len(pids)), pids, keyed_bits(seed, pids)))
     pids = pids[by_identity]
-    sizes = np.array([_estimate(sources[position], dataset) for position in by_identity], np.int64)
+    sizes = np.fromiter((_estimate(source, dataset) for source in sources.take(by_identity)), np.int64)
     # A unit is what must not be divided: an identity, or one image of junk or distractors.
     starts_unit = np.r_[True, (pids[1:] != pids[:-1]) | (pids[1:] <= DISTRACTOR_PID)]
     unit_start_bytes = (np.cumsum(sizes) - sizes)[starts_unit]
@@ -41,10 +40,8 @@ def deal(sources: Sequence[Source], *, dataset: str, shard_bytes: int, seed: int
     # A unit larger than a shard leaves numbers unused: renumber.
     shard_of_unit = np.unique(shard_of_unit, return_inverse=True)[1]
     shard_of = shard_of_unit[np.cumsum(starts_unit) - 1]
-    parts: list[list[Source]] = [[] for _ in range(int(shard_of[-1]) + 1)]
-    for position, shard in zip(by_identity, shard_of, strict=True):
-        parts[shard].append(sources[position])
-    return parts
+    first_of_shard = np.flatnonzero(np.r_[True, shard_of[1:] != shard_of[:-1]])
+    return [sources.take(part) for part in np.split(by_identity, first_of_shard[1:])]
 
 
 def _estimate(source: Source, dataset: str) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 
 from .errors import ShardError
 from .manifest import INDEX_DTYPE
-from .samples import Layout
+from .samples import Layout, Sources, too_long
 
 MAX_CAMID = int(np.iinfo(INDEX_DTYPE["camid"]).max)
 MAX_PID = 10**18 - 1  # 18 digits: a key has room for no more
@@ -20,16 +20,13 @@ def fit_index(layout: Layout) -> Layout:
     """
     for source in layout.sources():
         if source.pid > MAX_PID:
-            raise ShardError(
-                f"{source.path}: identity {source.pid}: pids have at most 18 digits; number the identities "
-                "from 1"
-            )
+            raise ShardError(too_long(source))
     camids = sorted({source.camid for source in layout.sources()})
     if not camids or camids[-1] <= MAX_CAMID:
         return layout
     number = {camid: position for position, camid in enumerate(camids, 1)}
     splits = {
-        split: tuple(replace(source, camid=number[source.camid]) for source in sources)
+        split: Sources.of(replace(source, camid=number[source.camid]) for source in sources)
         for split, sources in layout.splits.items()
     }
     said = ", ".join(f"{camid} is {position}" for camid, position in number.items())

@@ -1,6 +1,7 @@
 """What lies below a data set's folder and is in no shard: counted by name, so that nothing vanishes."""
 
 import os
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def _lines(found: dict[str, list[str]], what: str) -> list[str]:
 
 def find_leftovers(layout: Layout) -> Leftovers:
     """Search `layout.searched`. Nothing is opened; folders that are links are not entered."""
-    used = _files(layout)
+    used = _files(layout) if layout.searched else {}
     images: dict[str, list[str]] = {}
     masks: dict[str, list[str]] = {}
     strays = set(layout.strays)
@@ -55,8 +56,8 @@ def find_leftovers(layout: Layout) -> Leftovers:
         for folder, names in _pictures(root):
             place = os.path.relpath(folder, root)
             found = masks if any(part.endswith(MASK_SUFFIX) for part in Path(place).parts) else images
-            seen = used.get(os.path.realpath(folder), set())
-            left = [os.path.normpath(f"{place}/{name}") for name in names if name not in seen]
+            seen = set(used.get(os.path.realpath(folder), ()))
+            left = [os.path.normpath(f"{place}/{name}") for name in names if hash(name) not in seen]
             left = [name for name in left if name not in strays]
             if left:
                 top = root.resolve().name if place == "." else Path(place).parts[0]
@@ -72,15 +73,16 @@ def _pictures(root: Path) -> Iterator[tuple[str, list[str]]]:
         yield folder, sorted(name for name in pictures if not name.startswith("."))
 
 
-def _files(layout: Layout) -> dict[str, set[str]]:
-    """The names of all images and masks by the folder that they really lie in."""
-    places: dict[str, set[str]] = {}
+def _files(layout: Layout) -> dict[str, "array[int]"]:
+    """Hashes of the names of all images and masks by the folder that they really lie in: names would take
+    more memory than all that is known of the images."""
+    places: dict[str, array[int]] = {}
     for source in layout.sources():
         for path in (source.path, source.mask_path):
             if path is not None:
                 folder, name = os.path.split(path)
-                places.setdefault(folder, set()).add(name)
-    used: dict[str, set[str]] = {}
+                places.setdefault(folder, array("q")).append(hash(name))
+    used: dict[str, array[int]] = {}
     for folder, names in places.items():
-        used.setdefault(os.path.realpath(folder), set()).update(names)
+        used.setdefault(os.path.realpath(folder), array("q")).extend(names)
     return used

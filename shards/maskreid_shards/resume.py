@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class ShardTask:
     folder: Path
     name: str
     number: int
-    sources: tuple[Source, ...]
+    sources: Sequence[Source]
     dataset: str
     on_bad_mask: OnBadMask
     mask_options: MaskOptions

@@ -1,9 +1,15 @@
 """What a converter hands to the writer: a flat list of sources, whatever layout they came from."""
 
-from collections import Counter
-from collections.abc import Iterable
+from array import array
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ShardError
 
 JUNK_PID = -1
 DISTRACTOR_PID = 0
@@ -32,6 +38,156 @@ class Source:
     identity: str = ""
 
 
+class _Texts:
+    """Texts in one buffer."""
+
+    def __init__(self) -> None:
+        self.data, self.ends = bytearray(), array("q", [0])
+
+    def append(self, text: str) -> None:
+        self.data += text.encode("utf-8", "surrogatepass")  # names of files may be no UTF-8
+        self.ends.append(len(self.data))
+
+    def __getitem__(self, at: int) -> str:
+        return self.data[self.ends[at] : self.ends[at + 1]].decode("utf-8", "surrogatepass")
+
+
+class _Shared:
+    """Values of which each is kept once."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self.codes = array("i")
+        self.known: dict[Hashable, int] = {}
+
+    def append(self, value: Hashable) -> None:
+        code = self.known.setdefault(value, len(self.values))
+        if code == len(self.values):
+            self.values.append(value)
+        self.codes.append(code)
+
+    def __getitem__(self, at: int) -> Any:
+        return self.values[self.codes[at]]
+
+
+class _Paths:
+    """Paths as text, their folders shared; None too."""
+
+    def __init__(self) -> None:
+        self.folders, self.names = _Shared(), _Texts()
+
+    def append(self, path: str | None) -> None:
+        folder, slash, name = (None, "", "") if path is None else path.rpartition("/")
+        self.folders.append(None if folder is None else folder + slash)
+        self.names.append(name)
+
+    def __getitem__(self, at: int) -> str | None:
+        folder = self.folders[at]
+        return None if folder is None else folder + self.names[at]
+
+
+class _Columns:
+    """The fields of sources, column by column."""
+
+    def __init__(self, sources: Iterable[Source]) -> None:
+        self.pids = array("q")
+        self.paths, self.masks, self.names = _Paths(), _Paths(), _Paths()
+        self.keys, self.arrays = _Texts(), _Texts()
+        self.camids, self.splits, self.datasets, self.identities = _Shared(), _Shared(), _Shared(), _Shared()
+        for source in sources:
+            self._append(source)
+        shared = (self.camids, self.splits, self.datasets, self.identities)
+        for column in (*shared, self.paths.folders, self.masks.folders, self.names.folders):
+            column.known = {}
+
+    def _append(self, source: Source) -> None:
+        try:
+            self.pids.append(source.pid)
+        except OverflowError:
+            raise ShardError(too_long(source)) from None
+        self.paths.append(str(source.path))
+        self.masks.append(None if source.mask_path is None else str(source.mask_path))
+        self.names.append(source.name)
+        self.keys.append(source.key)
+        self.arrays.append(source.array or "")
+        self.camids.append(source.camid)
+        self.splits.append(source.split)
+        self.datasets.append(source.dataset)
+        self.identities.append(source.identity)
+
+    def source(self, at: int) -> Source:
+        mask = self.masks[at]
+        return Source(
+            Path(self.paths[at] or ""),
+            None if mask is None else Path(mask),
+            self.pids[at],
+            self.camids[at],
+            self.splits[at],
+            self.keys[at],
+            self.names[at] or "",
+            self.arrays[at] or None,
+            self.datasets[at],
+            self.identities[at],
+        )
+
+
+class Sources(Sequence[Source]):
+    """Sources in a few flat buffers: about 150 bytes each where an object and its paths take 1,800. They are
+    made anew when they are asked for."""
+
+    def __init__(self, columns: _Columns, order: NDArray[np.int64]) -> None:
+        self._columns, self._order = columns, order
+
+    @classmethod
+    def of(cls, sources: Iterable[Source]) -> "Sources":
+        """Raises ShardError: a pid that no index can hold."""
+        if isinstance(sources, Sources):
+            return sources
+        columns = _Columns(sources)
+        return cls(columns, np.arange(len(columns.pids)))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, at: int) -> Source: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Sources": ...
+    def __getitem__(self, at: int | slice) -> "Source | Sources":
+        if isinstance(at, slice):
+            return Sources(self._columns, self._order[at])
+        return self._columns.source(int(self._order[at]))
+
+    def __iter__(self) -> Iterator[Source]:
+        for at in self._order:
+            yield self._columns.source(int(at))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sources) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def take(self, positions: NDArray[np.int64]) -> "Sources":
+        """Those at the positions; they share the buffers."""
+        return Sources(self._columns, self._order[positions])
+
+    @property
+    def pids(self) -> NDArray[np.int64]:
+        return (
+            np.frombuffer(self._columns.pids, np.int64)[self._order] if len(self) else np.empty(0, np.int64)
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process gets these alone, not all that share the buffers."""
+        columns = _Columns(self)
+        return Sources, (columns, np.arange(len(self)))
+
+
+def too_long(source: Source) -> str:
+    """What is said of a pid that does not fit."""
+    return f"{source.path}: identity {source.pid}: pids have at most 18 digits; number the identities from 1"
+
+
 @dataclass(frozen=True)
 class Layout:
     """A scanned data set: the sources of each split by its name, and the names of the ignored files.
@@ -46,7 +202,7 @@ class Layout:
     """
 
     name: str
-    splits: dict[str, tuple[Source, ...]]
+    splits: Mapping[str, Sequence[Source]]
     strays: tuple[str, ...] = ()
     published: dict[str, int] = field(default_factory=dict)
     more_counts: dict[str, int] = field(default_factory=dict)
@@ -57,20 +213,25 @@ class Layout:
     home: Path | None = None
     warnings: tuple[str, ...] = ()
 
-    def sources(self) -> list[Source]:
+    def __post_init__(self) -> None:
+        packed = {split: Sources.of(part) for split, part in self.splits.items()}
+        object.__setattr__(self, "splits", packed)
+
+    def sources(self) -> Iterator[Source]:
         """Those of all splits."""
-        return [source for part in self.splits.values() for source in part]
+        for part in self.splits.values():
+            yield from part
 
     def counts(self) -> dict[str, int]:
         """Found: `<split> images, identities, junk, distractors`, and `more_counts`. Junk counts as
         images."""
         found = {}
         for split, sources in self.splits.items():
-            images = Counter(source.pid for source in sources)
-            found[f"{split} images"] = len(sources)
-            found[f"{split} identities"] = sum(pid > DISTRACTOR_PID for pid in images)
-            found[f"{split} junk"] = images[JUNK_PID]
-            found[f"{split} distractors"] = images[DISTRACTOR_PID]
+            pids = Sources.of(sources).pids
+            found[f"{split} images"] = len(pids)
+            found[f"{split} identities"] = int((np.unique(pids) > DISTRACTOR_PID).sum())
+            found[f"{split} junk"] = int((pids == JUNK_PID).sum())
+            found[f"{split} distractors"] = int((pids == DISTRACTOR_PID).sum())
         return {**found, **self.more_counts}
 
     def differences(self) -> tuple[str, ...]:
@@ -95,12 +256,10 @@ def sample_key(pid: int, number: int) -> str:
     return f"p{pid:08d}_{number:05d}"
 
 
-def numbered(pids: Iterable[int]) -> list[str]:
+def numbered(pids: Iterable[int]) -> Iterator[str]:
     """Keys for the pids of one split, in the order given: each identity's images are numbered from 0."""
     seen: dict[int, int] = {}
-    keys = []
     for pid in pids:
         number = seen.get(pid, 0)
         seen[pid] = number + 1
-        keys.append(sample_key(pid, number))
-    return keys
+        yield sample_key(pid, number)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import ShardError
-from ..samples import Source, numbered
+from ..samples import Source, Sources, numbered
 
 MASK_SUFFIX = "_seg"
 # A file that looks like an image but does not match a layout's pattern stops the scan; anything else is a
@@ -15,7 +15,7 @@ SYSTEM_FOLDERS = ("@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "lost+found"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageEntry:
     """An image: `rest` is its path below `folder`, itself relative to the data set's. Masks mirror
     `<folder>_seg`."""
@@ -28,7 +28,7 @@ class ImageEntry:
     identity: str = ""
 
 
-def sources(src: Path, split: str, found: Iterable[ImageEntry]) -> tuple[Source, ...]:
+def sources(src: Path, split: str, found: Iterable[ImageEntry]) -> Sources:
     """Sources with keys, in the order given. With `array`, `folder` is the file and `rest` the image's
     name."""
     images = list(found)
@@ -38,7 +38,7 @@ def sources(src: Path, split: str, found: Iterable[ImageEntry]) -> tuple[Source,
         image.folder: (src / image.folder, src / f"{_mask_folder(image)}{MASK_SUFFIX}")
         for image in {image.folder: image for image in images}.values()
     }
-    return tuple(
+    return Sources.of(
         Source(
             path=places[image.folder][0] if image.array else places[image.folder][0] / image.rest,
             mask_path=places[image.folder][1] / PurePosixPath(image.rest).with_suffix(".png"),

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import ShardError
 from ..leftovers import find_leftovers
-from ..samples import Layout, Source, numbered
+from ..samples import Layout, Sources, numbered
 
 LOOKS = 20  # images that are compared byte for byte
 
@@ -24,21 +26,23 @@ def merge_train(layouts: Mapping[str, Layout]) -> Layout:
     if not layouts:
         raise ShardError("nothing to merge: give NAME=LAYOUT:SRC, once for each data set")
     warnings = _copies(layouts)
-    merged: list[Source] = []
+    merged: list[Sources] = []
     notes = []
     last_pid = last_camid = 0
     for name, layout in layouts.items():
-        train = layout.splits.get("train", ())
+        train = Sources.of(layout.splits.get("train", ()))
         if not train:
             raise ShardError(f"{name}: has no train split to merge")
-        pid_of = {pid: last_pid + rank for rank, pid in enumerate(sorted({s.pid for s in train}), 1)}
+        pid_of = {pid: last_pid + rank for rank, pid in enumerate(np.unique(train.pids).tolist(), 1)}
         camid_of = {
             camid: last_camid + rank for rank, camid in enumerate(sorted({s.camid for s in train}), 1)
         }
-        merged += [
-            replace(s, pid=pid_of[s.pid], camid=camid_of[s.camid], dataset=name, name=f"{name}/{s.name}")
-            for s in train
-        ]
+        merged.append(
+            Sources.of(
+                replace(s, pid=pid_of[s.pid], camid=camid_of[s.camid], dataset=name, name=f"{name}/{s.name}")
+                for s in train
+            )
+        )
         notes.append(
             f"{name} ({layout.name}): {len(train)} images, pids {last_pid + 1} to {last_pid + len(pid_of)}, "
             f"cameras {last_camid + 1} to {last_camid + len(camid_of)}"
@@ -46,8 +50,10 @@ def merge_train(layouts: Mapping[str, Layout]) -> Layout:
         notes += [f"{name}: {note}" for note in [*layout.notes, *find_leftovers(layout).lines()]]
         notes += [f"{name}: NOT AS PUBLISHED: {difference}" for difference in layout.differences()]
         last_pid, last_camid = last_pid + len(pid_of), last_camid + len(camid_of)
-    keys = numbered(source.pid for source in merged)
-    train = tuple(replace(source, key=key) for source, key in zip(merged, keys, strict=True))
+    keys = numbered(pid for part in merged for pid in part.pids.tolist())
+    train = Sources.of(
+        replace(source, key=key) for source, key in zip(itertools.chain(*merged), keys, strict=True)
+    )
     strays = tuple(f"{name}/{stray}" for name, layout in layouts.items() for stray in layout.strays)
     return Layout("merge", {"train": train}, strays, notes=tuple(notes), warnings=warnings)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ShardError
-from ..samples import DISTRACTOR_PID, JUNK_PID, Layout, Source
+from ..samples import DISTRACTOR_PID, JUNK_PID, Layout, Sources
 from .images import IMAGE_SUFFIXES, MASK_SUFFIX, SYSTEM_FOLDERS, ImageEntry, sources
 from .named import FOLDERS
 from .numbering import as_mapping, camera_numbers, natural, pid_numbers
@@ -17,7 +17,7 @@ SPLIT_OF_FOLDER = {name: split for split in ("train", "query", "gallery") for na
 EXAMPLE = r"(?P<pid>-?\d+)_c(?P<camid>\d+)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Named:
     """An image, with what the pattern found in its path below the data set's folder."""
 
@@ -84,7 +84,7 @@ def _layout(src: Path, found: list[_Named]) -> Layout:
             "their own names"
         )
     flat = any("/" not in one.path for one in found)
-    splits: dict[str, tuple[Source, ...]] = {}
+    splits: dict[str, Sources] = {}
     for split in dict.fromkeys(one.split for one in found):
         part = [one for one in found if one.split == split]
         part.sort(key=lambda one: (cameras.of[one.camid] if one.frame else 0, natural(one.frame), one.path))

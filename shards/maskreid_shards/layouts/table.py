@@ -4,18 +4,23 @@ import csv
 import io
 import os
 import re
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
+from ..checks import repeats
 from ..errors import ShardError
-from ..samples import DISTRACTOR_PID, JUNK_PID, Layout, Source, numbered
+from ..samples import DISTRACTOR_PID, JUNK_PID, Layout, Source, Sources, numbered
 from .images import MASK_SUFFIX, need_file
 from .numbering import Numbers, as_mapping, camera_numbers, pid_numbers
 
 COLUMNS = ("path", "pid", "camid", "split")
 SPLIT = re.compile(r"^[a-z][a-z0-9_]*$", re.ASCII)
 DELIMITERS = ",;\t|"
+HEADER = 100_000  # characters in which it is looked for
 # What other tools call them, for the message that asks to rename the column.
 OTHER_NAMES = {
     "path": ("image", "image_path", "img", "img_path", "file", "filename", "file_name", "filepath"),
@@ -55,18 +60,20 @@ def scan_csv(src: Path) -> Layout:
     train = {row.pid for row in rows if row.split == "train"}
     pids = pid_numbers(train, {row.pid for row in rows} - train)
     cameras = camera_numbers({row.camid for row in rows})
-    lines = [(row.line, _source(src, row, pids, cameras)) for row in rows]
-    _check_paths(src, lines)
-    _check_identities(src, lines)
-    found = [source for _, source in lines]
+    lines = array("q", (row.line for row in rows))
+    found = Sources.of(_source(src, row, pids, cameras) for row in rows)
+    del rows  # as large as all the rest
+    _check_paths(src, lines, found)
+    _check_identities(src, lines, found)
     root = _common_root(found)
     if root is not None:
-        found = [replace(source, name=source.path.relative_to(root).as_posix()) for source in found]
+        found = Sources.of(replace(source, name=source.path.relative_to(root).as_posix()) for source in found)
     splits = {}
-    for split in dict.fromkeys(source.split for source in found):
-        part = [source for source in found if source.split == split]
-        keys = numbered(source.pid for source in part)
-        splits[split] = tuple(replace(source, key=key) for source, key in zip(part, keys, strict=True))
+    split_of = [source.split for source in found]
+    for split in dict.fromkeys(split_of):
+        part = found.take(np.flatnonzero([one == split for one in split_of]))
+        keys = numbered(part.pids.tolist())
+        splits[split] = Sources.of(replace(source, key=key) for source, key in zip(part, keys, strict=True))
     return Layout(
         "csv",
         splits,
@@ -80,9 +87,10 @@ def scan_csv(src: Path) -> Layout:
 def _rows(src: Path) -> Iterator[_Row]:
     """The lines that are not blank."""
     text = _text(src)
-    header = next((line for line in text.splitlines() if line.strip()), "")
+    header = next((line for line in text[:HEADER].splitlines() if line.strip()), "")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(header), skipinitialspace=True)
     places: dict[str, int] | None = None
+    texts: dict[str, str] = {}  # each pid, camera and split once, not once a line
     try:
         for values in reader:
             if not any(value.strip() for value in values):
@@ -98,8 +106,8 @@ def _rows(src: Path) -> Iterator[_Row]:
                 )
             if not cell["pid"] or not cell["camid"]:
                 raise ShardError(f"{where}: pid {cell['pid']!r}, camid {cell['camid']!r}: give both")
-            names = (cell["path"], cell["pid"], cell["camid"], cell["split"])
-            yield _Row(reader.line_num, *names, cell.get("mask"))
+            pid, camid, split = (texts.setdefault(cell[name], cell[name]) for name in COLUMNS[1:])
+            yield _Row(reader.line_num, cell["path"], pid, camid, split, cell.get("mask"))
     except csv.Error as error:
         raise ShardError(f"{src}: line {reader.line_num}: not CSV ({error})") from None
 
@@ -176,12 +184,12 @@ def _source(src: Path, row: _Row, pids: Numbers, cameras: Numbers) -> Source:
     return Source(path, mask, pid, camid, row.split, "", name, identity=row.pid)
 
 
-def _check_paths(src: Path, lines: list[tuple[int, Source]]) -> None:
-    first: dict[Path, tuple[int, Source]] = {}
-    for line, row in lines:
-        earlier, other = first.setdefault(row.path, (line, row))
-        if earlier == line:
-            continue
+def _check_paths(src: Path, lines: "array[int]", rows: Sources) -> None:
+    def listed() -> Iterator[tuple[str, tuple[int, Source]]]:
+        for line, row in zip(lines, rows, strict=True):
+            yield str(row.path), (line, row)
+
+    for (earlier, other), (line, row) in repeats(listed):
         where = f"{src}: line {line}: {row.name} is on line {earlier} already"
         if row.pid != other.pid:
             raise ShardError(f"{where}, as identity {other.pid} and not {row.pid}; keep one")
@@ -191,9 +199,9 @@ def _check_paths(src: Path, lines: list[tuple[int, Source]]) -> None:
             raise ShardError(f"{where}, in {other.split} and not {row.split}; keep one")
 
 
-def _check_identities(src: Path, lines: list[tuple[int, Source]]) -> None:
-    train = {row.pid for _, row in lines if row.split == "train"}
-    for line, row in lines:
+def _check_identities(src: Path, lines: "array[int]", rows: Sources) -> None:
+    train = {row.pid for row in rows if row.split == "train"}
+    for line, row in zip(lines, rows, strict=True):
         if row.split != "train" and row.pid in train:
             raise ShardError(
                 f"{src}: line {line} ({row.name}): identity {row.identity} is in train too; leave the line "
@@ -201,18 +209,18 @@ def _check_identities(src: Path, lines: list[tuple[int, Source]]) -> None:
             )
 
 
-def _common_root(rows: list[Source]) -> Path | None:
+def _common_root(rows: Sources) -> Path | None:
     """The folder that all images have in common, if one of the names cannot be joined to a folder."""
     if all(not row.name.startswith("/") and ".." not in row.name.split("/") for row in rows):
         return None
     return _common_folder(rows)
 
 
-def _common_folder(rows: list[Source]) -> Path:
+def _common_folder(rows: Sources) -> Path:
     return Path(os.path.commonpath({row.path.parent for row in rows}))
 
 
-def _searched(rows: list[Source]) -> tuple[Path, ...]:
+def _searched(rows: Sources) -> tuple[Path, ...]:
     """Where images that are not listed are counted: below the images' common folder, or in each one of
     theirs where that is the root of all."""
     common = _common_folder(rows)

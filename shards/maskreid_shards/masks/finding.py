@@ -1,10 +1,12 @@
 """Masks under other names than the expected one: another suffix, or an addition to the image's name."""
 
 import os
+from array import array
+from bisect import bisect_left
 from dataclasses import replace
 from pathlib import Path
 
-from ..samples import Layout, Source
+from ..samples import Layout, Source, Sources
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy")
 ADDITIONS = ("", "_mask", "_seg")
@@ -12,19 +14,33 @@ EXAMPLES = 3
 
 
 class _Folders:
-    """The files of folders by their names in small letters, each listed once."""
+    """The files of folders, each listed once: hashes of their names, and where one is missed the names."""
 
     def __init__(self) -> None:
-        self._names: dict[Path, dict[str, str]] = {}
+        self._hashes: dict[str, array[int]] = {}
+        self._names: tuple[str, dict[str, str]] = ("", {})  # of the last folder that was asked for
+
+    def holds(self, path: Path) -> bool:
+        folder, name = os.path.split(path)
+        if folder not in self._hashes:
+            self._hashes[folder] = array("q", sorted(map(hash, _listed(folder))))
+        hashes = self._hashes[folder]
+        at = bisect_left(hashes, hash(name))
+        return at < len(hashes) and hashes[at] == hash(name)
 
     def names(self, folder: Path) -> dict[str, str]:
-        if folder not in self._names:
-            try:
-                listed = sorted(os.listdir(folder), reverse=True)
-            except OSError:
-                listed = []
-            self._names[folder] = {name.lower(): name for name in listed}
-        return self._names[folder]
+        """The names by themselves in small letters."""
+        if self._names[0] != str(folder):
+            listed = sorted(_listed(str(folder)), reverse=True)
+            self._names = (str(folder), {name.lower(): name for name in listed})
+        return self._names[1]
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder or ".")
+    except OSError:
+        return []
 
 
 def find_other_names(layout: Layout) -> Layout:
@@ -39,15 +55,15 @@ def find_other_names(layout: Layout) -> Layout:
 
     def placed(source: Source) -> Source:
         expected = source.mask_path
-        if expected is None:
+        if expected is None or folders.holds(expected):
             return source
-        names = folders.names(expected.parent)
-        if names.get(expected.name.lower()) == expected.name or (other := _other(source, names)) is None:
+        other = _other(source, folders.names(expected.parent))
+        if other is None:
             return source
         found.append((source.name, other))
         return replace(source, mask_path=expected.with_name(other))
 
-    splits = {split: tuple(map(placed, sources)) for split, sources in layout.splits.items()}
+    splits = {split: Sources.of(map(placed, sources)) for split, sources in layout.splits.items()}
     if not found:
         return layout
     shown = ", ".join(f"{other} of {name}" for name, other in found[:EXAMPLES])

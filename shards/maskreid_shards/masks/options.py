@@ -3,17 +3,18 @@
 import string
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from ..checks import relative_name
+from ..checks import relative_name, repeats
 from ..decode import GREY_16_MODES
 from ..errors import ShardError
 from ..image_policy import eight_bits
-from ..samples import Layout, Source
+from ..samples import Layout, Source, Sources
 from .finding import find_other_names
 
 MaskKind = Literal["soft", "label", "parsing"]
@@ -107,12 +108,10 @@ def place_masks(layout: Layout, options: MaskOptions) -> Layout:
             f"{location}: no such folder of masks; give one that mirrors the data set, or a pattern with "
             f"{{stem}}"
         )
-    names: dict[str, str] = {}
-    for source in layout.sources():
-        other = names.setdefault(mirrored(source.name), source.name)
-        if other != source.name:
+    for other, name in repeats(lambda: ((mirrored(source.name), source.name) for source in layout.sources())):
+        if other != name:
             raise ShardError(
-                f"{other} and {source.name}: both have the mask {mirrored(source.name)}; rename one, "
+                f"{other} and {name}: both have the mask {mirrored(name)}; rename one, "
                 "or give a pattern with {name}"
             )
     mirror = _mirror(layout, Path(location))
@@ -124,7 +123,7 @@ def _from_home(layout: Layout, pattern: str) -> str:
     if layout.home is None:
         return pattern
     below = str(layout.home.absolute()).replace("{", "{{").replace("}", "}}") + f"/{pattern}"
-    first = layout.sources()[:LOOKS]
+    first = list(islice(layout.sources(), LOOKS))
     here, there = (sum(_fill(one, source).exists() for source in first) for one in (pattern, below))
     return below if there > here and not Path(pattern).is_absolute() else pattern
 
@@ -145,7 +144,7 @@ def _mirror(layout: Layout, location: Path) -> Path:
 
 def _with_masks(layout: Layout, path_of: Callable[[Source], Path]) -> Layout:
     splits = {
-        split: tuple(replace(source, mask_path=path_of(source)) for source in sources)
+        split: Sources.of(replace(source, mask_path=path_of(source)) for source in sources)
         for split, sources in layout.splits.items()
     }
     return replace(layout, splits=splits)
