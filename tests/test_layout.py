@@ -40,6 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     f"{DIST}/evaluation": {
         DIST,
         SHARDS,
+        f"{SHARDS}/stores",
+        KERNELS,
         *(f"{DIST}/{name}" for name in ("data", "model", "report", "retrieval")),
     },
     f"{DIST}/gallery": {

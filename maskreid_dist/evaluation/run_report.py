@@ -1,22 +1,33 @@
-"""A checkpoint's evaluation as pictures: which queries are shown, and the facts printed beside them."""
+"""A checkpoint's evaluation as something to look at: the HTML report, and a picture beside it."""
 
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from maskreid_dist import __version__
-from maskreid_dist.data.transforms import cut_out
-from maskreid_dist.evaluation.evaluate import Cameras, Labels, Ranked, percentages, split_labels
+from maskreid_dist.evaluation.activations import drawn, responses
+from maskreid_dist.evaluation.calibration_file import load_for
+from maskreid_dist.evaluation.evaluate import (
+    Cameras,
+    Labels,
+    Ranked,
+    load_network,
+    percentages,
+    split_labels,
+)
+from maskreid_dist.evaluation.ranked_pictures import chosen_queries, ranked_queries
+from maskreid_dist.evaluation.report_facts import recipe_json, report_facts
+from maskreid_dist.evaluation.report_figures import distances, embedding_map
 from maskreid_dist.model.checkpoint import Checkpoint
-from maskreid_dist.report import RankedImage, RankedQuery, ranked_list_figure, select_queries, write_report
-from maskreid_dist.retrieval import rank_list
+from maskreid_dist.report import RunReport, ranked_list_figure, write_report
+from maskreid_dist.report.html import CameraPairRow, Distances, EmbeddingMap, StreamMaps
+from maskreid_dist.retrieval.protocols import camera_pairs
 from maskreid_dist.run_directory import METRICS
-from maskreid_shards import ShardSet, Split, decode_pair
+from maskreid_shards import ShardSet, decode_pair
 
-EACH = 3  # queries shown of the hardest, the median and the easiest
-TOP = 10
+EACH = 5  # queries shown of the hardest, the median and the easiest of all
+MOST_QUERIES = 48
+LOOKED_AT = ("hardest", "median", "easiest")  # two of each with the streams' maps
 
 
 def write_run_report(
@@ -32,69 +43,70 @@ def write_run_report(
     rows: the methods of the table; shown: the one whose ranked lists are drawn. The training curves are
     those of the run that the checkpoint belongs to.
     """
-    chosen = select_queries(shown.result.average_precision, each=EACH)
-    ranked = [
-        query
-        for heading, numbers in chosen.items()
-        for query in _ranked_queries(shown, shards, split_labels(shards, cameras), heading, numbers)
-    ]
-    run = checkpoint.path.parent.parent
-    write_report(
-        path,
+    labels = split_labels(shards, cameras)
+    chosen = chosen_queries(shown, labels, EACH, MOST_QUERIES)
+    ranked = ranked_queries(shown, shards, labels, chosen)
+    ap_Q = shown.result.average_precision
+    report = RunReport(
         title=f"MaskReID: {checkpoint.config.name}",
         table=[(row.name, percentages(row.result)) for row in rows],
-        curves=run / METRICS,
+        metrics=checkpoint.path.parent.parent / METRICS,
         ranked=ranked,
-        facts={
-            "Steps": f"{checkpoint.step} on {checkpoint.world_size} ranks",
-            "Loss": checkpoint.config.loss.name,
-            "Shards": f"{shards.location} ({shards.fingerprint[:12]})",
-            "Queries": f"{shown.result.valid_queries} valid, {shown.result.skipped_queries} skipped",
-            "Cameras": "the query's camera left out"
-            if cameras == "labels"
-            else "none: only the query's own image left out",
-            "Device": torch.cuda.get_device_name()
-            if torch.cuda.is_available()
-            else f"CPU, {platform.machine()}",
-            "Versions": f"maskreid_dist {__version__}, torch {torch.__version__}, Python "
-            f"{platform.python_version()}",
-        },
+        facts=report_facts(checkpoint, shards, shown, cameras),
+        recipe=recipe_json(checkpoint.config),
+        cmc={row.name: row.result.cmc.tolist() for row in rows[-4:]},
+        average_precisions=ap_Q[~np.isnan(ap_Q)].tolist(),
+        distances=_distances(checkpoint, shards, shown, cameras),
+        camera_pairs=_camera_pairs(shown, labels) if cameras == "labels" else (),
+        embedding_map=_map(shards, shown),
+        streams=_streams(checkpoint, shards, {name: chosen[name][:2] for name in LOOKED_AT}),
     )
-    ranked_list_figure(ranked[::EACH], path.with_suffix(".png"))
+    write_report(path, report)
+    firsts = [next(query for query in ranked if query.heading == name) for name in LOOKED_AT if chosen[name]]
+    ranked_list_figure(firsts, path.with_suffix(".png"))
 
 
-def _ranked_queries(
-    shown: Ranked, shards: ShardSet, labels: Labels, heading: str, numbers: Sequence[int]
-) -> list[RankedQuery]:
-    query, gallery = shards.split("query"), shards.split("gallery")
-    lists = rank_list(
-        shown.query,
-        *labels.query,
-        shown.gallery,
-        *labels.gallery,
-        queries=numbers,
-        top=TOP,
-    )
-    pictures = []
-    for number, found in zip(numbers, lists, strict=True):
-        raw = query.read(number)
-        image, mask = decode_pair(raw)
-        places = zip(found.gallery_index, found.distance, found.correct, strict=True)
-        pictures.append(
-            RankedQuery(
-                heading=heading,
-                image=image,
-                masked=cut_out(image, mask),
-                pid=raw.pid,
-                camid=raw.camid,
-                key=raw.key,
-                average_precision=float(shown.result.average_precision[number]),
-                ranked=tuple(_ranked_image(gallery, int(g), float(d), bool(c)) for g, d, c in places),
-            )
+def _distances(checkpoint: Checkpoint, shards: ShardSet, shown: Ranked, cameras: Cameras) -> Distances | str:
+    splits = shards.split("query"), shards.split("gallery")
+    pids, camids = (np.concatenate([getattr(split, name) for split in splits]) for name in ("pids", "camids"))
+    if cameras == "none":
+        camids = np.zeros_like(camids)
+    features = np.concatenate([shown.query, shown.gallery])
+    calibration = load_for(checkpoint.path, checkpoint.weights_sha256)
+    return distances(features, pids, camids, calibration)
+
+
+def _camera_pairs(shown: Ranked, labels: Labels) -> list[CameraPairRow]:
+    """The hardest first, those without a match last."""
+    pairs = camera_pairs(shown.query, *labels.query, shown.gallery, *labels.gallery, ap=shown.result.ap)
+    rows = [
+        CameraPairRow(
+            pair.query_camera,
+            pair.gallery_camera,
+            pair.queries,
+            100 * pair.result.mAP if pair.result else None,
+            100 * pair.result.rank(1) if pair.result else None,
         )
-    return pictures
+        for pair in pairs
+    ]
+    return sorted(rows, key=lambda row: (row.mAP is None, row.mAP or 0.0))
 
 
-def _ranked_image(gallery: Split, number: int, distance: float, correct: bool) -> RankedImage:
-    raw = gallery.read(number)
-    return RankedImage(decode_pair(raw)[0], distance, correct, raw.pid, raw.camid, raw.key)
+def _map(shards: ShardSet, shown: Ranked) -> EmbeddingMap:
+    splits = shards.split("query"), shards.split("gallery")
+    return embedding_map(
+        np.concatenate([shown.query, shown.gallery]),
+        np.concatenate([split.pids for split in splits]),
+        [f"{split.name} {key.decode()}" for split in splits for key in split.keys.tolist()],
+    )
+
+
+def _streams(checkpoint: Checkpoint, shards: ShardSet, chosen: dict[str, list[int]]) -> list[StreamMaps]:
+    rows = [(heading, row) for heading, numbers in chosen.items() for row in numbers]
+    raws = shards.split("query").read_many([row for _, row in rows])
+    network = load_network(checkpoint).eval()
+    found = responses(network, checkpoint.config, [decode_pair(raw) for raw in raws])
+    return [
+        StreamMaps(f"{heading} · {raw.key} · person {raw.pid}, camera {raw.camid}", drawn(response))
+        for (heading, _), raw, response in zip(rows, raws, found, strict=True)
+    ]

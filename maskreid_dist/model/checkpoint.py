@@ -8,7 +8,7 @@ ends in `.partial` is a save that has not ended, or was killed.
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Checkpoint:
     initial_weights: dict[str, Any] | None  # the map of what model.init gave (maskreid_dist.model.initial)
     changes: list[dict[str, Any]]  # keys that were changed when a training was continued: step, key, from, to
     weights_sha256: str  # of WEIGHTS: what makes embeddings comparable
+    # Of the last start (maskreid_dist.training.origin); {} in those of before it was recorded.
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
@@ -107,6 +109,7 @@ def described_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
         manifest.get("initial_weights"),
         manifest.get("changes", []),  # none in those of before they were recorded
         manifest["files"][WEIGHTS]["sha256"],
+        manifest.get("origin", {}),
     )
 
 

@@ -1,16 +1,17 @@
-"""The self-contained HTML report: no file and no address outside it."""
+"""The self-contained HTML report of a run: no file and no address outside it."""
 
-import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
-from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
-from maskreid_dist.report.curves import curves_svg
-from maskreid_dist.report.pictures import RankedImage, RankedQuery
-from maskreid_shards.atomic import write_atomically
+from maskreid_dist.report.curves import curve_charts
+from maskreid_dist.report.lists import filter_form, smallest_that_fits
+from maskreid_dist.report.page import MOST_BYTES, as_data, write_page
+from maskreid_dist.report.pictures import RankedQuery
+from maskreid_dist.report.plots import histogram, letter_map, line_chart
 
 COLUMNS = {
     "mAP_hits": "mAP<br><small>hits</small>",
@@ -20,90 +21,206 @@ COLUMNS = {
     "rank10": "Rank-10",
     "mINP": "mINP",
 }
-
-STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff;
-  max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-.facts { color: #555; font-size: .85rem; } .facts b { font-weight: 600; } .facts span { margin-right: 1.2em; }
-table { border-collapse: collapse; }
-th, td { padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #ddd; }
-th { font-weight: 600; vertical-align: bottom; } th small { font-weight: 400; color: #666; }
-td:first-child, th:first-child { text-align: left; padding-left: 0; } tr:last-child td { font-weight: 600; }
-svg { max-width: 100%; height: auto; }
-.query { margin: 0 0 1.3rem; break-inside: avoid; }
-.query h3 { font-size: .9rem; font-weight: 400; color: #444; margin: 0 0 .3rem; }
-.query h3 b { color: #1c1c1c; } .row { display: flex; gap: 6px; overflow-x: auto; }
-figure { margin: 0; width: 82px; flex: none; }
-figure img { width: 70px; height: 140px; display: block; border: 4px solid #aaa; border-radius: 3px; }
-figcaption { font-size: .72rem; line-height: 1.3; color: #555; margin-top: 2px; }
-figure.right img { border-color: #1a8f3c; } figure.right b { color: #1a8f3c; }
-figure.wrong img { border-color: #c8322b; border-style: dashed; } figure.wrong b { color: #c8322b; }
-.gap { width: 10px; flex: none; }
-"""
+AP_BINS = 20
+LISTS_BYTES = 3_800_000  # of the page's; charts, maps and keys take the rest
 
 
-def write_report(
-    path: Path,
-    *,
-    title: str,
-    table: Sequence[tuple[str, Mapping[str, float]]],
-    curves: Path,
-    ranked: Sequence[RankedQuery],
-    facts: Mapping[str, str],
-) -> None:
-    """Write the report, all at once.
+@dataclass(frozen=True)
+class Distances:
+    """Shares of the pairs of one person (`same`) and of two (`other`) between N + 1 edges of their cosine
+    distance. threshold: calibrated distance, None: not calibrated; note: of which pairs."""
 
-    table: method and its six figures in per cent, the one that matters last. curves: the
-    run's `metrics.jsonl`, may be missing.
-    """
-    facts_html = " ".join(f"<span><b>{escape(k)}</b> {escape(v)}</span>" for k, v in facts.items())
-    head = "".join(f"<th>{name}</th>" for name in COLUMNS.values())
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{figures[key]:.2f}</td>" for key in COLUMNS) + "</tr>"
-        for name, figures in table
-    )
-    svg = curves_svg(curves)
+    edges: Sequence[float]
+    same: Sequence[float]
+    other: Sequence[float]
+    threshold: float | None
+    note: str
+
+
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """Two principal components: dots, and a few persons' images by name."""
+
+    points: Sequence[tuple[float, float]]
+    persons: Mapping[str, Sequence[tuple[float, float, str]]]
+    note: str
+
+
+@dataclass(frozen=True, eq=False)
+class StreamMaps:
+    """Where the network responds to one query: pictures with their captions."""
+
+    heading: str
+    pictures: Sequence[tuple[Image.Image, str]]
+
+
+@dataclass(frozen=True)
+class CameraPairRow:
+    """Figures in per cent, None where no query has a match."""
+
+    query_camera: int
+    gallery_camera: int
+    queries: int
+    mAP: float | None
+    rank1: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class RunReport:
+    """table: method and its six figures in per cent, the one that matters last. cmc: share of hits by rank
+    of each method. average_precisions: of valid queries. metrics: the run's `metrics.jsonl`, may be missing.
+    facts: by heading, then by name. recipe: the whole one, as JSON. distances: why there are none, as
+    text."""
+
+    title: str
+    table: Sequence[tuple[str, Mapping[str, float]]]
+    metrics: Path
+    ranked: Sequence[RankedQuery] = ()
+    facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    recipe: str = ""
+    cmc: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    average_precisions: Sequence[float] = ()
+    distances: Distances | str = ""
+    camera_pairs: Sequence[CameraPairRow] = ()
+    embedding_map: EmbeddingMap | None = None
+    streams: Sequence[StreamMaps] = ()
+
+
+def write_report(path: Path, report: RunReport) -> None:
+    """Write the report, all at once, in at most MOST_BYTES."""
     parts = [
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>",
-        f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>",
-        f"<h1>{escape(title)}</h1><p class='facts'>{facts_html}</p>",
         "<h2>Retrieval, in per cent</h2>",
-        f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>",
-        f"<h2>Training</h2>{svg}" if svg else "",
-        "<h2>Ranked lists</h2><p class='facts'>Query, its mask-cut twin, and the nearest gallery images with "
-        "their distances; <b>✓</b> and a solid green border: the same person, <b>✗</b> and a dashed red "
-        "border: another one. Images of the query's person from its own camera are not listed.</p>",
-        *(_query_html(query) for query in ranked),
-        "</body></html>\n",
+        retrieval_table(report.table),
+        f"<div class='charts'>{_retrieval_charts(report)}</div>",
+        _distance_note(report),
+        _camera_pairs(report.camera_pairs),
+        _lists(report.ranked),
+        _streams(report.streams),
+        _map(report.embedding_map),
+        _facts(report),
+        _training(report),
     ]
-    write_atomically(path, "\n".join(parts).encode())
+    assert sum(map(len, parts)) < MOST_BYTES
+    write_page(path, report.title, parts)
 
 
-def _query_html(query: RankedQuery) -> str:
-    heading = (
-        f"<b>{escape(query.heading)}</b> · {escape(query.key)} · person {query.pid}, camera {query.camid} · "
-        f"AP {100 * query.average_precision:.1f} %"
+def retrieval_table(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS.values())
+    body = "".join(
+        f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{figures[key]:.2f}</td>" for key in COLUMNS) + "</tr>"
+        for name, figures in rows
     )
-    twins = figure("", query.image, "query") + figure("", query.masked, "mask-cut")
-    found = "".join(_found_html(rank, item) for rank, item in enumerate(query.ranked, 1))
-    row = f"<div class='row'>{twins}<div class='gap'></div>{found}</div>"
-    return f"<div class='query'><h3>{heading}</h3>{row}</div>"
-
-
-def _found_html(rank: int, item: RankedImage) -> str:
-    person = {-1: "junk", 0: "distractor"}.get(item.pid, f"person {item.pid}")
-    mark = "✓" if item.correct else "✗"
-    caption = f"{rank} <b>{mark}</b> {item.distance:.3f}<br>{person}<br>camera {item.camid}"
-    return figure("right" if item.correct else "wrong", item.image, caption, item.key)
-
-
-def figure(kind: str, image: Image.Image, caption: str, key: str = "") -> str:
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
     return (
-        f"<figure class='{kind}'><img src='data:image/png;base64,{data}' alt='{escape(key)}' "
-        f"title='{escape(key)}'><figcaption>{caption}</figcaption></figure>"
+        f"<div class='scroll last'><table><thead><tr><th></th>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _retrieval_charts(report: RunReport) -> str:
+    charts = []
+    if report.cmc:
+        lines = {
+            name: (list(range(1, len(curve) + 1)), [100 * share for share in curve])
+            for name, curve in report.cmc.items()
+        }
+        charts.append(
+            line_chart("CMC: queries with a match among the first k, per cent", lines, "k", y=(0, 100))
+        )
+    if report.average_precisions:
+        counts = [0] * AP_BINS
+        for value in report.average_precisions:
+            counts[min(AP_BINS - 1, int(value * AP_BINS))] += 1
+        edges = [number / AP_BINS for number in range(AP_BINS + 1)]
+        charts.append(histogram("Queries by average precision", edges, {"queries": counts}, "AP"))
+    if isinstance(report.distances, Distances):
+        found = report.distances
+        marks = {} if found.threshold is None else {"calibrated": found.threshold}
+        bars = {"same person": found.same, "other persons": found.other}
+        charts.append(histogram("Pairs by distance, share", found.edges, bars, "cosine distance", marks))
+    return "".join(charts)
+
+
+def _distance_note(report: RunReport) -> str:
+    text = report.distances if isinstance(report.distances, str) else report.distances.note
+    return f"<p class='note'>{escape(text)}</p>" if text else ""
+
+
+def _camera_pairs(pairs: Sequence[CameraPairRow]) -> str:
+    if not pairs:
+        return ""
+    rows = "".join(
+        f"<tr><td>{pair.query_camera} → {pair.gallery_camera}</td><td>{pair.queries}</td>"
+        f"<td>{_figure(pair.mAP)}</td><td>{_figure(pair.rank1)}</td></tr>"
+        for pair in pairs
+    )
+    return (
+        "<h2>Camera by camera</h2><p class='note'>Queries of one camera against the gallery images of "
+        "another alone; the hardest pair first. none: no query has a match.</p>"
+        "<div class='scroll'><table><thead>"
+        "<tr><th>cameras</th><th>queries</th><th>mAP</th><th>Rank-1</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
+def _lists(ranked: Sequence[RankedQuery]) -> str:
+    if not ranked:
+        return ""
+    return (
+        "<h2>Ranked lists</h2><p class='note'>Query, its mask-cut twin, and the nearest gallery images with "
+        "their distances; ✓ and a solid green border: the same person, ✗ and a dashed red border: another "
+        "one. Images of the query's person from its own camera are not listed. A first true match that is "
+        "not among the nearest stands at the end. Camera pair: of the query and its first true match. "
+        "Keys: arrows move, Enter enlarges, / searches.</p>"
+        + filter_form()
+        + "".join(smallest_that_fits(ranked, LISTS_BYTES))
+    )
+
+
+def _streams(streams: Sequence[StreamMaps]) -> str:
+    if not streams:
+        return ""
+    html = []
+    for one in streams:
+        pictures = "".join(
+            f"<figure class='plain'><img src='{as_data(image)}' alt=''><figcaption>{escape(caption)}"
+            "</figcaption></figure>"
+            for image, caption in one.pictures
+        )
+        html.append(
+            f"<section><h3 class='note'>{escape(one.heading)}</h3><div class='row'>{pictures}</div></section>"
+        )
+    return (
+        "<h2>Where the two streams look</h2><p class='note'>Sum of squared activations over the channels, "
+        "bright: large, each map by its own maximum. A stream's is that of its stem, before both meet; low "
+        "and high are levels of the shared trunk. Per cent: the part of it on the person, beside the "
+        "person's part of the picture.</p>" + "".join(html)
+    )
+
+
+def _map(found: EmbeddingMap | None) -> str:
+    if found is None:
+        return ""
+    chart = letter_map("Embeddings, two principal components", found.points, found.persons)
+    return f"<h2>Embedding map</h2><div class='map'>{chart}</div><p class='note'>{escape(found.note)}</p>"
+
+
+def _facts(report: RunReport) -> str:
+    if not report.facts:
+        return ""
+    cards = []
+    for heading, facts in report.facts.items():
+        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+        cards.append(f"<section><h3>{escape(heading)}</h3><dl>{rows}</dl></section>")
+    recipe = f"<details><summary>The whole recipe</summary><pre>{escape(report.recipe)}</pre></details>"
+    return f"<h2>What was measured, and what trained it</h2><div class='cards'>{''.join(cards)}</div>" + (
+        recipe if report.recipe else ""
+    )
+
+
+def _training(report: RunReport) -> str:
+    charts = curve_charts(report.metrics)
+    return f"<h2>Training</h2><div class='charts'>{charts}</div>" if charts else ""

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from maskreid_dist.report.html import STYLE, figure
-from maskreid_shards.atomic import write_atomically
+from maskreid_dist.report import page
 
 PLACEHOLDER = Image.new("RGB", (70, 140), "#dddddd")
 
@@ -37,21 +36,14 @@ class SearchedImage:
 
 def write_search_page(path: Path, title: str, facts: str, searched: Sequence[SearchedImage]) -> None:
     """Write the page, all at once."""
-    parts = [
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>",
-        f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>",
-        f"<h1>{escape(title)}</h1><p class='facts'>{escape(facts)}</p>",
-        *(_query(query) for query in searched),
-        "</body></html>\n",
-    ]
-    write_atomically(path, "\n".join(parts).encode())
+    page.write_page(path, title, [f"<p class='facts'>{escape(facts)}</p>", *map(_query, searched)])
 
 
 def _query(query: SearchedImage) -> str:
-    twins = figure("", query.image, "query") + figure("", query.masked, "mask-cut")
+    twins = page.shot("", query.image, "query", query.name) + page.shot("", query.masked, "mask-cut", "")
     found = "".join(_found(rank, item) for rank, item in enumerate(query.found, 1))
     row = f"<div class='row'>{twins}<div class='gap'></div>{found}</div>"
-    return f"<div class='query'><h3><b>{escape(query.name)}</b></h3>{row}</div>"
+    return f"<article class='query'><h3><b>{escape(query.name)}</b></h3>{row}</article>"
 
 
 def _found(rank: int, item: FoundImage) -> str:
@@ -60,4 +52,4 @@ def _found(rank: int, item: FoundImage) -> str:
         caption += f"<br>match {100 * item.probability:.0f} %"
     if item.image is None:
         caption += "<br>no picture"
-    return figure("", item.image or PLACEHOLDER, caption, item.key)
+    return page.shot("", item.image or PLACEHOLDER, caption, item.key)
