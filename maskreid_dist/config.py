@@ -10,6 +10,9 @@ Count = Annotated[int, Field(ge=0)]
 Stream = Literal["raw", "masked"]
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 Fusing = Literal["pool", "conv", "none"]
+Pooling = Literal["mean", "gem"]
+Neck = Literal["bn", "bnneck"]
+TIMM = "timm:"
 
 
 class Section(BaseModel):
@@ -43,6 +46,8 @@ class DataConfig(Section):
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability of a random rectangle of the mean colour
+    # The rectangle is no person in the mask either; without it the mask stays whole.
+    erase_mask: bool = False
     # Of training; torchvision: libjpeg-turbo, faster; gpu: nvJPEG, and augmentation on the GPU, not yet run
     # on one.
     decoder: Literal["pillow", "torchvision", "gpu"] = "pillow"
@@ -110,10 +115,21 @@ class BatchConfig(Section):
 class ModelConfig(Section):
     """The network; see maskreid_dist.model.network."""
 
+    # The trunk: the paper's, or a model of the package timm ("timm:resnet50").
+    backbone: Annotated[str, Field(pattern=r"^(inception|timm:[A-Za-z0-9_.-]+)$")] = "inception"
     streams: tuple[Stream, ...] = ("raw", "masked")
+    # How a mask comes in: as the stream "masked", or as a fourth channel of the raw image.
+    mask_input: Literal["stream", "channel"] = "stream"
+    # The trunk's levels that are fused, from 0, or negative from its end.
+    levels: Annotated[tuple[int, ...], Field(min_length=1)] = (-3, -2, -1)
+    last_stride: Annotated[int, Field(ge=1, le=2)] = 2  # of the last of them; 1: twice the rows and columns
+    pooling: Pooling = "mean"  # of a level; gem: generalised mean, its power is learnt
+    # bnneck: the pair losses see features before the last normalisation, the classifier and a search those
+    # after it.
+    neck: Neck = "bn"
     fusing: Fusing = "pool"
     fusing_rows: Positive = 1  # horizontal stripes that each level is averaged in; the paper does not say
-    width: Annotated[float, Field(gt=0)] = 1.0
+    width: Annotated[float, Field(gt=0)] = 1.0  # of the paper's trunk
     embedding_dim: Positive = 256
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     # First weights: a safetensors file, a run directory or one of its checkpoints; what has the same name and
@@ -122,15 +138,40 @@ class ModelConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _streams_from_list(cls, values: object) -> object:
-        if isinstance(values, dict) and isinstance(values.get("streams"), list):
-            return {**values, "streams": tuple(values["streams"])}
-        return values
+    def _tuples_from_lists(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        lists = {key: values.get(key) for key in ("streams", "levels")}
+        found = {key: tuple(value) for key, value in lists.items() if isinstance(value, list)}
+        if values.get("mask_input") == "channel":
+            found.setdefault("streams", ("raw",))
+        return {**values, **found}
 
     @model_validator(mode="after")
     def _streams_differ(self) -> Self:
         if not self.streams or len(set(self.streams)) != len(self.streams):
             raise ValueError('streams must be one or both of "raw" and "masked", each once')
+        return self
+
+    @model_validator(mode="after")
+    def _mask_comes_in_once(self) -> Self:
+        if self.mask_input == "channel" and self.streams != ("raw",):
+            raise ValueError('mask_input = "channel" is of the raw stream alone; use streams = ["raw"]')
+        return self
+
+    @model_validator(mode="after")
+    def _levels_of_the_trunk(self) -> Self:
+        if len(set(self.levels)) != len(self.levels):
+            raise ValueError("levels names one twice; name each once")
+        if self.backbone != "inception":
+            if self.width != 1.0:
+                raise ValueError(f"width is of the paper's trunk; leave it out with {self.backbone}")
+        elif not set(self.levels) <= set(range(-3, 3)) or len({n % 3 for n in self.levels}) < len(
+            self.levels
+        ):
+            raise ValueError("the paper's trunk has the levels 0, 1 and 2; name each once")
+        elif 2 not in {n % 3 for n in self.levels}:
+            raise ValueError("the paper's trunk ends with level 2: it must be among the levels")
         return self
 
 
@@ -158,6 +199,7 @@ class LossConfig(Section):
     gamma: Annotated[float, Field(gt=0)] = 128.0  # circle
     temperature: Annotated[float, Field(gt=0)] = 0.1  # supervised_contrastive
     identity_weight: Annotated[float, Field(ge=0)] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the softmax loss, by itself or added
     # Cross-batch memory: the loss of the batch against its own embeddings and those of the last `memory`
     # steps is added, `memory_weight` times, from step `memory_start` on. 0: none.
     memory: Count = 0
@@ -201,6 +243,12 @@ class LossConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _smooths_a_softmax(self) -> Self:
+        if self.label_smoothing and not self.classifies:
+            raise ValueError("label_smoothing is of the softmax loss; set identity_weight, or leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _memory_has_pairs(self) -> Self:
         if not self.memory:
             if (self.memory_weight, self.memory_start) != (1.0, 0):
@@ -236,6 +284,9 @@ class OptimizerConfig(Section):
     stairs: Positive = 20
     final_lr_factor: Annotated[float, Field(gt=0, le=1)] = 0.005
     gradient_clipping: Annotated[float, Field(ge=0)] = 0.0  # L2 norm; 0 for none
+    # Moving average of the weights, kept as decay * average + (1 - decay) * weights after every step; it is
+    # what evaluations and weights.safetensors have. 0: none.
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class EngineConfig(Section):
@@ -307,6 +358,14 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _averages_whole_weights(self) -> Self:
+        if self.optimizer.ema and self.engine.zero_stage == 3:
+            raise ValueError(
+                "optimizer.ema needs whole weights on a rank; use engine.zero_stage 0 to 2, or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ranks_have_as_many_parts(self) -> Self:

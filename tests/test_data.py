@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskreid_dist.config import BatchConfig, Config, DataConfig
+from maskreid_dist.config import BatchConfig, Config, DataConfig, ModelConfig
 from maskreid_dist.data.batches import (
     Batch,
     PairDataset,
@@ -99,6 +99,17 @@ def test_erasing_covers_the_image_and_not_the_mask() -> None:
     assert torch.equal(kept[0], torch.from_numpy(np.array(mask)))
 
 
+def test_erasing_takes_the_person_out_of_the_mask_where_the_recipe_says_so() -> None:
+    image, mask = coordinates(160, 64)
+    size = {"height": 160, "width": 64, "mirror": 0.0, "erasing": 1.0}
+    plain = TrainTransform(DataConfig.model_validate({"shards": "", **size}))
+    alike = TrainTransform(DataConfig.model_validate({"shards": "", **size, "erase_mask": True}))
+    (expected, kept), (erased, cut) = plain(image, mask, 3), alike(image, mask, 3)
+    assert torch.equal(erased, expected)
+    gone = (expected != torch.from_numpy(np.array(image)).permute(2, 0, 1)).any(dim=0)
+    assert torch.equal(cut[0], torch.where(gone, 0, kept[0])) and not torch.equal(cut, kept)
+
+
 def test_cut_out_keeps_the_person() -> None:
     image, mask = coordinates(32, 16)
     cut, person = np.array(cut_out(image, mask)), np.array(mask) == 255
@@ -174,7 +185,7 @@ def test_a_flipped_bit_names_shard_key_and_offset(tmp_path: Path, workers: int) 
     kinds = [type(item) for item in loader]
     assert kinds == [Batch, SampleError, Batch, Batch], "a bad sample is a value in its batch's place"
     with pytest.raises(SampleError) as caught:
-        embed_split(MaskReID(width=0.125), split, config(workers=workers), torch.device("cpu"))
+        embed_split(MaskReID(ModelConfig(width=0.125)), split, config(workers=workers), torch.device("cpu"))
     message = str(caught.value)
     assert "\n" not in message
     assert str(shard) in message

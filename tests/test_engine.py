@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from maskreid_dist.config import Config, DataConfig, EngineConfig, OptimizerConfig
+from maskreid_dist.config import Config, DataConfig, EngineConfig, ModelConfig, OptimizerConfig
 from maskreid_dist.model import MaskReID
 from maskreid_dist.training.engine import deepspeed_config, learning_rate, make_optimizer
 
@@ -32,7 +32,7 @@ def test_schedules_end_where_they_should(schedule: Literal["staircase", "linear"
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_decay_spares_biases_and_normalisation(name: Literal["sgd", "adamw"]) -> None:
-    network = MaskReID(width=0.125, classes=3)
+    network = MaskReID(ModelConfig(width=0.125), classes=3)
     optimizer = make_optimizer(network, OptimizerConfig(name=name, weight_decay=0.01))
     decayed, spared = (set(map(id, group["params"])) for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]

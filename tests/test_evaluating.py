@@ -16,7 +16,7 @@ from gloo import run_ranks
 from maskreid_dist.config import Config
 from maskreid_dist.evaluation.embed import embed_split
 from maskreid_dist.evaluation.evaluate import rank_gallery
-from maskreid_dist.model import MaskReID, build_network
+from maskreid_dist.model import ReIDNetwork, build_network
 from maskreid_dist.model.checkpoint import finished_checkpoints, read_best
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.training.environment import Place
@@ -118,7 +118,7 @@ def evaluations_of(config: Config, folder: Path, world: Any = None) -> Evaluatio
     )
 
 
-def network_of(config: Config, rank: int = 0) -> MaskReID:
+def network_of(config: Config, rank: int = 0) -> ReIDNetwork:
     """The same weights on every rank, and other running statistics."""
     torch.manual_seed(3)
     network = build_network(config, 0)

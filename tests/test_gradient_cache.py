@@ -21,7 +21,7 @@ from gloo import run_ranks
 from maskreid_dist.config import Config, EngineConfig
 from maskreid_dist.data.batches import Batch
 from maskreid_dist.errors import RecipeError
-from maskreid_dist.model import MaskReID, Output, build_network
+from maskreid_dist.model import Output, ReIDNetwork, build_network
 from maskreid_dist.recipe import validate
 from maskreid_dist.training.divergence import FiniteWatch
 from maskreid_dist.training.engine import make_optimizer, start_engine
@@ -61,12 +61,12 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
     return Batch(batch.image_B3HW[rows], batch.mask_B1HW[rows], batch.pids_B[rows], batch.samples_B[rows])
 
 
-def network_of(config: Config) -> MaskReID:
+def network_of(config: Config) -> ReIDNetwork:
     torch.manual_seed(3)
     return build_network(config, CLASSES if config.loss.classifies else 0)
 
 
-def frozen_network(config: Config) -> MaskReID:
+def frozen_network(config: Config) -> ReIDNetwork:
     """Batch normalisation with the statistics of one batch: those of a whole batch and of its parts would
     differ."""
     network = network_of(config)

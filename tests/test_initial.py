@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from maskreid_dist.config import ModelConfig
 from maskreid_dist.errors import CheckpointError
 from maskreid_dist.model import MaskReID
 from maskreid_dist.model.initial import take_initial_weights
@@ -15,7 +16,7 @@ from test_train import RECIPE, train
 
 def network(seed: int, classes: int = 0, embedding_dim: int = 16) -> MaskReID:
     torch.manual_seed(seed)
-    return MaskReID(width=0.125, embedding_dim=embedding_dim, classes=classes)
+    return MaskReID(ModelConfig(width=0.125, embedding_dim=embedding_dim), classes=classes)
 
 
 def saved(source: MaskReID, path: Path) -> Path:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from maskreid_dist.config import Fusing, Stream
+from maskreid_dist.config import Fusing, ModelConfig, Stream
 from maskreid_dist.model import MaskReID, make_stream
 from maskreid_dist.model.inception import InceptionA, InceptionB
 
@@ -29,7 +29,7 @@ def pair(batch: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def test_every_shape_of_the_dgd_table() -> None:
-    network = MaskReID(width=1.0).eval()
+    network = MaskReID(ModelConfig(width=1.0)).eval()
     shapes: dict[str, tuple[int, ...]] = {}
     for name, module in network.named_modules():
         if name in TABLE:
@@ -46,12 +46,12 @@ def test_every_shape_of_the_dgd_table() -> None:
 
 @pytest.mark.parametrize(("fusing", "features"), [("pool", 2688), ("conv", 768 + 768 + 1536), ("none", 1536)])
 def test_fusing_variants(fusing: Fusing, features: int) -> None:
-    network = MaskReID(width=1.0, fusing=fusing)
+    network = MaskReID(ModelConfig(width=1.0, fusing=fusing))
     assert network.fusing.fc.in_features == features
 
 
 def test_inception_branches_are_those_of_the_table() -> None:
-    network = MaskReID(width=1.0)
+    network = MaskReID(ModelConfig(width=1.0))
     a, b = network.low
     assert isinstance(a, InceptionA) and isinstance(b, InceptionB)
     kernels = {
@@ -83,7 +83,7 @@ def test_inception_branches_are_those_of_the_table() -> None:
 @pytest.mark.parametrize("fusing", ["pool", "conv", "none"])
 @pytest.mark.parametrize("streams", [("raw",), ("masked",), ("raw", "masked")])
 def test_streams_and_fusing_are_configuration(fusing: Fusing, streams: tuple[Stream, ...]) -> None:
-    network = MaskReID(width=0.125, fusing=fusing, streams=streams, classes=7)
+    network = MaskReID(ModelConfig(width=0.125, fusing=fusing, streams=streams), classes=7)
     output = network(*pair(3, 72, 28))
     assert len(network.stems) == len(streams)
     assert output.logits_BC.shape == (3, 7)
@@ -98,7 +98,7 @@ def first_convolution(module: torch.nn.Module) -> torch.nn.Conv2d:
 
 
 def test_stems_are_not_shared_and_the_trunk_is() -> None:
-    network = MaskReID(width=0.125)
+    network = MaskReID(ModelConfig(width=0.125))
     stems = [set(map(id, stem.parameters())) for stem in network.stems]
     assert stems[0].isdisjoint(stems[1])
     first_trunk_conv = first_convolution(network.low)
@@ -108,7 +108,7 @@ def test_stems_are_not_shared_and_the_trunk_is() -> None:
 
 @pytest.mark.parametrize("size", [(144, 56), (71, 29), (33, 18)])
 def test_any_input_size(size: tuple[int, int]) -> None:
-    assert MaskReID(width=0.125).eval()(*pair(1, *size)).embedding_BD.shape == (1, 256)
+    assert MaskReID(ModelConfig(width=0.125)).eval()(*pair(1, *size)).embedding_BD.shape == (1, 256)
 
 
 def test_masked_stream_holds_the_mean_colour_outside() -> None:
@@ -126,14 +126,14 @@ def test_the_mask_matters_to_the_masked_network_only() -> None:
     image, mask = pair(2, 72, 28)
     cases: tuple[tuple[tuple[Stream, ...], bool], ...] = ((("raw",), False), (("raw", "masked"), True))
     for streams, changes in cases:
-        network = MaskReID(width=0.125, streams=streams).eval()
+        network = MaskReID(ModelConfig(width=0.125, streams=streams)).eval()
         with torch.no_grad():
             a, b = network(image, mask).embedding_BD, network(image, 255 - mask).embedding_BD
         assert (not torch.equal(a, b)) == changes
 
 
 def test_rows_of_the_fusing_layer_are_stripe_means() -> None:
-    network = MaskReID(width=0.125, fusing_rows=3).eval()
+    network = MaskReID(ModelConfig(width=0.125, fusing_rows=3)).eval()
     with torch.no_grad():
         image, mask = pair(2, 72, 28)
         levels = network.features(image, mask)
@@ -147,7 +147,7 @@ def test_rows_of_the_fusing_layer_are_stripe_means() -> None:
 
 
 def test_xavier_weights() -> None:
-    weight = first_convolution(MaskReID(width=1.0).high).weight
+    weight = first_convolution(MaskReID(ModelConfig(width=1.0)).high).weight
     bound = (6 / (weight.shape[0] + weight.shape[1])) ** 0.5
     assert weight.abs().max() <= bound
     assert abs(weight.std().item() - bound / 3**0.5) < 0.02 * bound

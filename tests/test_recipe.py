@@ -168,6 +168,18 @@ def test_a_recipe_names_its_loss_and_constants(
     assert ("loss_above_floor" in scalars) == (config.name == "ranking")
 
 
+@pytest.mark.parametrize(("name", "weight"), [("softmax", 0.0), ("ranking", 0.5)])
+def test_label_smoothing_is_of_the_softmax_by_itself_or_added(name: str, weight: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, logits = torch.randn(12, 6, generator=generator), torch.randn(12, 4, generator=generator)
+    labels = torch.arange(12) // 3
+    config = LossConfig.model_validate({"name": name, "identity_weight": weight, "label_smoothing": 0.2})
+    loss, _ = objective(Output(x, logits), labels, config, None)
+    smooth = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.2)
+    pairs = ranking_loss(x, labels, margin=0.15, pull=2.0)
+    assert torch.allclose(loss, smooth if name == "softmax" else pairs + weight * smooth)
+
+
 def test_recipes_know_every_loss_of_the_table() -> None:
     assert set(get_args(LossConfig.model_fields["name"].annotation)) == set(LOSSES)
     assert {name: constants(name)["margin"] for name in DEFAULT_MARGINS} == DEFAULT_MARGINS

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from maskreid_dist.config import EngineConfig
+from maskreid_dist.config import EngineConfig, ModelConfig
 from maskreid_dist.errors import RecipeError
 from maskreid_dist.model import MaskReID
 from maskreid_dist.training.engine import zero_settings
@@ -21,7 +21,7 @@ from test_train import RECIPE, losses, train
 def one_step(recompute: bool, training: bool = True) -> tuple[MaskReID, Tensor, int]:
     """The network after a backward pass, its embeddings, and the bytes that were held for it at the peak."""
     torch.manual_seed(0)
-    network = MaskReID(width=0.125, embedding_dim=16, recompute=recompute).train(training)
+    network = MaskReID(ModelConfig(width=0.125, embedding_dim=16), recompute=recompute).train(training)
     batch, saved = global_batch(0), SavedForBackward()
     with saved_tensors_hooks(saved.pack, lambda box: box[0]):
         output = network(batch.image_B3HW, batch.mask_B1HW)

@@ -18,7 +18,8 @@ PairTransform = Callable[[Picture, Picture, int], Pair]
 
 
 class TrainTransform:
-    """Resize, random crop, random mirror on both; colour jitter and erasing on the image (off by default).
+    """Resize, random crop, random mirror on both; colour jitter and erasing on the image (off by default),
+    erasing on the mask too where the recipe says so.
 
     The third argument of the call seeds all of it, so that a sample's augmentation depends on its place in
     the plan and not on the process that draws it.
@@ -34,12 +35,19 @@ class TrainTransform:
         if any(jitter):
             steps.append(v2.ColorJitter(*jitter))
         self.steps = v2.Compose(steps)
-        self.erase = v2.RandomErasing(config.erasing, value=[round(c) for c in MEAN_COLOUR])
+        nobody = [0] if config.erase_mask else []
+        self.erase = v2.RandomErasing(config.erasing, value=[*(round(c) for c in MEAN_COLOUR), *nobody])
+        self.erase_mask = config.erase_mask
 
     def __call__(self, image: Picture, mask: Picture, seed: int) -> Pair:
         with _seeded(seed):
             moved_image, moved_mask = self.steps(*as_tensors(image, mask))
-            return self.erase(moved_image), moved_mask  # an erased patch hides the person; the mask stays
+            if not self.erase_mask:
+                return self.erase(moved_image), moved_mask  # an erased patch hides the person; the mask stays
+            parts = [torch.Tensor.as_subclass(part, Tensor) for part in (moved_image, moved_mask)]
+            both = tv_tensors.Image(torch.cat(parts))
+            erased_image, erased_mask = self.erase(both).split([3, 1])
+            return tv_tensors.Image(erased_image), tv_tensors.Mask(erased_mask)
 
 
 class EvaluationTransform:

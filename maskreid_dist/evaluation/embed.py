@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from maskreid_dist.config import Config
 from maskreid_dist.data.batches import evaluation_loader
 from maskreid_dist.errors import SampleError
-from maskreid_dist.model import MaskReID
+from maskreid_dist.model import ReIDNetwork
 from maskreid_shards import Split
 
 
 def embed_split(
-    network: MaskReID,
+    network: ReIDNetwork,
     split: Split,
     config: Config,
     device: torch.device,

@@ -17,7 +17,7 @@ from maskreid_dist.config import Config
 from maskreid_dist.evaluation.calibration import Calibration, doubts
 from maskreid_dist.evaluation.embed import embed_split
 from maskreid_dist.evaluation.histogram import histogram_features
-from maskreid_dist.model import MaskReID, build_network
+from maskreid_dist.model import ReIDNetwork, build_network
 from maskreid_dist.model.checkpoint import Checkpoint, find_checkpoint, load_weights
 from maskreid_dist.progress import progress_bar
 from maskreid_dist.retrieval import (
@@ -109,7 +109,7 @@ def check_queries(shards: ShardSet, cameras: Cameras = "labels") -> None:
 
 def rank_network(
     name: str,
-    network: MaskReID,
+    network: ReIDNetwork,
     config: Config,
     shards: ShardSet,
     console: Console,
@@ -135,7 +135,7 @@ def rank_histogram(name: str, shards: ShardSet, stripes: int, masked: bool) -> R
     return rank_gallery(name, features[0], features[1], shards)
 
 
-def load_network(checkpoint: Checkpoint) -> MaskReID:
+def load_network(checkpoint: Checkpoint) -> ReIDNetwork:
     """The checkpoint's network with its weights, ready to embed."""
     network = build_network(checkpoint.config, checkpoint.classes)
     load_weights(network, checkpoint)

@@ -17,7 +17,7 @@ from maskreid_dist.errors import SampleError, UserError
 from maskreid_dist.evaluation.calibration import Calibration
 from maskreid_dist.evaluation.calibration_file import load_for
 from maskreid_dist.gallery.store import Model
-from maskreid_dist.model import MaskReID, build_network
+from maskreid_dist.model import ReIDNetwork, build_network
 from maskreid_dist.model.checkpoint import find_checkpoint, load_weights
 from maskreid_shards import ShardError
 from maskreid_shards.decode import IMAGE_FORMATS, as_rgb, decode
@@ -39,7 +39,7 @@ class Extractor:
 
     def __init__(
         self,
-        network: MaskReID,
+        network: ReIDNetwork,
         config: Config,
         model: Model,
         *,

@@ -46,24 +46,26 @@ class InceptionA(nn.Module):
 
 class InceptionB(nn.Module):
     """1x1 -> 3x3 s2 | 1x1 -> 3x3 -> 3x3 s2 | max pool 3x3 s2 (ceil), concatenated: 2 c + input channels.
+    With stride 1 in place of 2 it keeps the size.
 
     An odd side is padded before the max pool, so that all three branches have ceil(n / 2) rows and columns.
     At the paper's size that is DGD's pad (0, 1) of its last level, 18x7 -> 9x4, and no padding elsewhere.
     """
 
-    def __init__(self, in_channels: int, branch: int) -> None:
+    def __init__(self, in_channels: int, branch: int, stride: int = 2) -> None:
         super().__init__()
+        self.stride = stride
         self.three = nn.Sequential(
-            conv_bn_relu(in_channels, branch, 1), conv_bn_relu(branch, branch, 3, stride=2)
+            conv_bn_relu(in_channels, branch, 1), conv_bn_relu(branch, branch, 3, stride=stride)
         )
         self.double_three = nn.Sequential(
             conv_bn_relu(in_channels, branch, 1),
             conv_bn_relu(branch, branch, 3),
-            conv_bn_relu(branch, branch, 3, stride=2),
+            conv_bn_relu(branch, branch, 3, stride=stride),
         )
         self.out_channels = 2 * branch + in_channels
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        odd = (x_BCHW.shape[2] % 2, x_BCHW.shape[3] % 2)
-        pooled = F.max_pool2d(x_BCHW, 3, stride=2, padding=odd, ceil_mode=True)
+        padding = (1, 1) if self.stride == 1 else (x_BCHW.shape[2] % 2, x_BCHW.shape[3] % 2)
+        pooled = F.max_pool2d(x_BCHW, 3, stride=self.stride, padding=padding, ceil_mode=self.stride == 2)
         return torch.cat([self.three(x_BCHW), self.double_three(x_BCHW), pooled], dim=1)

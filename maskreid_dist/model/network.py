@@ -3,19 +3,22 @@
 Axes: B batch, C channels, H rows, W columns, D embedding features.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskreid_dist.config import Fusing, Stream
+from maskreid_dist.config import ModelConfig, Stream
+from maskreid_dist.model.fusing import SkippedFusing
 from maskreid_dist.model.inception import LEVEL_CHANNELS, InceptionA, InceptionB, conv_bn_relu, scaled
 from maskreid_dist.model.recompute import recomputed
 
 STREAMS: tuple[Stream, ...] = get_args(Stream)
 MEAN_COLOUR = (102.0, 102.0, 101.0)  # of the data the paper trains on, RGB, 0..255
 STEM_CHANNELS = 32
+LEVELS = ("low", "middle", "high")
 
 
 class Output(NamedTuple):
@@ -34,14 +37,24 @@ class Levels(NamedTuple):
     high_BCHW: Tensor
 
 
-def make_stream(stream: Stream, image_B3HW: Tensor, mask_B1HW: Tensor) -> Tensor:
+def make_stream(
+    stream: Stream,
+    image_B3HW: Tensor,
+    mask_B1HW: Tensor,
+    scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+) -> Tensor:
     """Network input of one stream: float32 (B, 3, H, W), mean-subtracted, in units of 255.
 
     image_B3HW: uint8 RGB; mask_B1HW: uint8, 255 = person. Outside its mask the masked image holds the
-    mean colour, which is 0 after the subtraction.
+    mean colour, which is 0 after the subtraction. scale: a mean and deviation of RGB in units of 255 to
+    normalise by, in place of the mean colour.
     """
-    mean = torch.tensor(MEAN_COLOUR, device=image_B3HW.device).view(1, 3, 1, 1)
-    x_B3HW = (image_B3HW.float() - mean) / 255.0
+    if scale is None:
+        mean = torch.tensor(MEAN_COLOUR, device=image_B3HW.device).view(1, 3, 1, 1)
+        x_B3HW = (image_B3HW.float() - mean) / 255.0
+    else:
+        mean, deviation = (torch.tensor(v, device=image_B3HW.device).view(1, 3, 1, 1) for v in scale)
+        x_B3HW = (image_B3HW.float() / 255.0 - mean) / deviation
     if stream == "masked":
         x_B3HW = x_B3HW * (mask_B1HW.float() / 255.0)
     return x_B3HW
@@ -50,10 +63,10 @@ def make_stream(stream: Stream, image_B3HW: Tensor, mask_B1HW: Tensor) -> Tensor
 class Stem(nn.Module):
     """Three 3x3 convolutions and a 2x2 max pool: the part that streams do not share."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, inputs: int = 3) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            conv_bn_relu(3, channels, 3),
+            conv_bn_relu(inputs, channels, 3),
             conv_bn_relu(channels, channels, 3),
             conv_bn_relu(channels, channels, 3),
         )
@@ -64,107 +77,101 @@ class Stem(nn.Module):
         return pooled
 
 
-class SkippedFusing(nn.Module):
-    """Low, middle and high features into one FC: the embedding before its L2 normalisation.
+class ReIDNetwork(nn.Module):
+    """A trunk's levels -> skipped fusing layer -> embedding, and an optional identity classifier.
 
-    `pool`: global average pooling of each level, concatenation (2688 at width 1.0), FC, BN.
-    `conv`: low and middle first pass a 1x1 conv+BN+ReLU to the width of the middle level.
-    `none`: the high level alone (the ablation without fusion).
-
-    rows: each level is averaged within this many horizontal stripes, and the FC sees them all. The paper does
-    not say how a level becomes a vector; 1, the default, is global average pooling.
+    `bn`: embedding and classifier (DGD's BN -> ReLU -> dropout -> classifier) see the normalised features.
+    `bnneck` (Luo et al. 2019): while it trains the embedding is that of the features before batch
+    normalisation, so the pair losses see these; the classifier has no bias.
     """
 
-    def __init__(
-        self, level_channels: tuple[int, int, int], embedding_dim: int, fusing: Fusing, rows: int
+    streams: tuple[Stream, ...]
+
+    def make_head(
+        self, channels: Sequence[int], names: Sequence[str], config: ModelConfig, classes: int
     ) -> None:
-        super().__init__()
-        low, middle, high = level_channels
-        self.fusing = fusing
-        self.rows = rows
-        if fusing == "conv":
-            self.reduce_low = conv_bn_relu(low, middle, 1)
-            self.reduce_middle = conv_bn_relu(middle, middle, 1)
-            low = middle
-        fused = high if fusing == "none" else low + middle + high
-        self.fc = nn.Linear(fused * rows, embedding_dim, bias=False)
-        nn.init.xavier_uniform_(self.fc.weight)
-        self.bn = nn.BatchNorm1d(embedding_dim)
+        """channels, names: of the levels that are fused; classes: 0 for no classifier."""
+        self.neck = config.neck
+        self.fusing = SkippedFusing(
+            channels,
+            names,
+            config.embedding_dim,
+            fusing=config.fusing,
+            rows=config.fusing_rows,
+            pooling=config.pooling,
+            neck=config.neck,
+        )
+        self.classifier: nn.Module | None = None
+        if classes and config.neck == "bnneck":
+            self.classifier = nn.Linear(config.embedding_dim, classes, bias=False)
+            nn.init.normal_(self.classifier.weight, std=0.001)
+        elif classes:
+            self.classifier = nn.Sequential(
+                nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(config.embedding_dim, classes)
+            )
 
-    def forward(self, levels: Levels) -> Tensor:
-        maps: list[Tensor] = [levels.high_BCHW]
-        if self.fusing == "conv":
-            maps = [self.reduce_low(levels.low_BCHW), self.reduce_middle(levels.middle_BCHW), *maps]
-        elif self.fusing == "pool":
-            maps = list(levels)
-        pooled = torch.cat([F.adaptive_avg_pool2d(level, (self.rows, 1)).flatten(1) for level in maps], dim=1)
-        fused: Tensor = self.bn(self.fc(pooled))
-        return fused
+    def fused_levels(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Sequence[Tensor]:
+        """Those of the trunk's feature maps that the fusing layer sees, (B, C, H, W) each."""
+        raise NotImplementedError
+
+    def forward(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Output:
+        """Embeddings and, with a classifier, identity scores, of uint8 images
+        (B,3,H,W) and masks (B,1,H,W)."""
+        feature_BD, fused_BD = self.fusing(self.fused_levels(image_B3HW, mask_B1HW))
+        logits_BC = None if self.classifier is None else self.classifier(fused_BD)
+        embedding_BD = feature_BD if self.neck == "bnneck" and self.training else fused_BD
+        return Output(F.normalize(embedding_BD.float(), dim=1), logits_BC)
 
 
-class MaskReID(nn.Module):
-    """Unshared stems, shared Inception trunk, skipped fusing layer, optional identity classifier.
+class MaskReID(ReIDNetwork):
+    """The paper's network: unshared stems, shared Inception trunk, skipped fusing layer.
 
-    streams: which inputs, in order; each gets a stem of its own. width: multiplier of every channel number.
-    classes: identities of the softmax head (`MaskReID_soft`; DGD's BN -> ReLU ->
-    dropout -> classifier), 0 for none. recompute: stems and levels keep their inputs alone for the backward
-    pass, which computes them again.
+    config: which inputs, in order (each gets a stem of its own), width (multiplier of every channel number),
+    levels and what follows them. classes: identities of the softmax head (`MaskReID_soft`), 0 for none.
+    recompute: stems and levels keep their inputs alone for the backward pass, which computes them again.
     """
 
-    def __init__(
-        self,
-        *,
-        streams: tuple[Stream, ...] = ("raw", "masked"),
-        width: float = 1.0,
-        fusing: Fusing = "pool",
-        fusing_rows: int = 1,
-        embedding_dim: int = 256,
-        classes: int = 0,
-        dropout: float = 0.5,
-        recompute: bool = False,
-    ) -> None:
+    def __init__(self, config: ModelConfig, classes: int = 0, *, recompute: bool = False) -> None:
         super().__init__()
-        if not streams or len(set(streams)) != len(streams):
-            raise ValueError(f"streams must be one or more different names of {STREAMS}, not {streams}")
-        self.streams = streams
-        stem = scaled(STEM_CHANNELS, width)
-        self.stems = nn.ModuleList(Stem(stem) for _ in streams)
-        channels = stem * len(streams)
+        self.streams = config.streams
+        self.mask_channel = config.mask_input == "channel"
+        stem = scaled(STEM_CHANNELS, config.width)
+        inputs = 4 if self.mask_channel else 3
+        self.stems = nn.ModuleList(Stem(stem, inputs) for _ in self.streams)
+        channels = stem * len(self.streams)
         levels: list[nn.Sequential] = []
         level_channels: list[int] = []
-        for base in LEVEL_CHANNELS:
-            a = InceptionA(channels, scaled(base, width))
-            b = InceptionB(a.out_channels, scaled(base, width))
+        self.taken = sorted(number % len(LEVELS) for number in config.levels)
+        for number, base in enumerate(LEVEL_CHANNELS):
+            a = InceptionA(channels, scaled(base, config.width))
+            stride = config.last_stride if number == self.taken[-1] else 2
+            b = InceptionB(a.out_channels, scaled(base, config.width), stride)
             levels.append(nn.Sequential(a, b))
             channels = b.out_channels
             level_channels.append(channels)
         self.low, self.middle, self.high = levels
-        low, middle, high = level_channels
-        self.fusing = SkippedFusing((low, middle, high), embedding_dim, fusing, fusing_rows)
+        fused = [level_channels[number] for number in self.taken]
+        self.make_head(fused, [LEVELS[number] for number in self.taken], config, classes)
         self.recompute = recompute
-        self.classifier: nn.Module | None = None
-        if classes:
-            self.classifier = nn.Sequential(nn.ReLU(), nn.Dropout(dropout), nn.Linear(embedding_dim, classes))
 
     def features(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Levels:
         """The three levels of a batch of uint8 images and masks; see `make_stream` for the inputs."""
-        stems = [
-            self._run(stem, make_stream(name, image_B3HW, mask_B1HW))
-            for name, stem in zip(self.streams, self.stems, strict=True)
-        ]
+        stems = []
+        for name, stem in zip(self.streams, self.stems, strict=True):
+            x_BCHW = make_stream(name, image_B3HW, mask_B1HW)
+            if self.mask_channel:
+                x_BCHW = torch.cat([x_BCHW, mask_B1HW.float() / 255.0], dim=1)
+            stems.append(self._run(stem, x_BCHW))
         low = self._run(self.low, torch.cat(stems, dim=1))
         middle = self._run(self.middle, low)
         return Levels(low, middle, self._run(self.high, middle))
+
+    def fused_levels(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Sequence[Tensor]:
+        levels = self.features(image_B3HW, mask_B1HW)
+        return [levels[number] for number in self.taken]
 
     def _run(self, part: nn.Module, x_BCHW: Tensor) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             return recomputed(part, x_BCHW)
         y_BCHW: Tensor = part(x_BCHW)
         return y_BCHW
-
-    def forward(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Output:
-        """Embeddings and, with a classifier, identity scores, of uint8 images
-        (B,3,H,W) and masks (B,1,H,W)."""
-        fused_BD = self.fusing(self.features(image_B3HW, mask_B1HW))
-        logits_BC = None if self.classifier is None else self.classifier(fused_BD)
-        return Output(F.normalize(fused_BD.float(), dim=1), logits_BC)

@@ -8,16 +8,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(part: nn.Module, x: Tensor) -> Tensor:
+def recomputed(part: nn.Module, x: Tensor, *, random: bool = False) -> Tensor:
     """`part(x)`, of which the backward pass keeps x alone and computes the rest again.
 
-    The running statistics are updated once. Nothing in `part` may be random.
+    The running statistics are updated once. random: `part` draws numbers, the same in both passes.
     """
     y: Tensor = checkpoint(
         part,
         x,
         use_reentrant=False,
-        preserve_rng_state=False,
+        preserve_rng_state=random,
         context_fn=lambda: (nullcontext(), _statistics_left_alone(part)),
     )
     return y

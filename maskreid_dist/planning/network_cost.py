@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskreid_dist.config import Config
-from maskreid_dist.model import MaskReID, build_network
+from maskreid_dist.model import ReIDNetwork, build_network
 
 ROWS = 4  # that the count is taken of
 
@@ -40,7 +40,7 @@ def network_cost(config: Config, classes: int) -> NetworkCost:
     )
 
 
-def _counts(network: MaskReID, config: Config, rows: int) -> tuple[int, int, int]:
+def _counts(network: ReIDNetwork, config: Config, rows: int) -> tuple[int, int, int]:
     """FLOPs of forward and backward, and the bytes kept between them, of a batch of `rows`."""
     shape = (config.data.height, config.data.width)
     image = torch.empty(rows, 3, *shape, dtype=torch.uint8, device="meta")

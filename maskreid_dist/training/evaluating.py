@@ -5,7 +5,7 @@ Each rank embeds its share of queries and gallery; queries are gathered, the gal
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from maskreid_dist.model.checkpoint import read_best
 from maskreid_dist.retrieval import RetrievalResult, evaluate_retrieval
 from maskreid_dist.run_directory import BEST
 from maskreid_dist.training.divergence import Buffers
+from maskreid_dist.training.ema import Ema
 from maskreid_dist.training.run_folder import RunFolder
 from maskreid_dist.training.saving import average_buffers
 from maskreid_dist.training.world import World
@@ -40,6 +41,7 @@ class Evaluations:
     world: World
     folder: RunFolder
     best: dict[str, Any] | None = None
+    ema: Ema | None = None  # evaluated in place of the weights
 
     def continue_from(self, start: int) -> None:
         """Take up `best.json` where a run continues after `start` steps. All ranks take part."""
@@ -93,7 +95,8 @@ class Evaluations:
         """
         assert self.shards is not None
         try:
-            with _as_saved(module, self.world):
+            averaged = self.ema.applied(module) if self.ema else nullcontext()
+            with averaged, _as_saved(module, self.world):
                 result = rank_over_ranks(module, self.shards, self.config, self.world)
         except UserError:
             raise

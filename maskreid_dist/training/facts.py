@@ -53,7 +53,8 @@ def facts_of_rank(
     python = ".".join(platform.python_version_tuple()[:2])
     facts["the version of python"] = _plain(python)
     facts["the version of torch"] = _plain(torch.__version__)
-    for package in PACKAGES:
+    timm = () if config.model.backbone == "inception" else ("timm",)
+    for package in (*PACKAGES, *timm):
         facts[f"the version of {package}"] = _plain(_version(package))
     for module in (maskreid_dist, maskreid_kernels, maskreid_shards):
         root = Path(str(module.__file__)).parent

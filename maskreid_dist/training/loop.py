@@ -25,6 +25,7 @@ from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_directory import PROFILE, STOP
 from maskreid_dist.training import ending
 from maskreid_dist.training.divergence import Buffers, Divergence, FiniteWatch, update
+from maskreid_dist.training.ema import start_ema
 from maskreid_dist.training.engine import learning_rate, start_engine
 from maskreid_dist.training.environment import place_of_process, tell_libraries
 from maskreid_dist.training.evaluating import Evaluations
@@ -118,9 +119,12 @@ def _train(
     facts = {"classes": head_classes, "shards_fingerprint": split.fingerprint, "changes": changes}
     facts["initial_weights"] = initial.facts() if initial else checkpoint and checkpoint.initial_weights
     facts |= {"origin": origin}
-    evaluations = Evaluations(config, prepared.validation, world, folder)
+    ema = start_ema(config, engine.module, checkpoint)
+    evaluations = Evaluations(config, prepared.validation, world, folder, ema=ema)
     evaluations.continue_from(start)
-    save = partial(save_checkpoint, engine, folder, config=config, facts=facts, world=world, memory=memory)
+    save = partial(
+        save_checkpoint, engine, folder, config=config, facts=facts, world=world, memory=memory, ema=ema
+    )
     stop = StopRequest(run / STOP)
     stop.listen()
     launchers.ask = stop.ask
@@ -164,6 +168,8 @@ def _train(
             if profiled:
                 profiled.step()
             if applied:
+                if ema:
+                    ema.update(engine.module, step)
                 meter.add(scalars, len(batch.pids_B) * world.size)
             else:
                 skipped = divergence.skip(watch, step)

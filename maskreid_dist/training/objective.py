@@ -28,7 +28,10 @@ def objective(
     """
     if config.name == "softmax":
         assert output.logits_BC is not None
-        return softmax_loss(output.logits_BC, labels_B, group=group, backend=config.backend), {}
+        smoothing = config.label_smoothing
+        return softmax_loss(
+            output.logits_BC, labels_B, label_smoothing=smoothing, group=group, backend=config.backend
+        ), {}
     loss, scalars = pair_loss(output.embedding_BD, labels_B, config, group)
     if config.memory:
         scalars["memory_loss"] = torch.zeros_like(loss.detach())
@@ -39,7 +42,8 @@ def objective(
         loss = loss + config.memory_weight * of_memory
     if config.identity_weight:
         assert output.logits_BC is not None
-        identity = softmax_loss(output.logits_BC, labels_B, group=group)
+        smoothing = config.label_smoothing
+        identity = softmax_loss(output.logits_BC, labels_B, label_smoothing=smoothing, group=group)
         scalars["identity_loss"] = identity.detach()
         loss = loss + config.identity_weight * identity
     return loss, scalars

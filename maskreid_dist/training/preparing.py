@@ -11,6 +11,7 @@ from maskreid_dist.config import Config
 from maskreid_dist.data.batches import AnyPlan, open_recipe_shards, recipe_plan
 from maskreid_dist.errors import CheckpointError, UserError
 from maskreid_dist.evaluation.evaluate import check_queries
+from maskreid_dist.model.build import check_backbone
 from maskreid_dist.model.initial import InitialWeights, initial_file, take_initial_weights
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.training.environment import Place
@@ -95,6 +96,7 @@ def prepare(recipe: Path, overrides: Sequence[str], place: Place) -> Preparation
     """Raises UserError and maskreid_shards.ShardError; no other rank takes part."""
     config = load_recipe(recipe, overrides)
     check_world(config, place.size)
+    check_backbone(config)
     device = choose_device(place)
     if config.data.decoder == "gpu" and device.type != "cuda":
         raise UserError('data.decoder = "gpu": torch finds no GPU here; use "torchvision" or "pillow"')

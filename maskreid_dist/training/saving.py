@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from maskreid_dist.model.checkpoint import (
     is_step,
     read_best,
 )
+from maskreid_dist.training.ema import Ema
 from maskreid_dist.training.engine import full_state
 from maskreid_dist.training.memory import MEMORY, Memory, save_memory, whole_memory
 from maskreid_dist.training.run_folder import RunFolder
@@ -44,9 +45,11 @@ def save_checkpoint(
     facts: dict[str, Any],
     world: World,
     memory: Memory | None = None,
+    ema: Ema | None = None,
 ) -> Path:
     """Save the engine's state after `step` steps. All ranks take part; each run directory's keeper commits.
 
+    ema: its averages are what weights.safetensors holds.
     facts: what the manifest holds besides: the network's classes, the shards' fingerprint, changed keys.
     Raises OSError on a rank whose files cannot be written: no rank commits, the barrier before ends with it.
     """
@@ -63,7 +66,10 @@ def save_checkpoint(
     world.barrier()
     with _writing(partial):
         engine.save_checkpoint(str(folder.checkpoints), tag=partial.name, save_latest=False)
-    state = full_state(engine.module, folder.is_keeper)
+    with ema.applied(engine.module, keep=True) if ema else nullcontext():
+        if ema:
+            average_buffers(engine.module, world)
+        state = full_state(engine.module, folder.is_keeper)
     whole = whole_memory(memory, config.model.embedding_dim, world) if memory else None
     world.barrier()  # every rank's file is written
     if folder.is_keeper:
