@@ -11,7 +11,7 @@ from maskreid_dist.config import Config
 from maskreid_dist.errors import UserError
 from maskreid_dist.evaluation.embed import embed_split
 from maskreid_dist.evaluation.evaluate import Cameras, Ranked, split_labels
-from maskreid_dist.model import MaskReID
+from maskreid_dist.model import ReIDNetwork
 from maskreid_dist.progress import progress_bar
 from maskreid_dist.retrieval import RetrievalResult
 from maskreid_dist.retrieval.protocols import gallery_growth
@@ -33,7 +33,7 @@ def parse_sizes(text: str) -> list[int]:
 
 
 def embed_distractors(
-    network: MaskReID, shards: ShardSet, config: Config, console: Console
+    network: ReIDNetwork, shards: ShardSet, config: Config, console: Console
 ) -> NDArray[np.float32]:
     """(N, D) of every image of every split."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,6 +1,7 @@
 """Initial weights: tensors of another network's file, by name and shape, and the map of what was taken."""
 
 import hashlib
+import io
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import nn
+from torch import Tensor, nn
 
 from maskreid_dist.errors import CheckpointError
 from maskreid_dist.model.checkpoint import WEIGHTS, find_checkpoint
+from maskreid_dist.model.key_maps import fitted, in_timms_names
 
+TORCH_SUFFIXES = {".pth", ".pt", ".bin", ".tar"}
+TORCH_KEYS = ("teacher", "target_encoder", "state_dict", "model", "module")  # of a dict around the tensors
 NAMES_OF_A_LINE = 6  # the manifest has all
 
 
@@ -27,11 +31,13 @@ class InitialWeights:
     other_shape: tuple[str, ...]  # "NAME: (200, 256) there, (751, 256) here"; kept as drawn
     not_there: tuple[str, ...]  # of the network; kept as drawn
     left_out: tuple[str, ...]  # of the file
+    form: str = "own"  # whose names the file has: this project's, or of maskreid_dist.model.key_maps
 
     def lines(self) -> list[str]:
         """For a log."""
         all_here = len(self.taken) + len(self.other_shape) + len(self.not_there)
-        lines = [f"initial weights: {len(self.taken)} of {all_here} tensors from {self.file}"]
+        names_of = "" if self.form == "own" else f", by the names of {self.form}"
+        lines = [f"initial weights: {len(self.taken)} of {all_here} tensors from {self.file}{names_of}"]
         for what, names in (
             ("of another shape, not taken", self.other_shape),
             ("not there, kept as drawn", self.not_there),
@@ -70,7 +76,7 @@ def take_initial_weights(network: nn.Module, path: Path) -> InitialWeights:
     file = initial_file(path)
     try:
         data = file.read_bytes()
-        there = load(data)
+        there = _tensors(file, data)
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror}; name another model.init") from None
     except SafetensorError as error:
@@ -78,6 +84,9 @@ def take_initial_weights(network: nn.Module, path: Path) -> InitialWeights:
             f"{file}: not a safetensors file ({error}); name another model.init, or convert it"
         ) from None
     here = network.state_dict()
+    form, trunk = "own", getattr(network, "trunk", None)
+    if isinstance(trunk, nn.Module) and not any(name in here for name in there):
+        form, there = _of_a_trunk(trunk, there)
     taken = [name for name in here if name in there and there[name].shape == here[name].shape]
     other = [name for name in here if name in there and there[name].shape != here[name].shape]
     if not any(name in dict(network.named_parameters()) for name in taken):
@@ -102,7 +111,46 @@ def take_initial_weights(network: nn.Module, path: Path) -> InitialWeights:
         ),
         not_there=tuple(name for name in here if name not in there),
         left_out=tuple(sorted(name for name in there if name not in here)),
+        form=form,
     )
+
+
+def _tensors(file: Path, data: bytes) -> dict[str, Tensor]:
+    """By name. A file of torch.save may hold them in a dict of a dict: `teacher`, `state_dict`, ...
+
+    Raises SafetensorError. Only tensors are unpickled.
+    """
+    if file.suffix not in TORCH_SUFFIXES:
+        there: dict[str, Tensor] = load(data)
+        return there
+    try:
+        found: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # of whatever the file is
+        raise SafetensorError(f"nor tensors of torch.save: {type(error).__name__}") from None
+    while isinstance(found, dict):
+        inner = [found[key] for key in TORCH_KEYS if isinstance(found.get(key), dict)]
+        if not inner:
+            break
+        found = inner[0]
+    tensors = found.items() if isinstance(found, dict) else ()
+    return {str(name): tensor for name, tensor in tensors if isinstance(tensor, Tensor)}
+
+
+def _of_a_trunk(trunk: Any, there: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """A published trunk's tensors by the names of a network with a trunk of timm; the others by their own."""
+    form, renamed = in_timms_names(there)
+    state = trunk.state_dict()
+    prefix, grid = trunk.positions()
+    placed: dict[str, Tensor] = {}
+    for name, tensor in there.items():
+        own, values = renamed.get(name, ("", tensor))
+        places = trunk.places(own) if own else []
+        for place in places:
+            fit = fitted(values, state[place], prefix, grid)
+            placed[f"trunk.{place}"] = values if fit is None else fit
+        if not places:
+            placed[name] = tensor
+    return form, placed
 
 
 def _shown(names: Iterable[str]) -> str:

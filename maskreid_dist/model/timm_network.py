@@ -167,6 +167,14 @@ class TimmTrunk(nn.Module):
         for part in training:
             part.training = True
 
+    def positions(self) -> tuple[int, tuple[int, int] | None]:
+        """Of a transformer: how many tokens come before the patches, and the patches' rows and columns."""
+        if not self.whole:
+            return 0, None
+        patches: Any = self.body.patch_embed
+        tokens: Any = getattr(self.body, "num_prefix_tokens", 0)
+        return int(tokens), tuple(patches.grid_size)
+
     def places(self, name: str) -> list[str]:
         """The parameters or buffers of this trunk that stand for one of timm's plain model, of each stream's
         stem all copies; none for those that are not here."""
