@@ -14,7 +14,8 @@ from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.errors import UserError
 
 bench_app = typer.Typer(
-    no_args_is_help=True, help="Measure the loss step, the loader, the converters, the ranking and the masks."
+    no_args_is_help=True,
+    help="Measure the loss step, the loader, the converters, batches, the ranking and the masks.",
 )
 
 
@@ -162,9 +163,20 @@ def bench_loader(
         bool, typer.Option("--drop-caches", help="Cold: empty all caches of this machine, as root.")
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for the CSV, the plot and the report.")] = None,
+    latency_ms: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Instead: data.access indexed and stream, from the disk and from a server on the loopback "
+            "that answers so late.",
+        ),
+    ] = None,
 ) -> None:
     """Pairs per second of reading, decoding and augmenting, beside webdataset and
     loose files; memory of a worker."""
+    if latency_ms is not None:
+        _bench_access(shards, pairs, workers or [0, 2], steps, rounds, latency_ms, output)
+        return
     from maskreid_dist.bench import loader, loader_data, loader_report
     from maskreid_kernels.bench.figures import Machine, write_whole
 
@@ -198,6 +210,84 @@ def bench_loader(
         write_whole(stem.with_suffix(".md"), text.encode())
         console.print(f"written: {stem}.csv, .md, .png")
     raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)
+
+
+def _bench_access(
+    shards: Path,
+    pairs: int,
+    workers: list[int],
+    steps: int,
+    rounds: int,
+    latency_ms: float,
+    output: Path | None,
+) -> None:
+    """Both values of data.access; exit status 1 where a promise is missed."""
+    from maskreid_dist.bench.access import access_promises, access_rows, measure_access
+    from maskreid_dist.bench.loader_data import repeated_pairs
+    from maskreid_kernels.bench.figures import Machine, write_rows
+
+    console = Console()
+    machine = Machine.here("cpu")
+    with console.status("writing the data set") as status, repeated_pairs(shards, pairs) as data:
+        found = measure_access(data, workers, steps, rounds, latency_ms, status.update)
+    rows = access_rows(found)
+    table = Table(title=f"{pairs} pairs, pairs per second, medians of {rounds}", box=None)
+    for heading in ("place", "access", "workers", "pairs/s", "y20", "y80", "on a core of its own"):
+        table.add_column(heading, justify="left" if heading in ("place", "access") else "right")
+    for row in rows:
+        speeds = (row["pairs_s"], row["y20"], row["y80"], row["alone_pairs_s"])
+        shown = ("" if speed is None else f"{speed:,.0f}" for speed in speeds)
+        table.add_row(row["place"], row["access"], str(row["workers"]), *shown)
+    console.print(machine.line(), highlight=False)
+    console.print(table)
+    if output:
+        about = {"latency_ms": latency_ms, "pairs": pairs, "steps": steps, "rounds": rounds, **vars(machine)}
+        path = output / f"{machine.date}-access.csv"
+        write_rows(path, [{**row, **about} for row in rows])
+        console.print(f"written: {path}")
+    promises = access_promises(found, latency_ms)
+    for promise in promises:
+        console.print(promise.line(), highlight=False)
+    raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)
+
+
+@bench_app.command("mixing")
+@one_line_errors
+def bench_mixing(
+    shards: Annotated[str, typer.Argument(help="A folder or a URL.")] = "shards/walkers",
+    identities: Annotated[int, typer.Option(min=2, help="P, over all ranks.")] = 16,
+    images: Annotated[int, typer.Option(min=1, help="K.")] = 4,
+    world: Annotated[int, typer.Option(min=1, help="Ranks.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Data workers of a rank.")] = 2,
+    pools: Annotated[
+        list[int] | None, typer.Option("--pool", min=1, help="Repeatable. Default: 32, 64, 256.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the recipe.")] = 0,
+    epochs: Annotated[int, typer.Option(min=2, help="How many are planned.")] = 10,
+) -> None:
+    """How mixed batches are, with data.access indexed and stream: steps of an epoch; shards that a batch is
+    of; of the pairs of identities in a batch, how many are of one shard; how many of them meet in the next
+    epoch again. No sample is read."""
+    from maskreid_shards import Plan, StreamPlan, open_shards
+    from maskreid_shards.bench.mixing import mixing
+
+    split = open_shards(shards).split("train")
+    of_sample = split.index["shard"].astype("int64")
+    plan = Plan.pk(split.table, identities=identities, images=images, seed=seed)
+    plan.check_world(world)
+    plans: dict[str, Plan | StreamPlan] = {"indexed": plan}
+    for pool in pools or (32, 64, 256):
+        readers = max(1, workers)
+        streamed = StreamPlan.of(plan, of_sample, pool=pool, world=world, readers=readers)
+        plans[f"stream, pool of {pool}"] = streamed
+    table = Table(title=f"{shards}: {epochs} epochs, {world} ranks x {workers} workers", box=None)
+    for heading in ("", "steps", "shards a batch", "of one shard, %", "met again, %"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for name, each in plans.items():
+        found = mixing(each, of_sample, world, epochs)
+        shares = (f"{100 * found.one_shard:.1f}", f"{100 * found.again:.1f}")
+        table.add_row(name, str(each.steps_per_epoch), f"{found.shards:.1f}", *shares)
+    Console().print(table)
 
 
 @bench_app.command("retrieval")
