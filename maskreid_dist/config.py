@@ -3,10 +3,14 @@ starts."""
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+
+from maskreid_shards.shown import without_secrets
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+# A folder or a URL. Dumped (into manifests, logs, trackers) without the URL's user, password and query.
+Location = Annotated[str, PlainSerializer(without_secrets)]
 Stream = Literal["raw", "masked"]
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 Fusing = Literal["pool", "conv", "none"]
@@ -24,7 +28,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the shards are and what a sample looks like when it reaches the network."""
 
-    shards: str  # a folder, or a URL: http, https, or any that fsspec knows
+    shards: Location  # a folder, or a URL: http, https, or any that fsspec knows
     cache: str | None = None  # of a URL: a local folder for whole shards, shared by the ranks of a machine
     # Beyond it, the least recently opened shards are removed.
     cache_gb: Annotated[float, Field(gt=0)] | None = None
@@ -326,7 +330,7 @@ class RunConfig(Section):
     # Steps from one evaluation to the next, over all ranks; one after the last step too; 0: none. The
     # checkpoint with the best mAP (hits) is kept besides the newest.
     evaluate_every: Count = 0
-    evaluate_shards: str | None = None  # with the splits query and gallery; none: data.shards
+    evaluate_shards: Location | None = None  # with the splits query and gallery; none: data.shards
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2  # the newest can be damaged: the one before must exist
     # Each machine has a run directory of its own (--runs on a local disk) and keeps the pieces of its ranks
     # there. Resuming needs them all.

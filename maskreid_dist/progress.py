@@ -13,13 +13,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from maskreid_dist.terminal import Terminal
+
 
 def make_bar(what: str, console: Console, *more: ProgressColumn, transient: bool = False) -> Progress:
     """ "WHAT", a bar, how many are done of how many, the time that remains, and more; not started.
 
     transient: gone when it ends.
     """
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), *more)
+    columns = (
+        TextColumn(what, markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        *more,
+    )
     off = not console.is_terminal
     return Progress(*columns, console=console, transient=transient, disable=off, refresh_per_second=2)
 
@@ -27,7 +35,7 @@ def make_bar(what: str, console: Console, *more: ProgressColumn, transient: bool
 @contextmanager
 def progress_bar(what: str, console: Console | None = None) -> Iterator[Callable[[int, int | None], None]]:
     """Show a bar; the function it gives takes how many are done, and of how many."""
-    with make_bar(what, console or Console(stderr=True), transient=True) as bar:
+    with make_bar(what, console or Terminal(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
 
         def show(done: int, total: int | None) -> None:

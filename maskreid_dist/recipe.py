@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from maskreid_dist.config import Config
 from maskreid_dist.errors import RecipeError
+from maskreid_shards.opening import RECIPE_BYTES, read_text
 
 RENAMED = {"engine.precision": "engine.autocast"}
 
@@ -23,14 +24,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(read_text(path, RECIPE_BYTES))
     except FileNotFoundError:
         raise RecipeError(
             f"{path}: no such recipe; name a TOML file such as launch/recipes/walkers_demo.toml"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read as a recipe: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: cannot be read as a recipe: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise RecipeError(f"{path}: not valid TOML: nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, or a number of too many digits
         raise RecipeError(f"{path}: not valid TOML: {error}") from None
     for override in overrides:
         apply_override(tree, override)
@@ -44,7 +49,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override}: not of the form section.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # of TOML's, of a number of too many digits
         value = text
     *sections, leaf = key.strip().split(".")
     for section in sections:

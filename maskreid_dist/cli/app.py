@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from maskreid_dist import __version__
 from maskreid_dist.cli.bench import bench_app
@@ -31,6 +30,7 @@ from maskreid_dist.cli.plan_run import plan_run
 from maskreid_dist.cli.runs import runs, top
 from maskreid_dist.cli.supervise import supervise
 from maskreid_dist.errors import UserError
+from maskreid_dist.terminal import Terminal, say
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -191,7 +191,7 @@ def evaluate(
     if sizes and not distractors:
         raise UserError("--sizes are those of galleries with --distractors SHARDS")
     wanted_sizes = parse_sizes(sizes) if sizes else None
-    console = Console()
+    console = Terminal()
     shard_set = open_shards(shards, cache=cache)
     others = open_shards(distractors, cache=cache) if distractors else None
     found, ranked = evaluate_checkpoint(checkpoint, shard_set, console, ap, cameras)
@@ -219,10 +219,10 @@ def evaluate(
         if growth:
             more["gallery_size"] = {size: percentages(grew) for size, grew in growth.items()}
         write_json(output, {"unit": "percent", "cameras": cameras, **percentages(result), **more})
-        print(f"figures: {output.absolute()}")
+        say(f"figures: {output.absolute()}")
     if report:
         write_run_report(report, found, shard_set, [ranked, *rows.values()], ranked, cameras)
-        print(f"report: {report.absolute()}")
+        say(f"report: {report.absolute()}")
 
 
 @app.command()
@@ -245,13 +245,13 @@ def recipe(recipe: Recipe, overrides: Overrides = None) -> None:
     """Validate a recipe and print the whole configuration as JSON."""
     from maskreid_dist.recipe import load_recipe
 
-    print(json.dumps(load_recipe(recipe, overrides or ()).model_dump(mode="json"), indent=2))
+    say(json.dumps(load_recipe(recipe, overrides or ()).model_dump(mode="json"), indent=2))
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
-    print(__version__)
+    say(__version__)
 
 
 def quiet_libraries() -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from maskreid_dist.cli import mask_flags as flags
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.errors import UserError
+from maskreid_dist.terminal import Terminal, say
 
 bench_app = typer.Typer(
     no_args_is_help=True,
@@ -53,14 +53,14 @@ def bench_plan(
     from maskreid_shards.bench.plan import measure_plan
 
     cost = measure_plan(identities)
-    print(f"{cost.identities} identities, P x K = 64 x 4; promises are for a million")
-    print(f"a later step: {cost.next_step_ms:.2f} ms")
+    say(f"{cost.identities} identities, P x K = 64 x 4; promises are for a million")
+    say(f"a later step: {cost.next_step_ms:.2f} ms")
     promises = (
         Promise("first step of an epoch, ms", cost.first_step_ms, 1000, False),
         Promise("memory of that step, MB", cost.peak_mb, 64, False),
     )
     for promise in promises:
-        print(promise.line())
+        say(promise.line())
     raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)
 
 
@@ -96,7 +96,7 @@ def bench_convert(
     from maskreid_kernels.bench.figures import Promise, write_rows
     from maskreid_shards.bench.convert import loose_files, measure_conversion
 
-    console = Console()
+    console = Terminal()
     with loose_files(source, shards) as folder, console.status("converting"):
         found = [measure_conversion(folder, count, runs) for count in workers or (1, 2)]
     table = Table(title=f"{found[0].pairs} pairs, medians of {runs}")
@@ -123,7 +123,7 @@ def _bench_scale(pairs: int, workers: int, folder: Path | None, output: Path | N
     from maskreid_shards import SHARD_BYTES
     from maskreid_shards.bench.scale import measure_scale
 
-    console = Console()
+    console = Terminal()
     with (
         console.status(f"{pairs} pairs"),
         tempfile.TemporaryDirectory(prefix="maskreid-bench-", dir=folder) as place,
@@ -180,7 +180,7 @@ def bench_loader(
     from maskreid_dist.bench import loader, loader_data, loader_report
     from maskreid_kernels.bench.figures import Machine, write_whole
 
-    console = Console()
+    console = Terminal()
     machine = Machine.here("cpu")
     loader.check_peers()
     if drop_caches:
@@ -226,7 +226,7 @@ def _bench_access(
     from maskreid_dist.bench.loader_data import repeated_pairs
     from maskreid_kernels.bench.figures import Machine, write_rows
 
-    console = Console()
+    console = Terminal()
     machine = Machine.here("cpu")
     with console.status("writing the data set") as status, repeated_pairs(shards, pairs) as data:
         found = measure_access(data, workers, steps, rounds, latency_ms, status.update)
@@ -287,7 +287,7 @@ def bench_mixing(
         found = mixing(each, of_sample, world, epochs)
         shares = (f"{100 * found.one_shard:.1f}", f"{100 * found.again:.1f}")
         table.add_row(name, str(each.steps_per_epoch), f"{found.shards:.1f}", *shares)
-    Console().print(table)
+    Terminal().print(table)
 
 
 @bench_app.command("retrieval")
@@ -303,7 +303,7 @@ def bench_retrieval(
     from maskreid_dist.bench import retrieval
     from maskreid_kernels.bench.figures import Machine, write_rows
 
-    console = Console()
+    console = Terminal()
     machine = Machine.here("cpu")
     with console.status("ranking") as status:
         costs = retrieval.measure(retrieval.cases(share), rounds, status.update)
@@ -353,7 +353,7 @@ def bench_masks(
 
     if output:
         check_writable(output)
-    console = Console()
+    console = Terminal()
     with console.status("masks") as status, tempfile.TemporaryDirectory(prefix="maskreid-bench-") as folder:
         found = measure(source, against, Path(folder), model=model, weights=weights, say=status.update)
     table = Table(title=f"{found.crops} crops of identities", box=None)
@@ -396,7 +396,7 @@ def bench_reranking(
     wanted = sizes or ["market1501"]
     if unknown := [name for name in wanted if name not in reranking.SIZES]:
         raise UserError(f"--size {unknown[0]}: choose of {', '.join(reranking.SIZES)}")
-    console = Console()
+    console = Terminal()
     machine = Machine.here("cpu")
     with console.status("measuring"):
         costs = [reranking.measure(reranking.SIZES[name], share) for name in wanted]
@@ -425,5 +425,5 @@ def bench_reranking(
         path = output / f"{machine.date}-reranking.csv"
         about = {"date": machine.date, "commit": machine.commit, "processor": machine.device}
         write_rows(path, [{**about, **row} for row in rows])
-        print(f"written: {path}")
+        say(f"written: {path}")
     raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.terminal import Terminal, say
 
 if TYPE_CHECKING:
     from maskreid_dist.evaluation.calibration import Calibration
@@ -69,7 +69,7 @@ def calibrate(
         source=f"{opened.location} ({', '.join(split.name for split in chosen)})",
     )
     save(path, found)
-    console = Console()
+    console = Terminal()
     console.print(_table(found))
     console.print(
         f"{found.persons} persons, {found.images} images; intervals: {100 * LEVEL:g} %, for as many other "
@@ -79,7 +79,7 @@ def calibrate(
     if found.too_few:
         pairs = ", ".join(f"{a} and {b}" for a, b in found.too_few)
         console.print(f"too few pairs for a threshold of their own: cameras {pairs}", highlight=False)
-    print(f"calibration: {path.absolute()}")
+    say(f"calibration: {path.absolute()}")
 
 
 def _table(found: "Calibration") -> Table:

@@ -14,6 +14,7 @@ from maskreid_dist.cli import mask_flags as flags
 from maskreid_dist.errors import UserError
 from maskreid_dist.files import check_writable
 from maskreid_dist.progress import progress_bar
+from maskreid_dist.terminal import say
 from maskreid_shards import SHARD_BYTES, Layout, convert, convert_part, finish_parts
 from maskreid_shards.convert import check_fresh
 from maskreid_shards.job import JobOptions
@@ -144,22 +145,22 @@ def convert_layout(
         check_fresh(out)  # before masks are made: that may take hours
         check_writable(out, folder=True)
         for line in mask_flags.make(layout, mask_options, on_orientation, on_bad_image):
-            print(line)
+            say(line)
         with progress_bar("converting") as progress:
             if share:
                 done = convert_part(layout, out, share, workers=processes, progress=progress, **options)
-                print("\n".join(done.lines()))
+                say("\n".join(done.lines()))
                 return
             if finish:
                 report = finish_parts(layout, out, **options)
             else:
                 report = convert(layout, out, workers=processes, progress=progress, **options)
     except KeyboardInterrupt:
-        print("maskreid: interrupted; finished shards are kept, the same command continues", file=sys.stderr)
+        say("maskreid: interrupted; finished shards are kept, the same command continues", file=sys.stderr)
         raise typer.Exit(130) from None
     lines = report.lines()
     end = len(lines) - len(report.warnings)  # which stay last
-    print("\n".join([*lines[:end], f"masks: `maskreid masks {out}` judges them", *lines[end:]]))
+    say("\n".join([*lines[:end], f"masks: `maskreid masks {out}` judges them", *lines[end:]]))
 
 
 def _policy_of(recipe: Path) -> Literal["fail", "full", "skip"]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from maskreid_dist import exit_status
 from maskreid_dist.cli.launcher import launch_training
@@ -27,6 +26,7 @@ from maskreid_dist.model import build_network
 from maskreid_dist.model.checkpoint import find_checkpoint, finished_checkpoints
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_directory import CHECKPOINTS
+from maskreid_dist.terminal import Terminal, say
 
 
 def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> int:
@@ -36,7 +36,7 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
     config = load_recipe(recipe, overrides)
     shards = open_recipe_shards(config.data)
     run = (runs / config.name).absolute()
-    console = Console()
+    console = Terminal()
     if torch.cuda.is_available():
         ranks = min(ranks, torch.cuda.device_count())
     # What would fail after minutes fails now.
@@ -72,7 +72,7 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
     )
     write_run_report(run / "report.html", checkpoint, shards, rows, rows[-1])
     # Plain print: rich would wrap and restyle paths.
-    print(f"figures: {run / 'metrics.json'}\nreport:  {run / 'report.html'}")
+    say(f"figures: {run / 'metrics.json'}\nreport:  {run / 'report.html'}")
     console.print(f"this call took {(time.monotonic() - started) / 60:.1f} minutes")
     return 0
 

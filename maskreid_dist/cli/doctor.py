@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.terminal import say
 
 PACKAGES = ("torch", "torchvision", "triton", "deepspeed", "numpy", "pillow", "webdataset")
 OURS = {
@@ -51,12 +52,12 @@ def doctor(
     problem."""
     found = [*_versions(), *_copies(), *_devices(), *_room(), *_extras()]
     if as_json:
-        print(json.dumps({"findings": [asdict(finding) for finding in found]}))
+        say(json.dumps({"findings": [asdict(finding) for finding in found]}))
     else:
         width = max(len(finding.subject) for finding in found)
         for finding in found:
             mark = {"ok": " ", "note": "-", "problem": "!"}[finding.level]
-            print(f"{mark} {finding.subject:{width}}  {finding.text}")
+            say(f"{mark} {finding.subject:{width}}  {finding.text}")
     raise typer.Exit(1 if any(finding.level == "problem" for finding in found) else 0)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import logging
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -10,6 +11,7 @@ import typer
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.exit_status import NEVER_AGAIN
+from maskreid_dist.terminal import Printable, say
 from maskreid_dist.training.environment import is_first_process
 from maskreid_shards import ShardError
 
@@ -30,12 +32,12 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except (UserError, ShardError) as error:
             if is_first_process():
-                print(f"maskreid: error: {error}", file=sys.stderr, flush=True)
+                say(f"maskreid: error: {error}", file=sys.stderr, flush=True)
             raise typer.Exit(NEVER_AGAIN) from None
         except OSError as error:
             if error.filename is None:  # not about a file: a defect, with its traceback
                 raise
-            print(f"maskreid: error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+            say(f"maskreid: error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
             raise typer.Exit(NEVER_AGAIN) from None
 
     return wrapped
@@ -47,3 +49,5 @@ def escape_what_cannot_be_printed() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if logging.lastResort:
+        logging.lastResort.setFormatter(Printable())

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.errors import UserError
+from maskreid_dist.terminal import Terminal, say
 
 if TYPE_CHECKING:
     from maskreid_dist.gallery import Extractor
@@ -44,7 +44,7 @@ def embed(
     with progress_bar(f"embedding {split}") as progress:
         before = embed_split_into(out, extractor, opened, split, progress)
     held = f", {before} of them from before" if before else ""
-    print(f"{len(opened.split(split))} embeddings{held}: {out.absolute()}")
+    say(f"{len(opened.split(split))} embeddings{held}: {out.absolute()}")
 
 
 @one_line_errors
@@ -62,7 +62,7 @@ def enrol(
 
     check_writable(gallery, folder=True)
     count = enrol_pictures(gallery, _extractor(run), pictures, masks, pid=pid, camid=camera)
-    print(f"{count} images in {gallery.absolute()}")
+    say(f"{count} images in {gallery.absolute()}")
 
 
 @one_line_errors
@@ -85,7 +85,7 @@ def forget(
             raise UserError(f"{gallery}: none of these is in it")
         gone = opened.compact() if compact else 0
         left = int(opened.alive.sum())
-    print(f"{taken} images taken out, {gone} deleted, {left} left: {gallery.absolute()}")
+    say(f"{taken} images taken out, {gone} deleted, {left} left: {gallery.absolute()}")
 
 
 @one_line_errors
@@ -116,9 +116,9 @@ def search(
             {"query": str(picture), "matches": [vars(match) for match in matches]}
             for picture, matches in zip(pictures, found, strict=True)
         ]
-        print(json.dumps(lists))
+        say(json.dumps(lists))
         return
-    console = Console()
+    console = Terminal()
     for picture, matches in zip(pictures, found, strict=True):
         table = Table(title=str(picture), box=None, title_justify="left")
         for name in ("rank", "similarity", "probability", "person", "camera", "key"):
@@ -129,9 +129,9 @@ def search(
             table.add_row(str(rank), f"{match.similarity:.4f}", chance, *person)
         console.print(table, markup=False)
     if extractor.calibration is None:
-        print("no probabilities: maskreid calibrate makes them")
+        say("no probabilities: maskreid calibrate makes them")
     if html:
-        print(f"page: {html.absolute()}")
+        say(f"page: {html.absolute()}")
 
 
 @one_line_errors
@@ -153,11 +153,11 @@ def score(
     labels = [(side.pids[side.alive], side.camids[side.alive]) for side in sides]
     result = evaluate_retrieval(features[0], *labels[0], features[1], *labels[1], ap=ap)
     if as_json:
-        print(json.dumps({"unit": "percent", **percentages(result)}))
+        say(json.dumps({"unit": "percent", **percentages(result)}))
         return
     model = sides[0].model
-    print_table(Console(), [Ranked(f"{model.name}, step {model.step}", features[0], features[1], result)])
-    print(
+    print_table(Terminal(), [Ranked(f"{model.name}, step {model.step}", features[0], features[1], result)])
+    say(
         f"{result.valid_queries} valid queries, {result.skipped_queries} skipped (no match in another camera)"
     )
 

@@ -7,6 +7,7 @@ import typer
 
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.errors import UserError
+from maskreid_dist.terminal import say
 
 
 @one_line_errors
@@ -33,6 +34,6 @@ def init(
     text = first_recipe(opened, location, recipe.stem, ranks)
     write_atomically(recipe, text.encode())
     load_recipe(recipe, ())  # what was written is valid, or a defect
-    print(f"recipe: {recipe.absolute()}")
+    say(f"recipe: {recipe.absolute()}")
     starts = "maskreid train" if ranks == 1 else f"deepspeed --num_gpus {ranks} launch/train.py"
-    print(f"train:  {starts} {recipe}")
+    say(f"train:  {starts} {recipe}")

@@ -9,6 +9,7 @@ import typer
 
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.progress import progress_bar
+from maskreid_dist.terminal import say
 from maskreid_shards import Plan, Split
 
 Shards = Annotated[
@@ -30,6 +31,7 @@ def verify(
     problems, 2 when it could not run."""
     from maskreid_shards import verify as verify_shards
     from maskreid_shards import verify_url
+    from maskreid_shards.shown import without_secrets
 
     with progress_bar("verifying") as progress:
         if "://" in shards:
@@ -38,11 +40,11 @@ def verify(
             problems = verify_shards(shards, workers=workers, quick=quick, progress=progress)
     if as_json:
         names = ("shard", "key", "offset", "kind", "message")
-        print(json.dumps({"problems": [{name: getattr(p, name) for name in names} for p in problems]}))
+        say(json.dumps({"problems": [{name: getattr(p, name) for name in names} for p in problems]}))
     else:
         for problem in problems:
-            print(problem.message)
-        print(f"{shards}: {f'{len(problems)} problems' if problems else 'all is well'}")
+            say(problem.message)
+        say(f"{without_secrets(str(shards))}: {f'{len(problems)} problems' if problems else 'all is well'}")
     raise typer.Exit(1 if problems else 0)
 
 
@@ -72,10 +74,10 @@ def plan(
     found = make_plan(opened, batch, seed, world)
     lines = plan_lines(opened, found, epoch, steps, world)
     if not as_json:
-        print("\n".join(found.summary().lines()))
+        say("\n".join(found.summary().lines()))
         lines = (_readable(line) for line in plan_lines(opened, found, epoch, steps or 3, world))
     for line in lines:
-        print(line)
+        say(line)
 
 
 def plan_lines(split: Split, plan: Plan, epoch: int, steps: int | None, world_size: int) -> Iterator[str]:
@@ -125,25 +127,25 @@ def stats(
     if as_json:
         policies = [asdict(effect) for effect in effects]
         batch = {"split": split, "identities": identities, "images": images, "few_images": policies}
-        print(json.dumps({"splits": {name: asdict(s) for name, s in splits.items()}, "batch": batch}))
+        say(json.dumps({"splits": {name: asdict(s) for name, s in splits.items()}, "batch": batch}))
         return
     for name, found in splits.items():
         others = f" (of them {found.junk} junk, {found.distractors} distractors)"
-        print(
+        say(
             f"{name}: {found.samples} images{others if found.junk or found.distractors else ''}, "
             f"{found.identities} identities"
         )
         quantiles = ", ".join(f"{what} {value:g}" for what, value in found.images_per_identity.items())
-        print(f"{name}: images per identity: {quantiles}")
+        say(f"{name}: images per identity: {quantiles}")
         cameras = ", ".join(f"{camid}: {count}" for camid, count in found.images_per_camera.items())
-        print(f"{name}: images per camera: {cameras}")
+        say(f"{name}: images per camera: {cameras}")
     few = effects[0].few_image_identities
-    print(
+    say(
         f"{split}, {identities} identities x {images} images: {few} identities have fewer than {images} "
         "images"
     )
     for effect in effects:
-        print(
+        say(
             f"  {effect.few_images}: "
             + (
                 effect.problem
@@ -153,4 +155,4 @@ def stats(
             )
         )
     if output:
-        print(f"picture: {output}")
+        say(f"picture: {output}")

@@ -12,9 +12,11 @@ from types import FrameType
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.run_directory import STOP
+from maskreid_dist.terminal import say
 from maskreid_dist.training.environment import free_port
 
-SCRIPT = Path("launch/train.py")
+# Of this package's own checkout: the folder that a user stands in may be somebody else's.
+SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train.py"
 ASK_AGAIN_S = 1.0
 
 
@@ -26,7 +28,7 @@ def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Pat
     from maskreid_dist.training.ending import status_of
 
     if not SCRIPT.is_file():
-        raise UserError(f"{SCRIPT}: not here; run this in a checkout of the repository")
+        raise UserError(f"{SCRIPT}: not here; install from a checkout of the repository (pip install -e)")
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)),
         *("--master_port", str(free_port()), "--log_level", "critical"),
@@ -34,7 +36,7 @@ def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Pat
     ]
     for override in overrides:
         command += ["--set", override]
-    environment = dict(os.environ)
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # no ./deepspeed in place of the installed one
     if not torch.cuda.is_available():
         # Or DeepSpeed warns in every process that it found no GPU.
         environment.setdefault("DS_ACCELERATOR", "cpu")
@@ -92,6 +94,4 @@ class Launcher:
         self.asked = True
         self._touch()
         with suppress(OSError):  # a terminal that has closed
-            print(
-                "stopping: the step is finished and saved first (again to kill)", file=sys.stderr, flush=True
-            )
+            say("stopping: the step is finished and saved first (again to kill)", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ import typer
 
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.progress import progress_bar
+from maskreid_dist.terminal import say
 
 
 @one_line_errors
@@ -39,10 +40,10 @@ def masks(
 
         report = judge_masks(shard_set, progress=count)
     if as_json:
-        print(json.dumps(report.content()))
+        say(json.dumps(report.content()))
     else:
-        print("\n".join(quality_lines(report)))
+        say("\n".join(quality_lines(report)))
     if output:
         written = write_quality(report, shard_set, output, worst)
         if not as_json:
-            print("\n".join(str(path) for path in written))
+            say("\n".join(str(path) for path in written))

@@ -8,6 +8,7 @@ import typer
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.errors import UserError
 from maskreid_dist.progress import progress_bar
+from maskreid_dist.terminal import say
 from maskreid_shards import merge_shards
 
 
@@ -31,4 +32,4 @@ def merge(
         folders[name] = location
     with progress_bar("merging") as progress:
         report = merge_shards(folders, out, progress=progress)
-    print("\n".join(report.lines()))
+    say("\n".join(report.lines()))

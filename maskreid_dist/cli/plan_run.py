@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.terminal import say
 
 GROUPS = {
     "batches": "batches",
@@ -57,13 +58,13 @@ def plan_run(
     rates = Rates(tflops, network_gb_s, read_mb_s, decode_pairs_s, memory_gb)
     plan = run_plan(config, open_recipe_shards(config.data).split("train"), world, rates)
     if as_json:
-        print(json.dumps(plan))
+        say(json.dumps(plan))
         return
-    print(f"{plan['recipe']} on {plan['world']} ranks")
+    say(f"{plan['recipe']} on {plan['world']} ranks")
     for group, title in GROUPS.items():
-        print(f"\n{title}")
+        say(f"\n{title}")
         for name, value in plan[group].items():
-            print(_line(name, value))
+            say(_line(name, value))
 
 
 def _line(name: str, value: str | float) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.terminal import Terminal, say
 
 
 @one_line_errors
@@ -39,14 +39,14 @@ def runs(
             }
             for run in found
         ]
-        print(json.dumps(rows))
+        say(json.dumps(rows))
         return
     if not found:
-        print(f"{folder.absolute()}: no runs here")
+        say(f"{folder.absolute()}: no runs here")
         return
-    Console().print(runs_table(found, datetime.now(UTC)))
+    Terminal().print(runs_table(found, datetime.now(UTC)))
     if any(run.state == "saved" for run in found):
-        print("saved: ended before its last step; --resume continues it")
+        say("saved: ended before its last step; --resume continues it")
 
 
 @one_line_errors
@@ -61,7 +61,7 @@ def top(
     from maskreid_dist.report.run_state import read_run
     from maskreid_dist.report.run_view import run_view
 
-    console = Console()
+    console = Terminal()
     view = run_view(read_run(run), datetime.now(UTC))
     if once or not console.is_terminal:
         console.print(view, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ import typer
 
 from maskreid_dist.cli import mask_flags as flags
 from maskreid_dist.progress import progress_bar
+from maskreid_dist.terminal import say
 from maskreid_shards import Layout
 
 
@@ -54,6 +55,6 @@ def segment_layout(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        print("maskreid: interrupted; the masks made are kept, the same command continues", file=sys.stderr)
+        say("maskreid: interrupted; the masks made are kept, the same command continues", file=sys.stderr)
         raise typer.Exit(130) from None
-    print("\n".join(report.lines()))
+    say("\n".join(report.lines()))

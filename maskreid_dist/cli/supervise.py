@@ -8,13 +8,13 @@ from pathlib import Path, PurePath
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from maskreid_dist import exit_status
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.launcher import Launcher
 from maskreid_dist.errors import UserError
 from maskreid_dist.run_directory import CHECKPOINTS
+from maskreid_dist.terminal import Terminal
 
 LONGEST_PAUSE_S = 60.0
 # After one of these words comes the launcher's option for the port.
@@ -70,7 +70,7 @@ class Supervisor:
         """Returns the exit status."""
         from maskreid_dist.training.ending import status_of
 
-        console = Console(stderr=True)
+        console = Terminal(stderr=True)
         launcher = Launcher(self.run)
         failed = 0
         while True:

@@ -8,6 +8,7 @@ from typing import Any
 from maskreid_dist.errors import UserError
 from maskreid_dist.evaluation.calibration import Calibration, Threshold
 from maskreid_shards.atomic import write_atomically
+from maskreid_shards.opening import read_json
 
 FORMAT = "maskreid-calibration-1"
 
@@ -20,7 +21,7 @@ def save(path: Path, calibration: Calibration) -> None:
 def load(path: Path) -> Calibration:
     """Raises UserError for a file that is missing or no calibration."""
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
+        values: dict[str, Any] = read_json(path)
         if values.pop("format") != FORMAT:
             raise UserError(f"{path}: another format than {FORMAT}; calibrate again")
         values["overall"] = _threshold(values["overall"])
@@ -29,9 +30,9 @@ def load(path: Path) -> Calibration:
         for name in ("slope", "offset", "wanted"):
             values[name] = float(values[name])
         return Calibration(**values)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: missing; maskreid calibrate makes it") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: no calibration ({type(error).__name__}); calibrate again") from None

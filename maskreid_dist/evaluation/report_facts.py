@@ -15,7 +15,7 @@ from maskreid_dist.report.curves import read_metrics
 from maskreid_dist.run_directory import METRICS
 from maskreid_kernels import constants
 from maskreid_shards import ShardSet, Split
-from maskreid_shards.stores.remote import without_secrets
+from maskreid_shards.shown import without_secrets
 
 Facts = Mapping[str, Mapping[str, str]]
 

@@ -12,7 +12,7 @@ from maskreid_dist.gallery.extractor import Extractor, Picture
 from maskreid_dist.gallery.journal import GalleryError
 from maskreid_dist.gallery.store import MANIFEST, Gallery
 from maskreid_shards import ShardSet
-from maskreid_shards.stores.remote import without_secrets
+from maskreid_shards.shown import without_secrets
 
 
 def embed_split_into(

@@ -21,6 +21,7 @@ from maskreid_dist.model import ReIDNetwork, build_network
 from maskreid_dist.model.checkpoint import find_checkpoint, load_weights
 from maskreid_shards import ShardError
 from maskreid_shards.decode import IMAGE_FORMATS, as_rgb, decode
+from maskreid_shards.opening import PICTURE_BYTES, read_file
 
 Picture: TypeAlias = str | Path | Image.Image | NDArray[Any] | Tensor
 Segmenter: TypeAlias = Callable[[Sequence[Tensor]], list[Tensor]]  # uint8 (3, H, W) to float (H, W) in 0..1
@@ -161,7 +162,7 @@ def _pixels(picture: Image.Image) -> Tensor:
 
 def _decoded(path: str | Path, formats: tuple[str, ...]) -> Image.Image:
     try:
-        return decode(Path(path).read_bytes(), formats=formats, where=str(path))
+        return decode(read_file(Path(path), PICTURE_BYTES), formats=formats, where=str(path))
     except OSError as error:
         raise SampleError(f"{path}: {error.strerror}; name a picture") from None
     except ShardError as error:

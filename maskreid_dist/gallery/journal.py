@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from maskreid_dist.errors import UserError
+from maskreid_shards.opening import parse_json, read_file
 
 
 class GalleryError(UserError):
     """A gallery that is missing, damaged, or of another network."""
+
+
+ROWS_BYTES = 8 << 30
 
 
 @dataclass
@@ -32,15 +36,15 @@ def read_journal(path: Path) -> JournalRows:
     one."""
     rows = JournalRows()
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_file(path, ROWS_BYTES).split(b"\n")
     except OSError as error:
         raise GalleryError(f"{path}: {error.strerror}; the gallery is damaged: make it again") from None
     for number, line in enumerate(lines[:-1], 1):
         try:
             if int(line[:8], 16) != zlib.crc32(line[9:]):
                 raise ValueError("checksum")
-            apply_event(rows, json.loads(line[9:]))
-        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+            apply_event(rows, parse_json(line[9:]))
+        except (ValueError, KeyError, TypeError, IndexError):
             raise GalleryError(f"{path}: line {number} is damaged; make the gallery again") from None
         rows.finished += len(line) + 1
     return rows

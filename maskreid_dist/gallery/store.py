@@ -26,6 +26,7 @@ from maskreid_dist.retrieval.inputs import Features, image_set
 from maskreid_dist.retrieval.nearest import Neighbours, nearest_images
 from maskreid_dist.retrieval.pairs import JUNK_PID
 from maskreid_shards.atomic import open_to_append, sync_folder, write_atomically, write_synced
+from maskreid_shards.opening import read_json
 
 FORMAT = "maskreid-gallery-1"
 MANIFEST = "manifest.json"
@@ -258,7 +259,7 @@ def _as_json(manifest: dict[str, Any]) -> bytes:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
         if manifest["format"] != FORMAT:
             raise GalleryError(f"{path}: format {manifest['format']!r}, not {FORMAT!r}; make it again")
         whole = all(

@@ -6,25 +6,65 @@ ends in `.partial` is a save that has not ended, or was killed.
 """
 
 import hashlib
-import json
+import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from maskreid_dist.config import Config
+from maskreid_dist.config import Config, Count, Positive, Section
 from maskreid_dist.errors import CheckpointError, RecipeError
-from maskreid_dist.recipe import validate
+from maskreid_dist.model.build import build_network
+from maskreid_dist.recipe import describe, validate
 from maskreid_dist.run_directory import BEST, CHECKPOINTS
+from maskreid_shards.opening import read_json, regular_only
 
 FORMAT = "maskreid-checkpoint-1"
 PARTIAL = ".partial"
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
+
+
+class SavedFile(Section):
+    """As the manifest says."""
+
+    bytes: Count
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Saved(BaseModel):
+    """What is read of a manifest, in its form; it may say more."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: str
+    step: Count
+    world_size: Positive
+    classes: Annotated[int, Field(ge=0, lt=2**31)]
+    shards_fingerprint: str
+    config: dict[str, Any]
+    files: dict[str, SavedFile]
+    save: str = ""
+    ranks: list[Count] | None = None
+    initial_weights: dict[str, Any] | None = None
+    changes: list[dict[str, Any]] = []
+
+    @field_validator("files")
+    @classmethod
+    def _weights_and_nothing_outside(cls, files: dict[str, SavedFile]) -> dict[str, SavedFile]:
+        if WEIGHTS not in files:
+            raise ValueError(f"{WEIGHTS} is not listed")
+        for name in files:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\0" in name or str(path) != name:
+                raise ValueError(f"{name!r} is no file below the checkpoint's folder")
+        return files
 
 
 @dataclass(frozen=True)
@@ -65,29 +105,32 @@ def read_manifest(path: Path) -> dict[str, Any]:
     the file."""
     manifest_path = path / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(manifest_path.read_text())
-        if manifest["format"] != FORMAT:
+        manifest = read_json(manifest_path)
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        if found != FORMAT:
             raise CheckpointError(
-                f"{manifest_path}: format {manifest['format']!r}, not {FORMAT!r}; save it again with this "
-                "version"
+                f"{manifest_path}: format {found!r}, not {FORMAT!r}; save it again with this version"
             )
-        files: dict[str, dict[str, Any]] = manifest["files"]
+        files = Saved.model_validate(manifest).files
         for name, expected in files.items():
-            _verify_file(path / name, expected["bytes"], expected["sha256"])
+            _verify_file(path / name, expected.bytes, expected.sha256)
         # DeepSpeed takes files by pattern: one that nobody listed would be loaded too.
         there = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
         if foreign := sorted(there - set(files) - {MANIFEST}):
             raise CheckpointError(f"{path / foreign[0]}: not in the manifest; use another checkpoint")
-        described_checkpoint(path, manifest)
-        _check_finite(path / WEIGHTS)
-        return manifest
+        checkpoint = described_checkpoint(path, manifest)
+        _check_weights(path / WEIGHTS, checkpoint)
+        described: dict[str, Any] = manifest
+        return described
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{error.filename}: missing; name a directory such as runs/demo or one of its checkpoints"
         ) from None
     except OSError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror}; use another checkpoint") from None
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValidationError as error:
+        raise CheckpointError(f"{manifest_path}: not a checkpoint manifest: {describe(error)}") from None
+    except ValueError as error:
         raise CheckpointError(
             f"{manifest_path}: not a checkpoint manifest ({type(error).__name__}: {error})"
         ) from None
@@ -114,24 +157,38 @@ def described_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
 
 
 def _verify_file(path: Path, size: int, sha256: str) -> None:
-    if path.stat().st_size != size:
-        raise CheckpointError(
-            f"{path}: {path.stat().st_size} bytes, the manifest says {size}; use another checkpoint"
-        )
-    with path.open("rb") as file:
+    with open(path, "rb", opener=regular_only) as file:
+        found = os.fstat(file.fileno()).st_size
+        if found != size:
+            raise CheckpointError(f"{path}: {found} bytes, the manifest says {size}; use another checkpoint")
         if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
             raise CheckpointError(f"{path}: its sha256 differs from the manifest's; use another checkpoint")
 
 
-def _check_finite(path: Path) -> None:
-    """Those of before the training itself looked may be neither."""
+def _check_weights(path: Path, checkpoint: Checkpoint) -> None:
+    """Names and shapes first, against the network of the manifest, of which nothing is allocated: numbers in
+    a manifest may ask for more memory than there is. Values may be not finite in those of before the training
+    itself looked."""
     try:
         with safe_open(path, "pt") as weights:
+            with torch.device("meta"):
+                network = build_network(checkpoint.config, checkpoint.classes)
+            wanted = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+            there = {name: weights.get_slice(name).get_shape() for name in weights.keys()}
+            other = [name for name in {**wanted, **there} if wanted.get(name) != there.get(name)]
+            if other:
+                raise CheckpointError(
+                    f"{path}: does not match its recipe: {other[0]} is {there.get(other[0], 'missing')} and "
+                    f"should be {wanted.get(other[0], 'missing')}; use another checkpoint"
+                )
             for name in weights.keys():
                 if not weights.get_tensor(name).isfinite().all():
                     raise CheckpointError(f"{path}: {name} is not finite; use another checkpoint")
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not safetensors ({error}); use another checkpoint") from None
+    except (RuntimeError, OverflowError) as error:  # of sizes that not even a shape can have
+        first = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: no network of its recipe ({first}); use another checkpoint") from None
 
 
 def find_checkpoint(path: Path) -> tuple[Checkpoint, list[str]]:
@@ -158,7 +215,7 @@ def read_best(run: Path) -> dict[str, Any] | None:
     """`best.json` of a run directory: `step`, figures in per cent, `checkpoint`, the fingerprint of the
     `shards`; None where there is none, or not of that form."""
     try:
-        best = json.loads((run / BEST).read_text())
+        best = read_json(run / BEST)
     except (OSError, ValueError):
         return None
     known = isinstance(best, dict) and isinstance(best.get("step"), int) and "shards" in best

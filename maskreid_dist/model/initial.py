@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from maskreid_dist.errors import CheckpointError
 from maskreid_dist.model.checkpoint import WEIGHTS, find_checkpoint
 from maskreid_dist.model.key_maps import fitted, in_timms_names
+from maskreid_shards.opening import WEIGHTS_BYTES, read_file
 
 TORCH_SUFFIXES = {".pth", ".pt", ".bin", ".tar"}
 TORCH_KEYS = ("teacher", "target_encoder", "state_dict", "model", "module")  # of a dict around the tensors
@@ -75,7 +76,7 @@ def take_initial_weights(network: nn.Module, path: Path) -> InitialWeights:
     """
     file = initial_file(path)
     try:
-        data = file.read_bytes()
+        data = read_file(file, WEIGHTS_BYTES)
         there = _tensors(file, data)
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror}; name another model.init") from None

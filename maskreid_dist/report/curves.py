@@ -1,9 +1,9 @@
 """Training curves from a run's `metrics.jsonl`."""
 
-import json
 from pathlib import Path
 
 from maskreid_dist.report.plots import line_chart
+from maskreid_shards.opening import json_lines
 
 CURVES = {  # key of the JSON lines -> title of its panel
     "loss": "loss",
@@ -27,12 +27,8 @@ def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     curves: dict[str, tuple[list[int], list[float]]] = {}
     if not path.is_file():
         return curves
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+    for _, record in json_lines(path):
+        if not isinstance(record.get("step"), int):
             continue
         for key in CURVES:
             if isinstance(record.get(key), int | float):

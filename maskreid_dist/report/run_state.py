@@ -2,7 +2,6 @@
 later."""
 
 import fcntl
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from maskreid_dist.errors import UserError
 from maskreid_dist.exit_status import DONE, STOPPED
 from maskreid_dist.run_directory import BEST, CHECKPOINTS, EVENTS, LOCK, METRICS, RUN, STATUS
+from maskreid_shards.opening import json_lines, read_json, regular_only
 
 # saved: ended before its last step, --resume continues; empty: the same, with nothing to continue from
 State = Literal["training", "done", "saved", "empty"]
@@ -117,7 +117,7 @@ def is_locked(lock: Path) -> bool:
     """Whether a training of this machine holds a run directory. One of another machine is seen where the
     disk's locks are shared."""
     try:
-        with lock.open() as file:
+        with open(lock, opener=regular_only) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -135,18 +135,14 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON lines that have a step; a torn last one is passed over."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+    for _, record in json_lines(path):
+        if isinstance(record.get("step"), int):
             yield record
 
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

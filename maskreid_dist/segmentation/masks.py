@@ -34,6 +34,7 @@ from maskreid_shards.masks.landmarks import landmarks_file
 from maskreid_shards.masks.maker import NOTE
 from maskreid_shards.masks.options import mirrored
 from maskreid_shards.masks.policy import png_bytes
+from maskreid_shards.opening import read_json, regular_only
 from maskreid_shards.writing import read_image
 
 Landmarker = Callable[[Sequence[torch.Tensor]], list[NDArray[np.float64]]]
@@ -96,7 +97,7 @@ def segment(
         raise UserError(f"landmarks: {model} finds none; use the model pose")
     check_writable(folder, folder=True)  # before anything is fetched
     file = find_weights(model, weights, progress=sys.stderr.isatty())
-    with file.open("rb") as opened:
+    with open(file, "rb", opener=regular_only) as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     height = default_height(model) if input_height is None else input_height
     settings = SegmentationSettings(model, sha256, height, on_orientation)
@@ -134,7 +135,7 @@ def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:
     wanted = asdict(settings)
     if note.is_file():
         try:
-            found = json.loads(note.read_bytes())
+            found = read_json(note)
         except ValueError:
             found = None
         if not isinstance(found, dict):

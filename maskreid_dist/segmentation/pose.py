@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate, pad
 from maskreid_dist.errors import UserError
 from maskreid_dist.segmentation.tflite import Graph, read_graph
 from maskreid_dist.segmentation.tflite_network import TfliteNetwork
+from maskreid_shards.opening import PICTURE_BYTES, read_file
 
 MASK_SIDE = 192
 LANDMARK_SIDE = 256
@@ -95,4 +96,6 @@ def _square(image: Tensor, side: int) -> tuple[Tensor, _Place]:
 
 def load_pose(weights: Path, device: torch.device, side: int = MASK_SIDE) -> PoseSegmenter:
     """The network in a TFLite file. Raises UserError: a graph that cannot be computed, or another side."""
-    return PoseSegmenter(read_graph(weights.read_bytes(), str(weights)), device, str(weights), side)
+    return PoseSegmenter(
+        read_graph(read_file(weights, PICTURE_BYTES), str(weights)), device, str(weights), side
+    )

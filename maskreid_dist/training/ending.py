@@ -19,6 +19,7 @@ from maskreid_dist.run_directory import STATUS
 from maskreid_dist.training.environment import Place
 from maskreid_dist.training.launcher_watch import ancestors_of
 from maskreid_shards.atomic import write_atomically
+from maskreid_shards.opening import read_json
 
 
 def begin(run: Path) -> None:
@@ -37,7 +38,7 @@ def status_of(run: Path, launcher_status: int) -> int:
     status only 2 and 75 mean what they say, and everything else, 0 too, that the ranks did not come to an
     end."""
     try:
-        return int(json.loads((run / STATUS).read_text())["status"])
+        return int(read_json(run / STATUS)["status"])
     except (OSError, ValueError, KeyError, TypeError):
         own = (exit_status.NEVER_AGAIN, exit_status.STOPPED)
         return launcher_status if launcher_status in own else exit_status.START_AGAIN

@@ -21,6 +21,7 @@ from maskreid_dist.evaluation.evaluate import split_labels
 from maskreid_dist.model.checkpoint import read_best
 from maskreid_dist.retrieval import RetrievalResult, evaluate_retrieval
 from maskreid_dist.run_directory import BEST
+from maskreid_dist.terminal import say
 from maskreid_dist.training.divergence import Buffers
 from maskreid_dist.training.ema import Ema
 from maskreid_dist.training.run_folder import RunFolder
@@ -52,7 +53,7 @@ class Evaluations:
         elif best and self.shards and best["shards"] != self.shards.fingerprint:
             problem = "it was of other shards than this run evaluates"
         if best and problem and self.world.is_first:
-            print(f"the best checkpoint, of step {best['step']}, counts no more: {problem}", flush=True)
+            say(f"the best checkpoint, of step {best['step']}, counts no more: {problem}", flush=True)
         self.best = self.world.meeting.from_first(None if problem else best)
         self._name_best()
 

@@ -18,6 +18,7 @@ from maskreid_dist.config import Config
 from maskreid_dist.errors import UserError
 from maskreid_dist.training.meeting import Meeting
 from maskreid_shards import ShardSet, Split
+from maskreid_shards.shown import without_secrets
 
 PACKAGES = ("deepspeed", "numpy", "pillow", "torchvision")
 # Places of a machine: what lies there is compared instead.
@@ -44,7 +45,9 @@ def facts_of_rank(
     }
     facts = {key: Fact(value, json.dumps(value)) for key, value in settings.items()}
     facts["--resume"] = Fact(resume, str(resume).lower())
-    facts["the shards' fingerprint"] = _shown_with_place(split.fingerprint, config.data.shards)
+    facts["the shards' fingerprint"] = _shown_with_place(
+        split.fingerprint, without_secrets(config.data.shards)
+    )
     if validation:
         facts["the fingerprint of run.evaluate_shards"] = _shown_with_place(
             validation.fingerprint, validation.location

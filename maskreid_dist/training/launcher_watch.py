@@ -18,6 +18,7 @@ from pathlib import PurePath
 import psutil
 
 from maskreid_dist import exit_status
+from maskreid_dist.terminal import say
 from maskreid_dist.training.pulse import end_process
 
 POLL_S = 1.0
@@ -145,9 +146,7 @@ class LauncherWatch:
 
     def _say(self, text: str) -> None:
         try:
-            print(
-                f"maskreid: rank {self.rank} on {socket.gethostname()}: {text}", file=sys.stderr, flush=True
-            )
+            say(f"maskreid: rank {self.rank} on {socket.gethostname()}: {text}", file=sys.stderr, flush=True)
         except OSError:  # nobody reads
             discard_lost_output()
 

@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 from maskreid_dist import exit_status
 from maskreid_dist.errors import TrainingError, UserError
+from maskreid_dist.terminal import say
 from maskreid_dist.training.launcher_watch import NOTICE_S
 from maskreid_dist.training.meeting import (
     LAST_WORDS,
@@ -139,7 +140,7 @@ def watch_over(meeting: Meeting) -> None:
 
 def print_errors(lines: Iterable[str]) -> None:
     for line in lines:
-        print(f"maskreid: error: {line}", file=sys.stderr, flush=True)
+        say(f"maskreid: error: {line}", file=sys.stderr, flush=True)
 
 
 def _leave(meeting: Meeting, own: LastWords, stacks: str, close: bool = True) -> int:

@@ -19,7 +19,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 # torch's stubs hide what it exports.
-from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.training.environment import Place
@@ -187,8 +187,10 @@ def store_is_of_agent() -> bool:
 
 def open_store(place: Place, timeout_s: float) -> Store:
     """The launch's store at MASTER_ADDR:MASTER_PORT. Raises OSError with that as its file name."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     of_agent = store_is_of_agent()
+    if place.size == 1 and not of_agent:
+        return PrefixStore("maskreid", HashStore())  # alone: nothing listens
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     done: queue.Queue[Store | DistError] = queue.Queue()
 
     def connect() -> None:

@@ -13,6 +13,7 @@ import torch
 
 import maskreid_dist
 from maskreid_dist.training.meeting import Meeting, spans
+from maskreid_shards.shown import urls_without_secrets
 
 PACKAGES = ("deepspeed", "numpy", "pillow", "torchvision", "triton")
 GIT_S = 10.0  # for an answer of git; a disk may be slow
@@ -26,7 +27,7 @@ def origin_of(meeting: Meeting, steps: int) -> dict[str, Any]:
         own = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "steps": steps,
-            "command": shlex.join(sys.argv),
+            "command": shlex.join(map(urls_without_secrets, sys.argv)),
             "commit": commit_of(Path(str(maskreid_dist.__file__)).parent),
             "versions": versions(),
             "hosts": hosts([member.host for member in meeting.members]),

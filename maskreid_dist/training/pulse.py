@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 # torch's stubs hide what it exports.
 from torch.distributed import DistError, Store  # type: ignore[attr-defined]
 
+from maskreid_dist.terminal import say
+
 BEAT_S = 2.0
 DEAD_S = 60.0  # without a beat, for those who wait before there is a process group
 STUCK_S = 5.0  # for a rank's main thread to notice that others leave
@@ -99,7 +101,7 @@ def print_stacks(title: str) -> None:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         text = file.read()
-    print(f"{title}\n{text}", end="", file=sys.stderr, flush=True)
+    say(f"{title}\n{text}", end="", file=sys.stderr, flush=True)
 
 
 def end_process(status: int) -> None:

@@ -1,6 +1,5 @@
 """Continuing a run from its newest usable checkpoint."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,13 @@ from maskreid_dist.model.checkpoint import (
     finished_checkpoints,
     read_manifest,
 )
+from maskreid_dist.terminal import say
 from maskreid_dist.training.facts import flat
 from maskreid_dist.training.meeting import Meeting
 from maskreid_dist.training.run_folder import RunFolder
 from maskreid_dist.training.unpickling import tensors_only
+from maskreid_shards.opening import read_json
+from maskreid_shards.shown import without_secrets
 
 # What may differ between a checkpoint and the recipe that continues from it.
 MAY_CHANGE_ON_RESUME = {"name", "data.shards", "data.workers", "data.on_bad_mask"}
@@ -54,8 +56,8 @@ def checkpoint_to_continue(
             check_continues(checkpoint, config, fingerprint, meeting.place.size)
             if meeting.is_first:
                 for line in passed_over:
-                    print(f"warning: passed over {line}", flush=True)
-                print(f"continuing from {checkpoint.path}", flush=True)
+                    say(f"warning: passed over {line}", flush=True)
+                say(f"continuing from {checkpoint.path}", flush=True)
             return checkpoint
         passed_over += problems
     if len(keepers) == 1:
@@ -75,7 +77,7 @@ def _saves(checkpoints: Path) -> dict[str, str]:
     saves = {}
     for path in finished_checkpoints(checkpoints):
         try:
-            saves[path.name] = str(json.loads((path / MANIFEST).read_text()).get("save", ""))
+            saves[path.name] = str(read_json(path / MANIFEST).get("save", ""))
         except (OSError, ValueError, AttributeError):
             saves[path.name] = "unreadable"  # verifying it says why
     return saves
@@ -130,7 +132,8 @@ def check_continues(checkpoint: Checkpoint, config: Config, shards_fingerprint: 
         )
     if checkpoint.shards_fingerprint != shards_fingerprint:
         raise CheckpointError(
-            f"{checkpoint.path}: was trained on other shards than {config.data.shards}; use another run name "
+            f"{checkpoint.path}: was trained on other shards than {without_secrets(config.data.shards)}; "
+            "use another run name "
             "to start afresh"
         )
     if config.batch.sampling == "paper" and checkpoint.world_size != world_size:

@@ -18,6 +18,7 @@ from typing import TextIO
 from maskreid_dist.errors import UserError
 from maskreid_dist.model.checkpoint import finished_checkpoints
 from maskreid_dist.run_directory import CHECKPOINTS, LOCK, STOP
+from maskreid_dist.terminal import say
 from maskreid_dist.training.meeting import Meeting
 from maskreid_shards.atomic import open_to_append
 
@@ -73,7 +74,7 @@ def hold_run_folder(meeting: Meeting, path: Path, resume: bool, local: bool) -> 
     if meeting.is_first:
         remove_stale_stop(path / STOP, process_start())
         if resume and not finished_checkpoints(path / CHECKPOINTS):
-            print(f"{path}: holds no checkpoint, so --resume starts from the beginning", flush=True)
+            say(f"{path}: holds no checkpoint, so --resume starts from the beginning", flush=True)
     keepers = _keepers(meeting, path, local, keeps)
     return RunFolder(path, meeting.place.rank, keepers, lock)
 
@@ -98,7 +99,7 @@ def lock_run_directory(run: Path) -> TextIO | str:
         if look and time.monotonic() > deadline:
             return f"process {holder} is training here; wait for it or stop it"
         if look == 1:
-            print(f"{run}: process {holder} is training here; waiting {LEFT_S:g} s for it", flush=True)
+            say(f"{run}: process {holder} is training here; waiting {LEFT_S:g} s for it", flush=True)
         time.sleep(LOOK_S)
     file.truncate(0)
     file.write(str(os.getpid()))
@@ -130,7 +131,7 @@ def remove_stale_stop(stop: Path, started: float) -> None:
         return
     if asked < started:
         when = datetime.fromtimestamp(asked).strftime("%Y-%m-%d %H:%M:%S")
-        print(f"{stop}: removed, it is of {when}, before this training was started", flush=True)
+        say(f"{stop}: removed, it is of {when}, before this training was started", flush=True)
         stop.unlink(missing_ok=True)
 
 

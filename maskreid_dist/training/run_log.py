@@ -9,14 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
 from rich.progress import TextColumn, TimeElapsedColumn
 
 from maskreid_dist.config import Config
 from maskreid_dist.progress import make_bar
 from maskreid_dist.run_directory import EVENTS, METRICS, RUN, shares_of_phases
+from maskreid_dist.terminal import Terminal
 from maskreid_dist.training.trackers import Trackers
 from maskreid_shards.atomic import naming, open_to_append, write_atomically
+from maskreid_shards.opening import json_lines
 
 
 class RunLog:
@@ -32,9 +33,9 @@ class RunLog:
             if path.exists():
                 _drop_after(path, start)
         self.file = os.fdopen(open_to_append(self.path), "a", encoding="utf-8")
-        self.console = Console(stderr=True)
+        self.console = Terminal(stderr=True)
         self.trackers = Trackers(run, start, config, self.say) if config else None
-        more = (TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+        more = (TimeElapsedColumn(), TextColumn("{task.fields[note]}", markup=False))
         self.progress = make_bar("training", self.console, *more)
         self.task = self.progress.add_task("training", total=stop, completed=start, note="")
 
@@ -95,7 +96,7 @@ class RunLog:
 
     def evaluated(self) -> set[int]:
         """The steps with an evaluation."""
-        records = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
+        records = (record for _, record in json_lines(self.path))
         return {record["step"] for record in records if "mAP_hits" in record}
 
     def write_evaluation(self, step: int, figures: Mapping[str, float], best: bool) -> None:
@@ -129,12 +130,11 @@ def _now() -> str:
 
 def _drop_after(path: Path, start: int) -> None:
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line, record in json_lines(path):  # a killed run's torn last line is left out
         try:
-            record = json.loads(line)
             # A change to continue from `start` is noted again.
             if record["step"] <= start and not (record["step"] == start and record.get("event") == "changed"):
                 kept.append(line)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue  # a killed run's torn last line
+        except (KeyError, TypeError):
+            continue
     write_atomically(path, "".join(line + "\n" for line in kept).encode())

@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from maskreid_dist.training.step_clock import StepClock
-from maskreid_shards.atomic import naming
+from maskreid_shards.atomic import naming, write_atomically
 
 WAIT, WARMUP, ACTIVE = 1, 1, 3  # steps: the first is unlike the others, the profiler's own start is left out
 ROWS = 30  # of the table of operators
@@ -63,5 +63,5 @@ class StepProfile:
         with naming(self.trace):
             profiler.export_chrome_trace(str(self.trace))
             table = profiler.key_averages().table(sort_by=self.sort_by, row_limit=ROWS)
-            self.trace.with_suffix(".txt").write_text(table + "\n")
+            write_atomically(self.trace.with_suffix(".txt"), (table + "\n").encode())
         self.say(f"profile of {ACTIVE} steps: {self.trace}")

@@ -21,6 +21,7 @@ from maskreid_dist.errors import UserError
 from maskreid_dist.run_directory import TENSORBOARD, TRACKED
 from maskreid_dist.training.facts import flat
 from maskreid_shards.atomic import write_atomically
+from maskreid_shards.opening import read_json
 
 PARAMETERS = 100  # that an MLflow server takes at once
 
@@ -192,10 +193,10 @@ def _package(name: str) -> Any:
 
 def _ids(path: Path) -> dict[str, str]:
     try:
-        ids: dict[str, str] = json.loads(path.read_text())
+        ids = read_json(path)
     except (OSError, ValueError):
         return {}
-    return ids
+    return {str(name): str(id) for name, id in ids.items()} if isinstance(ids, dict) else {}
 
 
 def _without_writer(failure: threading.ExceptHookArgs) -> None:

@@ -15,6 +15,7 @@ from .atomic import write_synced
 from .bad_inputs import ImageReport
 from .errors import ShardError
 from .masks.policy import MaskReport
+from .opening import INDEX_BYTES, MANIFEST_BYTES, read_file
 
 FORMAT = "maskreid-shards"
 VERSION = 1
@@ -134,10 +135,8 @@ def read_manifest(folder: Path) -> Manifest:
     that does not fit the content.
     """
     path = folder / MANIFEST
-    if path.exists() and not path.is_file():  # a device or a pipe would never end
-        raise ShardError(f"{path}: not a plain file; restore it")
     try:
-        data = path.read_bytes()
+        data = read_file(path, MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         raise ShardError(
             f"{folder}: no {MANIFEST}, so not a shard folder; make one with `maskreid convert`"
@@ -185,6 +184,8 @@ def _parse(content: dict[str, Any]) -> Manifest:
                 raise ValueError(f"shard name {shard.name!r}")
         if entry["index"] != index_name(name):
             raise ValueError(f"index name {entry['index']!r}")
+        if entry["index_bytes"] > INDEX_BYTES:
+            raise ValueError(f"an index of {entry['index_bytes']} bytes, and at most {INDEX_BYTES} are read")
         cameras = tuple(entry["cameras"])
         splits[name] = _typed(SplitEntry(**{**entry, "shards": shards, "cameras": cameras}))
     masks = MaskReport(**{**content["masks"], "examples": tuple(content["masks"]["examples"])})

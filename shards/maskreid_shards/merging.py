@@ -2,7 +2,6 @@
 as pictures."""
 
 import json
-import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic import partial_folder, sync_folder
+from .atomic import create, partial_folder, remove_folder, sync_folder
 from .bad_inputs import ImageReport
 from .convert import check_fresh, finish_split
 from .errors import ShardError
@@ -60,7 +59,7 @@ def merge_shards(
     written: list[WrittenShard] = []
     with partial_folder(out) as folder:
         for left in folder.iterdir():  # by a killed call
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            remove_folder(left) if left.is_dir() else left.unlink()
         (folder / SPLIT).mkdir()
         for part in parts:
             for old in range(len(part.shards.split(SPLIT).entry.shards)):
@@ -116,7 +115,7 @@ def _copy(part: _Part, old: int, folder: Path, number: int) -> WrittenShard:
     index = split.index[split.index["shard"] == old]
     rows = np.zeros(len(index), INDEX_DTYPE)
     name = shard_name(SPLIT, number)
-    with open(folder / name, "wb") as file:
+    with create(folder / name) as file:
         tar = TarWriter(file)
         for at, (row, image, suffix, mask, about) in enumerate(_samples(part, entry, index)):
             pid = part.first_pid + int(np.searchsorted(part.pids, row["pid"]))

@@ -29,6 +29,7 @@ from .convert import (
 from .errors import ShardError
 from .job import Job, JobOptions, checked_job
 from .manifest import VERSION
+from .opening import MANIFEST_BYTES, read_file
 from .report import ConversionReport
 from .resume import RECORDS, ShardTask
 from .samples import Layout
@@ -201,8 +202,8 @@ def _move(source: Path, target: Path) -> None:
 def _check_same(place: Path, expected: dict[str, object]) -> None:
     """Raise ShardError unless `place` is the part that the marker `expected` says."""
     try:
-        found = json.loads((place / MARKER).read_bytes())
-    except (OSError, ValueError):
+        found = json.loads(read_file(place / MARKER, MANIFEST_BYTES))
+    except (OSError, ValueError, RecursionError):
         found = None
     if found != expected:
         raise ShardError(

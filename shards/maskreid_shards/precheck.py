@@ -10,6 +10,7 @@ from .bad_inputs import CAP, BadInput, BadInputs, ImageKind, OnBadImage, bad_ima
 from .errors import BadImageError, ShardError
 from .file_kinds import HEAD_BYTES, misnamed
 from .masks.policy import OnBadMask, find_mask
+from .opening import regular_only
 from .samples import Source
 from .writing import bad_mask, image_format, no_file, read_or_refuse
 
@@ -58,7 +59,7 @@ def _image(source: Source) -> tuple[int, BadInput | None]:
     try:
         suffix, expected = image_format(source)
         try:
-            with open(source.path, "rb", buffering=0) as file:
+            with open(source.path, "rb", buffering=0, opener=regular_only) as file:
                 size = os.fstat(file.fileno()).st_size
                 head = file.read(HEAD_BYTES)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import stat
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from .manifest import (
     parse_manifest,
     read_manifest,
 )
+from .opening import MANIFEST_BYTES, PICTURE_BYTES, regular_only
 from .stores.cache import CachedStore
 from .stores.fsspec_store import FsspecStore
 from .stores.http_store import HttpStore
@@ -34,6 +36,7 @@ from .stores.remote import RemoteStore
 # between neighbours. One read grows no further than MAX_READ.
 MAX_GAP = 16 * 1024
 MAX_READ = 8 * 1024 * 1024
+MAX_SPAN = 2 * PICTURE_BYTES + MAX_GAP
 _PAIR_FIELDS = ["pid", "camid", "key"]
 _PAIR_FIELDS += [f"{m}_{field}" for m in ("image", "mask") for field in ("offset", "length", "crc32")]
 
@@ -235,11 +238,11 @@ def _open_remote(location: str, cache: Path | str | None, cache_bytes: int | Non
     else:
         remote = FsspecStore(location)
     try:
-        manifest = parse_manifest(remote.read(MANIFEST), remote.where(MANIFEST))
+        manifest = parse_manifest(remote.read(MANIFEST, limit=MANIFEST_BYTES), remote.where(MANIFEST))
     except RemoteError:
         raise
     except ShardError:  # once more: the transport may have spoilt it
-        manifest = parse_manifest(remote.read(MANIFEST), remote.where(MANIFEST))
+        manifest = parse_manifest(remote.read(MANIFEST, limit=MANIFEST_BYTES), remote.where(MANIFEST))
     return ShardSet(CachedStore(remote, Path(cache), cache_bytes) if cache else remote, manifest)
 
 
@@ -262,16 +265,19 @@ def _runs(rows: NDArray[np.void]) -> list[list[int]]:
 
 def _check_size(path: Path, expected: int) -> None:
     try:
-        found = path.stat().st_size
+        about = path.stat()
     except OSError as error:
         raise ShardError(f"{path}: missing ({error.strerror}); restore it or convert again") from error
+    if not stat.S_ISREG(about.st_mode):
+        raise ShardError(f"{path}: is no regular file; restore it")
+    found = about.st_size
     if found != expected:
         raise ShardError(f"{path}: {found} bytes, the manifest says {expected}; restore it or convert again")
 
 
 def _check_index_file(path: Path, entry: SplitEntry) -> None:
     _check_size(path, entry.index_bytes)
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular_only) as file:
         _check_digest(hashlib.file_digest(file, "sha256").hexdigest(), str(path), entry)
     _check_records(_map_index(path, entry), str(path), entry)
 
@@ -315,7 +321,7 @@ def _check_type(index: NDArray[np.void], where: str, entry: SplitEntry) -> None:
 
 
 def _check_records(index: NDArray[np.void], where: str, entry: SplitEntry) -> None:
-    """Every record lies inside its shard."""
+    """Every record lies inside its shard, and a sample is read by one read of bounded length."""
     if len(index) and int(index["shard"].max()) >= len(entry.shards):
         raise ShardError(f"{where}: names a shard that does not exist; convert again")
     limit = np.array([shard.bytes for shard in entry.shards], np.int64)[index["shard"]]
@@ -327,6 +333,13 @@ def _check_records(index: NDArray[np.void], where: str, entry: SplitEntry) -> No
             raise ShardError(
                 f"{where}: record {outside[0]}: the {member} lies outside its shard; convert again"
             )
+    # Not below 0 and below 2^63, by the above.
+    span = index["mask_offset"] + index["mask_length"] - index["image_offset"]
+    far = np.flatnonzero((span < index["image_length"]) | (span > MAX_SPAN))
+    if len(far):
+        raise ShardError(
+            f"{where}: record {far[0]}: image and mask are not close together, in this order; convert again"
+        )
     odd = odd_keys(index["key"])
     if len(odd):
         raise ShardError(f"{where}: record {odd[0]}: its key is not letters, digits, _ and -; convert again")

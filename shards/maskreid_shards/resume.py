@@ -17,6 +17,7 @@ from .manifest import INDEX_DTYPE, VERSION, ShardEntry
 from .masks.landmarks import landmarks_file
 from .masks.options import MaskOptions
 from .masks.policy import CHANGES, MaskProblem, OnBadMask
+from .opening import MANIFEST_BYTES, read_file, regular_only
 from .samples import Source
 from .writing import WrittenShard, write_shard
 
@@ -69,9 +70,9 @@ class ShardTask:
         """What an earlier run wrote for these inputs and options, if it is there and whole; `same_times` as
         in `digest`."""
         try:
-            record = json.loads(self.record.read_bytes())
+            record = json.loads(read_file(self.record, MANIFEST_BYTES))
             entry = ShardEntry(**record["entry"])
-            with open(self.folder / self.name, "rb") as file:
+            with open(self.folder / self.name, "rb", opener=regular_only) as file:
                 whole = hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
             expected = self.digest(same_times=same_times)
             if not whole or record["digest" if same_times else "names"] != expected:
@@ -87,7 +88,7 @@ class ShardTask:
             ):
                 return None
             return WrittenShard(entry, rows, problems, changes, left_out)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None  # a file of a killed machine, or of another version: written again
 
     @property

@@ -34,6 +34,7 @@ from .masks.finding import what_lies_there
 from .masks.landmarks import Landmarks, read_landmarks
 from .masks.options import MaskOptions
 from .masks.policy import ALL_KINDS, DEFAULT_MASKS, MaskProblem, OnBadMask, full_mask, png_bytes, read_mask
+from .opening import PICTURE_BYTES, read_file
 from .samples import Source
 
 BLOCK = tarfile.BLOCKSIZE
@@ -268,7 +269,7 @@ def read_image(source: Source, on_orientation: OnOrientation = "fail") -> ReadIm
     else:
         suffix, expected = image_format(source)
         try:
-            data = source.path.read_bytes()
+            data = read_file(source.path, PICTURE_BYTES)
         except OSError as error:
             raise no_file(source, error) from error
         if wrong := misnamed(data[:HEAD_BYTES], len(data), suffix, expected):
@@ -297,7 +298,7 @@ def image_format(source: Source) -> tuple[str, str]:
 
 
 def no_file(source: Source, error: OSError) -> BadImageError:
-    """What is said of an image that the operating system does not give."""
+    """What is said of an image that is not read."""
     return BadImageError(f"{source.path}: cannot be read ({error.strerror}); check the file", "missing")
 
 

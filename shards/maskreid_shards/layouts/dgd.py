@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ShardError
+from ..opening import TEXT_BYTES, read_file
 from ..samples import Layout
 from .images import ImageEntry, need_file, sources
 from .published import is_named
@@ -77,6 +78,6 @@ def _found(src: Path, file: str, pid: int, view: int) -> ImageEntry:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(need_file(path).read_bytes())
+        return json.loads(read_file(need_file(path), TEXT_BYTES))
     except ValueError as error:
         raise ShardError(f"{path}: not JSON ({error})") from None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import ShardError
+from ..opening import TEXT_BYTES, read_file
 from ..samples import Source, Sources, numbered
 
 MASK_SUFFIX = "_seg"
@@ -109,9 +110,11 @@ def need_file(path: Path) -> Path:
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered, stripped lines of a text file that are not blank."""
     try:
-        text = need_file(path).read_text("utf-8-sig")
+        text = read_file(need_file(path), TEXT_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ShardError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    if "\0" in text:
+        raise ShardError(f"{path}: not a text file (it holds a NUL); fetch it again")
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield number, line.strip()

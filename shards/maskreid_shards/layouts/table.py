@@ -13,11 +13,13 @@ import numpy as np
 
 from ..checks import repeats
 from ..errors import ShardError
+from ..opening import TEXT_BYTES, read_file
 from ..samples import DISTRACTOR_PID, JUNK_PID, Layout, Source, Sources, numbered
 from .images import MASK_SUFFIX, need_file
 from .numbering import Numbers, as_mapping, camera_numbers, pid_numbers
 
 COLUMNS = ("path", "pid", "camid", "split")
+LONGEST = 4096  # letters of a cell: as long as a path may be
 SPLIT = re.compile(r"^[a-z][a-z0-9_]*$", re.ASCII)
 DELIMITERS = ",;\t|"
 HEADER = 100_000  # characters in which it is looked for
@@ -104,6 +106,8 @@ def _rows(src: Path) -> Iterator[_Row]:
                 raise ShardError(
                     f"{where}: path {cell['path']!r}, split {cell['split']!r}; a split is a-z, 0-9 and _"
                 )
+            if any("\0" in text or len(text) > LONGEST for text in cell.values()):
+                raise ShardError(f"{where}: a cell of more than {LONGEST} letters, or with a NUL; mend it")
             if not cell["pid"] or not cell["camid"]:
                 raise ShardError(f"{where}: pid {cell['pid']!r}, camid {cell['camid']!r}: give both")
             pid, camid, split = (texts.setdefault(cell[name], cell[name]) for name in COLUMNS[1:])
@@ -117,7 +121,7 @@ def _text(src: Path) -> str:
         lists = sorted(path.name for path in src.glob("*.csv"))
         hint = f"; is it {src / lists[0]}?" if lists else ""
         raise ShardError(f"{src}: is a folder; give the CSV file{hint}")
-    data = need_file(src).read_bytes()
+    data = read_file(need_file(src), TEXT_BYTES)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         return data.decode(encoding)

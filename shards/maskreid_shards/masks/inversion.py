@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ShardError
+from ..opening import PICTURE_BYTES, read_file
 from ..samples import DISTRACTOR_PID, Layout, Source
 from .options import MaskOptions, person_mask
 from .policy import PERSON_LEVEL, label_levels, open_mask, without_alpha
@@ -94,7 +95,7 @@ def _masks(sources: Sequence[Source], options: MaskOptions) -> list[tuple[Source
 
 def _mask(source: Source, options: MaskOptions) -> Image.Image | None:
     try:
-        data = source.mask_path.read_bytes() if source.mask_path is not None else b""
+        data = read_file(source.mask_path, PICTURE_BYTES) if source.mask_path is not None else b""
         picture, _ = without_alpha(open_mask(data), options)
     except (OSError, ShardError):
         return None

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from ..errors import ShardError
+from ..opening import MANIFEST_BYTES, read_file
 from ..samples import Source
 
 Landmarks = list[list[float]]
@@ -21,12 +22,12 @@ def read_landmarks(source: Source) -> Landmarks:
         raise ShardError(f"{source.name}: landmarks are beside its mask, and it has none; {again}")
     file = landmarks_file(source.mask_path)
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(read_file(file, MANIFEST_BYTES))
     except OSError as error:
         raise ShardError(
             f"{file}: landmarks of {source.name}: cannot be read ({error.strerror}); {again}"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, list) or not all(_is_point(point) for point in found):
         raise ShardError(f"{file}: not landmarks of an image; remove it, and {again}")

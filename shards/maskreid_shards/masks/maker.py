@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from ..errors import ShardError
+from ..opening import MANIFEST_BYTES, read_file
 
 NOTE = "segmentation.json"
 FIELDS = ("model", "weights_sha256", "input_height", "licence")
@@ -18,9 +19,9 @@ def read_maker(location: str | None) -> dict[str, str]:
     if note is None or not note.is_file():
         return {}
     try:
-        content = json.loads(note.read_bytes())
+        content = json.loads(read_file(note, MANIFEST_BYTES))
         return {name: str(content[name]) for name in FIELDS if name in content}
-    except (ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         raise ShardError(
             f"{note}: not a note of how masks were made; remove it, or make them again"
         ) from None

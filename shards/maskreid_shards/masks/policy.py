@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..decode import MAX_PIXELS, decode
 from ..errors import ShardError
+from ..opening import PICTURE_BYTES, read_file
 from .arrays import MAGIC as ARRAY_MAGIC
 from .arrays import array_picture
 from .options import LABEL_MODES, PNG_BIT_DEPTH, MaskOptions, person_mask
@@ -135,7 +136,7 @@ def read_mask(
     if path is None:
         return None, (_missing(path, where),)
     try:
-        data = path.read_bytes()
+        data = read_file(path, PICTURE_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None, (_missing(path, where),)
     except OSError as error:

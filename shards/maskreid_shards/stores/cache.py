@@ -13,6 +13,7 @@ from pathlib import Path
 from ..atomic import create, open_to_append, sync_folder
 from ..errors import RemoteError, ShardError
 from ..manifest import ShardEntry
+from ..opening import regular_only
 from .local import OpenShard, OpenShards
 from .remote import RemoteStore
 
@@ -33,10 +34,13 @@ class CachedStore:
     def __init__(self, remote: RemoteStore, folder: Path, max_bytes: int | None = None) -> None:
         self.remote, self.folder, self.max_bytes = remote, folder, max_bytes
         self._open = OpenShards()
+        self._verified: set[str] = set()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(0o755, parents=True, exist_ok=True)  # whatever the umask
+            about = folder.stat()
         except OSError as error:
             raise ShardError(f"{folder}: no place for a cache ({error.strerror}); choose another") from error
+        _check_owner(folder, about)
 
     def url(self, name: str) -> str:
         return self.remote.url(name)
@@ -54,9 +58,10 @@ class CachedStore:
         """Remove the shard's file if its sha256 is wrong; it is right when another process mended it
         already."""
         self._open.forget(shard.name)
+        self._verified.discard(shard.name)
         path = self.path_of(shard)
         with self._locked(path), contextlib.suppress(FileNotFoundError):
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=regular_only) as file:
                 sound = hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
             if not sound:
                 _log.warning("%s: damaged, fetching %s again", path, self.where(shard.name))
@@ -71,14 +76,32 @@ class CachedStore:
         path = self.path_of(shard)
         for _ in range(10):  # another process may remove the file again to make room
             with contextlib.suppress(FileNotFoundError):
-                file = OpenShard(path)
-                if os.fstat(file.fileno()).st_size == shard.bytes:
+                file = OpenShard(path, opener=regular_only)
+                if self._is_it(file, shard):
                     os.utime(path)
                     return file
+                file.close()
             with self._locked(path):
-                if not path.exists() or path.stat().st_size != shard.bytes:
+                if not self._is_there(path, shard):
                     self._download(shard, path)
         raise RemoteError(f"{self.folder}: shards are removed as soon as they come; make the cache larger")
+
+    def _is_it(self, file: OpenShard, shard: ShardEntry) -> bool:
+        """By sha256, once a process: whoever can write here could have made the crc32s fit."""
+        if os.fstat(file.fileno()).st_size != shard.bytes:
+            return False
+        if shard.name not in self._verified:
+            with open(file.fileno(), "rb", closefd=False) as reader:
+                if hashlib.file_digest(reader, "sha256").hexdigest() != shard.sha256:
+                    _log.warning("%s: damaged, fetching %s again", file.name, self.where(shard.name))
+                    return False
+            self._verified.add(shard.name)
+        return True
+
+    def _is_there(self, path: Path, shard: ShardEntry) -> bool:
+        with contextlib.suppress(FileNotFoundError), OpenShard(path, opener=regular_only) as file:
+            return self._is_it(file, shard)
+        return False
 
     @contextlib.contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
@@ -132,3 +155,15 @@ class CachedStore:
             if total > self.max_bytes and path != newest:
                 path.unlink(missing_ok=True)  # processes that have it open keep reading it
                 total -= size
+
+
+def _check_owner(folder: Path, about: os.stat_result) -> None:
+    """Raises ShardError for another user's folder, who may change a file after it was checked; root is told
+    instead, and so is everybody of a folder that others may write to."""
+    if about.st_uid not in (os.geteuid(), 0):
+        whose = f"{folder}: the cache belongs to user {about.st_uid}, who can change what is read"
+        if os.geteuid():
+            raise ShardError(f"{whose}; choose a folder of your own")
+        _log.warning("%s", whose)
+    elif about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        _log.warning("%s: others may write to this cache, and change what is read; chmod go-w", folder)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import RemoteError, ShardError
-from .remote import Interrupted, RemoteStore, without_secrets
+from ..opening import MANIFEST_BYTES
+from ..shown import urls_without_secrets
+from .remote import Interrupted, RemoteStore
 
 PIECE = 8 << 20
 
@@ -46,7 +48,7 @@ class FsspecStore(RemoteStore):
         path = f"{self._root.rstrip('/')}/{name}"
         try:
             if stop is None:
-                yield files.cat_file(path)
+                yield files.cat_file(path, start=0, end=MANIFEST_BYTES + 1)  # one more: too large
                 return
             while start < stop:
                 part = files.cat_file(path, start=start, end=min(stop, start + PIECE))
@@ -62,5 +64,4 @@ class FsspecStore(RemoteStore):
             raise Interrupted(f"{type(error).__name__} ({self._brief(error)})") from None
 
     def _brief(self, error: Exception) -> str:
-        words = (without_secrets(word) if "://" in word else word for word in str(error).split())
-        return " ".join(words)[:200]
+        return urls_without_secrets(" ".join(str(error).split()))[:200]

@@ -12,7 +12,10 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from ..errors import RemoteError, ShardError
-from .remote import Interrupted, RemoteStore, without_secrets
+from ..opening import MANIFEST_BYTES
+from ..shown import urls_without_secrets, without_secrets
+from .pace import PacedResponse
+from .remote import Interrupted, RemoteStore
 
 TIMEOUT_S = 30.0  # for the connection, and for each read from it
 PIECE = 1 << 20
@@ -73,11 +76,13 @@ class HttpStore(RemoteStore):
         except ssl.SSLCertVerificationError as error:
             raise RemoteError(f"certificate not accepted ({error.verify_message})") from None
         except (OSError, http.client.HTTPException) as error:
-            raise Interrupted(f"{type(error).__name__} ({' '.join(str(error).split())})") from None
+            raise Interrupted(f"{type(error).__name__} ({_brief(error)})") from None
+        except RemoteError:
+            raise
+        except ValueError as error:  # of a header or a redirect that no program would send
+            raise RemoteError(f"an answer that is no http ({_brief(error)})") from None
 
-    def _open(
-        self, url: SplitResult, headers: dict[str, str]
-    ) -> tuple[Place, Connection, http.client.HTTPResponse]:
+    def _open(self, url: SplitResult, headers: dict[str, str]) -> tuple[Place, Connection, PacedResponse]:
         """The answer after redirects, with the connection that it comes from."""
         for _ in range(MAX_REDIRECTS + 1):
             place = (url.scheme, url.netloc.rpartition("@")[2])
@@ -101,7 +106,7 @@ class HttpStore(RemoteStore):
 
     def _ask(
         self, url: SplitResult, place: Place, headers: dict[str, str]
-    ) -> tuple[Connection, http.client.HTTPResponse]:
+    ) -> tuple[Connection, PacedResponse]:
         """Send over a kept connection, or a new one: the server may have closed a kept one in the
         meantime."""
         target = (url.path or "/") + ("?" + url.query if url.query else "")
@@ -112,20 +117,18 @@ class HttpStore(RemoteStore):
         while idle:
             connection = idle.pop()
             try:
-                connection.request("GET", target, headers=headers)
-                return connection, connection.getresponse()
+                return connection, _answer(connection, target, headers)
             except (OSError, http.client.HTTPException):
                 connection.close()
         connection = _connect(url, proxy)
         try:
-            connection.request("GET", target, headers=headers)
-            return connection, connection.getresponse()
+            return connection, _answer(connection, target, headers)
         except BaseException:
             connection.close()
             raise
 
     def _body(
-        self, response: http.client.HTTPResponse, start: int, stop: int | None, size: int | None
+        self, response: PacedResponse, start: int, stop: int | None, size: int | None
     ) -> Iterator[bytes]:
         """The wanted bytes of an answer."""
         status = response.status
@@ -152,7 +155,19 @@ class HttpStore(RemoteStore):
                 "%s: the server ignores Range, so each read transfers a file's beginning too; use a cache",
                 self.where(""),
             )
+        response.pace.allow(MANIFEST_BYTES if end is None else end - first)
         yield from _pieces(response, first, start, end)
+
+
+def _answer(connection: Connection, target: str, headers: dict[str, str]) -> PacedResponse:
+    connection.request("GET", target, headers=headers)
+    response = connection.getresponse()
+    assert isinstance(response, PacedResponse)
+    return response
+
+
+def _brief(error: Exception) -> str:
+    return urls_without_secrets(" ".join(str(error).split()))[:200]
 
 
 def _pieces(response: http.client.HTTPResponse, at: int, start: int, end: int | None) -> Iterator[bytes]:
@@ -172,9 +187,12 @@ def _pieces(response: http.client.HTTPResponse, at: int, start: int, end: int | 
 def _connect(url: SplitResult, proxy: str | None) -> Connection:
     kind = http.client.HTTPSConnection if url.scheme == "https" else Connection
     if not proxy:
-        return kind(url.hostname or "", url.port, timeout=TIMEOUT_S)
+        connection = kind(url.hostname or "", url.port, timeout=TIMEOUT_S)
+        connection.response_class = PacedResponse
+        return connection
     through = urlsplit(proxy if "//" in proxy else f"http://{proxy}")
     connection = kind(through.hostname or "", through.port, timeout=TIMEOUT_S)
+    connection.response_class = PacedResponse
     if url.scheme == "https":
         connection.set_tunnel(url.hostname or "", url.port)
     return connection

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ..errors import ShardError
 from ..manifest import ShardEntry
+from ..opening import INDEX_BYTES, read_file, regular_only
 
 MAX_OPEN_SHARDS = 128
 
@@ -98,7 +99,7 @@ class LocalStore:
         return self.url(name)
 
     def read(self, name: str, size: int | None = None) -> bytes:
-        return (self.folder / name).read_bytes()
+        return read_file(self.folder / name, INDEX_BYTES)
 
     def fetch(self, shard: ShardEntry, start: int, length: int, key: str) -> bytes:
         return self._open.get(shard.name, lambda: self._opened(shard)).pread(start, length)
@@ -109,7 +110,7 @@ class LocalStore:
     def _opened(self, shard: ShardEntry) -> OpenShard:
         path = self.folder / shard.name
         try:
-            return OpenShard(path)
+            return OpenShard(path, opener=regular_only)
         except OSError as error:
             raise ShardError(
                 f"{path}: cannot be opened ({error.strerror}); restore it or convert again"

@@ -1,12 +1,12 @@
 """Shards behind a URL: what http and fsspec stores share, which is retries and what messages say."""
 
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from ..errors import RemoteError
 from ..manifest import ShardEntry
+from ..shown import printable, without_secrets
 
 ATTEMPTS = 5  # requests for one read, in all
 BACKOFF_S = 0.2  # before the second attempt; doubles with each: 3 s in all
@@ -30,9 +30,15 @@ class RemoteStore(ABC):
         base = without_secrets(self.base)
         return f"{base}/{name}" if name else base
 
-    def read(self, name: str, size: int | None = None) -> bytes:
-        """A whole file. Raises RemoteError."""
-        return b"".join(self.stream(name, 0, size, size, "whole file"))
+    def read(self, name: str, size: int | None = None, *, limit: int | None = None) -> bytes:
+        """A whole file. Raises RemoteError, also for one of more than `limit` bytes."""
+        parts, got = [], 0
+        for part in self.stream(name, 0, size, size, "whole file"):
+            got += len(part)
+            if limit is not None and got > limit:
+                raise RemoteError(f"{self.where(name)}: more than {limit} bytes; is it the right URL?")
+            parts.append(part)
+        return b"".join(parts)
 
     def fetch(self, shard: ShardEntry, start: int, length: int, key: str) -> bytes:
         stop = min(start + length, shard.bytes)
@@ -56,10 +62,10 @@ class RemoteStore(ABC):
                     yield part
                 return
             except Interrupted as error:
-                reason = str(error)
+                reason = printable(str(error))
             except RemoteError as error:  # final: another attempt would end alike
                 raise RemoteError(
-                    f"{self.where(name)}: {key + ': ' if key else ''}offset {start}: {error} "
+                    f"{self.where(name)}: {key + ': ' if key else ''}offset {start}: {printable(str(error))} "
                     f"(attempt {attempt} of {ATTEMPTS})"
                 ) from None
             if attempt < ATTEMPTS:
@@ -73,8 +79,3 @@ class RemoteStore(ABC):
     def _request(self, name: str, start: int, stop: int | None, size: int | None) -> Iterator[bytes]:
         """One attempt. Raises Interrupted where another may succeed, else RemoteError with the bare
         reason."""
-
-
-def without_secrets(url: str) -> str:
-    """A URL without user, password and query."""
-    return re.sub(r"//[^/@]*@", "//", url.partition("?")[0])

@@ -66,6 +66,8 @@ def verify(
             manifest = read_manifest(folder)
         except ShardError as error:
             problems.append(Problem(MANIFEST, None, None, "manifest", str(error)))
+    elif MANIFEST not in links:
+        problems.append(Problem(MANIFEST, None, None, "manifest", f"{folder / MANIFEST}: is a folder"))
     names = _splits(files) if manifest is None else {n: s.shards for n, s in manifest.splits.items()}
     expected = {MANIFEST, *map(index_name, names), *(s.name for shards in names.values() for s in shards)}
     foreign = sorted(name for name in files if name not in expected and not DOCUMENT.fullmatch(name))

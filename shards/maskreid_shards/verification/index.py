@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..manifest import INDEX_DTYPE, SplitEntry, odd_keys
+from ..opening import regular_only
 from ..samples import DISTRACTOR_PID, JUNK_PID
 from .problems import Problem
 from .shard import PARTS, pid_of_key
@@ -27,7 +28,7 @@ def read_index(
         if size != entry.index_bytes:
             detail = f"{size} bytes, the manifest says {entry.index_bytes}"
             problems.append(Problem(name, None, None, "index-size", detail))
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular_only) as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry.index_sha256:
                 problems.append(Problem(name, None, None, "index-sha256", ""))
     try:
