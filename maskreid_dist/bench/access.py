@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,6 @@ from maskreid_dist.data.batches import PairDataset, PlannedSteps, make_plan, rec
 from maskreid_dist.data.transforms import TrainTransform
 from maskreid_kernels.bench.figures import Promise, Quantiles
 from maskreid_shards import RawPair, StreamPlan, open_shards
-from maskreid_shards.stores.local import LocalStore
 
 HTTP_TIMES, DISK_SHARE = 5.0, 0.95
 IDENTITIES, IMAGES = 16, 4
@@ -126,12 +126,10 @@ def measure_access(
     say: Callable[[str], None],
 ) -> dict[AccessRun, list[Speed]]:
     """Pairs per second of each run in each round; odd rounds go backwards."""
-    store = data.split.store
-    assert isinstance(store, LocalStore)
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: meant
     runs = access_runs(workers)
     found: dict[AccessRun, list[Speed]] = {run: [] for run in runs}
-    with slow_server(store.folder, latency_ms) as url:
+    with slow_server(Path(data.split.store.url("")), latency_ms) as url:
         bench = AccessBench(data, url, steps, latency_ms)
         for number in range(rounds):
             for run in runs[:: -1 if number % 2 else 1]:
