@@ -175,6 +175,20 @@ def test_recipes_that_cannot_be(sections: dict[str, Any], words: str) -> None:
         Config.model_validate({"name": "t", "data": {"shards": "-"}, **sections})
 
 
+@pytest.mark.parametrize("backbone", [RESNET, VIT, SWIN, "inception"])
+def test_maps_to_look_at_are_of_the_streams_and_of_the_first_and_last_level(backbone: str) -> None:
+    if backbone != "inception":
+        pytest.importorskip("timm")
+    network = build_network(config(backbone=backbone, levels=[0, 1, -1]), 0).eval()
+    image, mask = pair(2)
+    with torch.no_grad():
+        maps, other = network.shown_maps(image, mask), network.shown_maps(image, 255 - mask)
+    assert list(maps) == ["raw", "masked", "low", "high"]
+    assert torch.equal(maps["raw"], other["raw"]) and not torch.equal(maps["masked"], other["masked"])
+    rows = [level.shape[2] for level in maps.values()]
+    assert all(level.ndim == 4 for level in maps.values()) and rows == sorted(rows, reverse=True)
+
+
 @pytest.mark.parametrize("backbone", [RESNET, VIT])
 def test_recomputation_gives_the_same_gradients(backbone: str) -> None:
     pytest.importorskip("timm")

@@ -16,8 +16,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from maskreid_dist.config import Config
 from maskreid_dist.data.transforms import EvaluationTransform, cut_out
-from maskreid_dist.model import MaskReID
-from maskreid_dist.model.network import make_stream
+from maskreid_dist.model import ReIDNetwork
 
 Map = NDArray[np.float32]
 SHARED = ("low", "high")  # levels that are shown
@@ -35,7 +34,7 @@ class Response:
 
 @torch.inference_mode()
 def responses(
-    network: MaskReID, config: Config, pairs: Sequence[tuple[Image.Image, Image.Image]]
+    network: ReIDNetwork, config: Config, pairs: Sequence[tuple[Image.Image, Image.Image]]
 ) -> list[Response]:
     """Of images and masks, by a network in eval mode, on the CPU or wherever its weights lie."""
     transform = EvaluationTransform(config.data)
@@ -54,13 +53,8 @@ def responses(
     ]
 
 
-def _maps(network: MaskReID, image_B3HW: Tensor, mask_B1HW: Tensor) -> dict[str, Tensor]:
-    parts = {
-        str(name): stem(make_stream(name, image_B3HW, mask_B1HW))
-        for name, stem in zip(network.streams, network.stems, strict=True)
-    }
-    levels = network.features(image_B3HW, mask_B1HW)
-    parts |= {"low": levels.low_BCHW, "high": levels.high_BCHW}
+def _maps(network: ReIDNetwork, image_B3HW: Tensor, mask_B1HW: Tensor) -> dict[str, Tensor]:
+    parts = network.shown_maps(image_B3HW, mask_B1HW)
     return {name: _energy(x_BCHW) for name, x_BCHW in parts.items()}
 
 

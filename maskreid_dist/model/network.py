@@ -114,6 +114,17 @@ class ReIDNetwork(nn.Module):
         """Those of the trunk's feature maps that the fusing layer sees, (B, C, H, W) each."""
         raise NotImplementedError
 
+    def stem_maps(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> dict[str, Tensor]:
+        """By stream, what its own stem makes of it, (B, C, H, W)."""
+        raise NotImplementedError
+
+    def shown_maps(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> dict[str, Tensor]:
+        """Feature maps to look at: the stems' by stream, of the fused levels the first, "low", and the last,
+        "high"."""
+        levels = self.fused_levels(image_B3HW, mask_B1HW)
+        ends = {"low": levels[0], "high": levels[-1]}
+        return {**self.stem_maps(image_B3HW, mask_B1HW), **ends}
+
     def forward(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Output:
         """Embeddings and, with a classifier, identity scores, of uint8 images
         (B,3,H,W) and masks (B,1,H,W)."""
@@ -156,15 +167,19 @@ class MaskReID(ReIDNetwork):
 
     def features(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Levels:
         """The three levels of a batch of uint8 images and masks; see `make_stream` for the inputs."""
-        stems = []
+        stems = self.stem_maps(image_B3HW, mask_B1HW)
+        low = self._run(self.low, torch.cat(list(stems.values()), dim=1))
+        middle = self._run(self.middle, low)
+        return Levels(low, middle, self._run(self.high, middle))
+
+    def stem_maps(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> dict[str, Tensor]:
+        stems: dict[str, Tensor] = {}
         for name, stem in zip(self.streams, self.stems, strict=True):
             x_BCHW = make_stream(name, image_B3HW, mask_B1HW)
             if self.mask_channel:
                 x_BCHW = torch.cat([x_BCHW, mask_B1HW.float() / 255.0], dim=1)
-            stems.append(self._run(stem, x_BCHW))
-        low = self._run(self.low, torch.cat(stems, dim=1))
-        middle = self._run(self.middle, low)
-        return Levels(low, middle, self._run(self.high, middle))
+            stems[name] = self._run(stem, x_BCHW)
+        return stems
 
     def fused_levels(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Sequence[Tensor]:
         levels = self.features(image_B3HW, mask_B1HW)

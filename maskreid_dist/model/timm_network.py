@@ -34,9 +34,13 @@ class StreamStems(nn.Module):
             channels = _last_norm_or_convolution(stem)
             self.merge = nn.Parameter(torch.cat([torch.eye(channels) / streams] * streams, dim=1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """Each stem's own."""
         parts = x.split(self.inputs, dim=1)
-        outputs: list[Tensor] = [stem(part) for stem, part in zip(self.copies, parts, strict=True)]
+        return [stem(part) for stem, part in zip(self.copies, parts, strict=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.outputs(x)
         if self.merge is None:
             return outputs[0]
         if self.rows_last:  # (B, H, W, C)
@@ -167,6 +171,12 @@ class TimmTrunk(nn.Module):
         for part in training:
             part.training = True
 
+    def stream_stems(self) -> StreamStems:
+        """Of a transformer its patch embeddings."""
+        body: Any = self.body
+        stems: StreamStems = body.patch_embed.proj if self.whole else self.stems
+        return stems
+
     def positions(self) -> tuple[int, tuple[int, int] | None]:
         """Of a transformer: how many tokens come before the patches, and the patches' rows and columns."""
         if not self.whole:
@@ -209,12 +219,23 @@ class TimmReID(ReIDNetwork):
         self.make_head(self.trunk.channels, names, config, classes)
 
     def fused_levels(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Sequence[Tensor]:
+        levels: list[Tensor] = self.trunk(self._inputs(image_B3HW, mask_B1HW))
+        return levels
+
+    def stem_maps(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> dict[str, Tensor]:
+        stems = self.trunk.stream_stems()
+        maps = stems.outputs(self._inputs(image_B3HW, mask_B1HW))
+        if stems.rows_last:
+            maps = [stem_map.movedim(-1, 1) for stem_map in maps]
+        return dict(zip(self.streams, maps, strict=True))
+
+    def _inputs(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Tensor:
+        """The streams, one after the other."""
         scale = (self.trunk.mean, self.trunk.deviation)
         inputs = [make_stream(stream, image_B3HW, mask_B1HW, scale) for stream in self.streams]
         if self.mask_channel:
             inputs.append(mask_B1HW.float() / 255.0)
-        levels: list[Tensor] = self.trunk(torch.cat(inputs, dim=1))
-        return levels
+        return torch.cat(inputs, dim=1)
 
 
 def _timm(name: str) -> Any:
