@@ -1,25 +1,28 @@
 """Finished shard folders as one training set: images and masks are copied from shard to shard, not read again
 as pictures."""
 
+import base64
+import hashlib
 import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic import create, partial_folder, remove_folder, sync_folder
+from .atomic import create, partial_folder, plain_folder, remove_folder, sync_folder, write_atomically
 from .bad_inputs import ImageReport
-from .convert import check_fresh, finish_split
+from .convert import check_fresh, finish_split, has_finished_shards
 from .errors import ShardError
-from .manifest import INDEX_DTYPE, Manifest, ShardEntry, shard_name, write_manifest
+from .manifest import INDEX_DTYPE, VERSION, Manifest, ShardEntry, shard_name, write_manifest
 from .masks.policy import MaskReport, OnBadMask
 from .reading import ShardSet, open_shards
 from .report import ConversionReport
+from .resume import RECORDS
 from .samples import Source, sample_key
 from .writing import BLOCK, FORMAT_OF_SUFFIX, ReadImage, TarWriter, WrittenShard, append_sample, sample_json
 
@@ -48,8 +51,9 @@ def merge_shards(
     folders before it. Test splits are left out.
 
     Samples are checked against their crc32. In the report and the manifest, counts of bad masks and images
-    are summed up; the mask policy is the one that changed most (full, skip, fail). A failure or a kill leaves
-    `out` as it was; the next call begins anew.
+    are summed up; the mask policy is the one that changed most (full, skip, fail). What a folder's manifest
+    says of its numbering and of the network that made its masks goes into the new one, under its name. A
+    failure or a kill leaves `out` as it was; the same call keeps the shards that were finished.
 
     Raises ShardError: see `open_shards`; a folder without train, or the same shards twice.
     """
@@ -57,13 +61,11 @@ def merge_shards(
     parts = _parts(folders)
     total, done, number = sum(len(part.shards.split(SPLIT)) for part in parts), 0, 0
     written: list[WrittenShard] = []
-    with partial_folder(out) as folder:
-        for left in folder.iterdir():  # by a killed call
-            remove_folder(left) if left.is_dir() else left.unlink()
-        (folder / SPLIT).mkdir()
+    with partial_folder(out, has_finished_shards) as folder:
+        kept = _prepare(folder, parts)
         for part in parts:
             for old in range(len(part.shards.split(SPLIT).entry.shards)):
-                written.append(_copy(part, old, folder, number))
+                written.append(kept.get(number) or _copy(part, old, folder, number))
                 number += 1
                 done += len(written[-1].rows)
                 if progress is not None:
@@ -77,10 +79,12 @@ def merge_shards(
             {SPLIT: finish_split(folder, SPLIT, written)},
             _masks(parts),
             _images(parts),
+            _numbering(parts),
         )
         for directory in (SPLIT, "index"):
             sync_folder(folder / directory)
         write_manifest(folder, manifest)
+        remove_folder(folder / RECORDS)
         sync_folder(folder)
     notes = [
         f"{part.name}: {len(part.shards.split(SPLIT))} images, pids {part.first_pid} to "
@@ -88,6 +92,8 @@ def merge_shards(
         f"{part.first_camid + len(part.camids) - 1}"
         for part in parts
     ]
+    if kept:
+        notes.append(f"{len(kept)} of {number} shards were kept from an interrupted merge")
     return ConversionReport(out, manifest, (), tuple(notes), (), 0)
 
 
@@ -106,6 +112,48 @@ def _parts(folders: Mapping[str, Path | str]) -> list[_Part]:
         parts.append(_Part(name, opened, pids, camids, pid, camid))
         pid, camid = pid + len(pids), camid + len(camids)
     return parts
+
+
+def _prepare(folder: Path, parts: list[_Part]) -> dict[int, WrittenShard]:
+    """The shards that a killed call of the same merge has finished, by their numbers; all else is removed."""
+    plain_folder(folder / RECORDS)
+    plain_folder(folder / SPLIT)
+    olds = [(part, old) for part in parts for old in range(len(part.shards.split(SPLIT).entry.shards))]
+    kept: dict[int, WrittenShard] = {}
+    for number, (part, old) in enumerate(olds):
+        if shard := _finished(part, old, folder, number):
+            kept[number] = shard
+    keep = {path for number in kept for path in (folder / shard_name(SPLIT, number), _record(folder, number))}
+    for path in folder.rglob("*"):
+        if path.is_symlink() or (path not in keep and not path.is_dir()):
+            path.unlink()
+    for child in folder.iterdir():
+        if child.name not in (SPLIT, RECORDS):
+            remove_folder(child)
+    return kept
+
+
+def _record(folder: Path, number: int) -> Path:
+    return folder / RECORDS / f"{number:06d}.json"
+
+
+def _origin(part: _Part, old: int) -> list[object]:
+    """What decides the bytes of a merged shard, beside its number."""
+    split = part.shards.split(SPLIT)
+    return [VERSION, part.name, split.fingerprint, old, part.first_pid, part.first_camid]
+
+
+def _finished(part: _Part, old: int, folder: Path, number: int) -> WrittenShard | None:
+    try:
+        record = json.loads(_record(folder, number).read_bytes())
+        entry = ShardEntry(**record["entry"])
+        with open(folder / shard_name(SPLIT, number), "rb") as file:
+            whole = hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+        if not whole or record["origin"] != _origin(part, old):
+            return None
+        return WrittenShard(entry, np.frombuffer(base64.b64decode(record["rows"]), INDEX_DTYPE), ())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none, or of a killed machine
 
 
 def _copy(part: _Part, old: int, folder: Path, number: int) -> WrittenShard:
@@ -130,6 +178,9 @@ def _copy(part: _Part, old: int, folder: Path, number: int) -> WrittenShard:
         tar.finish()
     identities = int((np.unique(rows["pid"]) > 0).sum())
     new = ShardEntry(name, tar.offset, tar.digest.hexdigest(), len(rows), identities)
+    rows_text = base64.b64encode(rows.tobytes()).decode()
+    record = {"origin": _origin(part, old), "entry": asdict(new), "rows": rows_text}
+    write_atomically(_record(folder, number), json.dumps(record).encode())
     return WrittenShard(new, rows, ())
 
 
@@ -171,7 +222,36 @@ def _masks(parts: list[_Part]) -> MaskReport:
     forms = sorted({report.form for report in reports.values()} - {""})
     policy = max((report.policy for report in reports.values()), key=POLICIES.index)
     checked = sum(report.checked for report in reports.values())
-    return MaskReport(policy, checked, dict(counts), tuple(examples), "; ".join(forms))
+    return MaskReport(policy, checked, dict(counts), tuple(examples), "; ".join(forms), _maker(reports))
+
+
+def _maker(reports: dict[str, MaskReport]) -> dict[str, str]:
+    """Who made the masks; of several, each field with the folders' names."""
+    makers = {name: report.maker for name, report in reports.items()}
+    first, *others = makers.values()
+    if all(maker == first for maker in others):
+        return first
+    fields = dict.fromkeys(field for maker in makers.values() for field in maker)
+    return {
+        field: "; ".join(f"{name}: {maker[field]}" for name, maker in makers.items() if field in maker)
+        for field in fields
+    }
+
+
+def _numbering(parts: list[_Part]) -> dict[str, dict[str, int]]:
+    """The numbers that names of identities and cameras have now, each name after its folder's."""
+    found: dict[str, dict[str, int]] = {}
+    for part in parts:
+        for what, old, first in (
+            ("pid", part.pids, part.first_pid),
+            ("camid", part.camids, part.first_camid),
+        ):
+            now = {number: first + rank for rank, number in enumerate(old.tolist())}
+            named = part.shards.manifest.numbering.get(what, {})
+            numbers = {f"{part.name}/{text}": now[number] for text, number in named.items() if number in now}
+            if numbers:
+                found.setdefault(what, {}).update(numbers)
+    return found
 
 
 def _images(parts: list[_Part]) -> ImageReport | None:
