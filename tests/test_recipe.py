@@ -14,6 +14,7 @@ from torch import Tensor
 from maskreid_dist.config import DEFAULT_MARGINS, LossConfig
 from maskreid_dist.errors import RecipeError
 from maskreid_dist.model import Output
+from maskreid_dist.model.build import check_backbone
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.training.objective import objective
 from maskreid_kernels import (
@@ -44,7 +45,11 @@ def write(tmp_path: Path, text: str) -> Path:
     "path", sorted((ROOT / "launch" / "recipes").glob("*.toml")), ids=lambda path: path.stem
 )
 def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
-    assert load_recipe(path).data.shards
+    config = load_recipe(path)
+    assert config.data.shards
+    if config.model.backbone != "inception":
+        pytest.importorskip("timm")
+        check_backbone(config)
 
 
 def test_recipes_are_read_without_torch() -> None:
