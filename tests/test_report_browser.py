@@ -8,7 +8,8 @@ import pytest
 
 from browser import CHROMIUM, Page, chromium
 from maskreid_dist.report import write_report
-from test_report import query, report
+from maskreid_dist.report.compare_page import ChangedQuery, ComparePage, verdict, write_compare_page
+from test_report import FIGURES, query, report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium in the PATH")
 SHOWN = "[...document.querySelectorAll('.query')].filter(q => q.offsetParent).map(q => q.id)"
@@ -109,3 +110,36 @@ def test_it_fits_a_phone_light_and_dark(page: Page, tmp_path: Path, dark: bool) 
     assert light is not dark
     small = "[...document.querySelectorAll('select, .filters input[type=search], .shot')]"
     assert page.value(f"{small}.filter(e => e.getBoundingClientRect().height < 30).length") == 0
+
+
+def test_a_comparison_filters_moves_and_fits_a_phone(browser: Page, tmp_path: Path) -> None:
+    both = [ChangedQuery(query(kind, later=37), query(kind)) for kind in ("gained", "lost")]
+    path = tmp_path / "both.html"
+    figures = [("demo, step 8", FIGURES), ("demo, step 8", FIGURES)]
+    differences = {"mAP": (1.5, -0.5, 3.5)}
+    page = ComparePage(
+        ("runs/a", "runs/b"), figures, differences, [[0.5, 0.6], [0.6, 0.7]], [(0.1, 0.4), (0.5, 0.5)],
+        {"optimizer.lr": ("0.1", "<0.2>")}, both,
+    )  # fmt: skip
+    write_compare_page(path, page)
+    for width in (1400, 390):
+        browser.open(path, width=width)
+        assert browser.value("document.documentElement.scrollWidth") <= width
+    table = browser.value("document.querySelector('.differences').textContent")
+    assert "+1.50" in table and "-0.50 to +3.50" in table and "may be chance" in table
+    assert "<0.2>" in browser.value("document.querySelector('.settings').textContent")
+    choose(browser, "group", "lost")
+    assert browser.value("document.querySelector('output').textContent") == "1 of 2 queries"
+    # From A's list to B's of the same query.
+    browser.value("document.querySelectorAll('.query')[1].querySelectorAll('.shot')[2].focus()")
+    browser.press("ArrowDown")
+    expected = "[...document.querySelectorAll('.query')[1].querySelectorAll('.row')].indexOf"
+    assert browser.value(f"{expected}(document.activeElement.closest('.row'))") == 1
+    assert browser.value(FOCUS) == "key_0"
+    assert browser.problems == []
+
+
+def test_verdicts() -> None:
+    assert [verdict(0.1, 2), verdict(-2, -0.1), verdict(-1, 1)] == [
+        "B is better", "A is better", "may be chance"
+    ]  # fmt: skip

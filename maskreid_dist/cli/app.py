@@ -18,6 +18,7 @@ import typer
 from maskreid_dist import __version__
 from maskreid_dist.cli.bench import bench_app
 from maskreid_dist.cli.calibrate import calibrate
+from maskreid_dist.cli.compare import compare
 from maskreid_dist.cli.doctor import doctor
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.gallery import embed, enrol, forget, score, search
@@ -46,7 +47,7 @@ app.add_typer(bench_app, name="bench")
 app.command()(verify)
 app.command()(plan)
 app.command()(stats)
-for command in (embed, search, enrol, forget, score, calibrate, init, doctor):
+for command in (embed, search, enrol, forget, score, calibrate, compare, init, doctor):
     app.command()(command)
 app.command("plan-run")(plan_run)
 app.command()(runs)

@@ -1,0 +1,89 @@
+"""`maskreid compare`: two runs on the same queries."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from maskreid_dist.cli.failures import one_line_errors
+
+if TYPE_CHECKING:
+    from maskreid_dist.evaluation.compare import Comparison
+
+
+@one_line_errors
+def compare(
+    first: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
+    second: Annotated[Path, typer.Argument(help="The one to compare it with.", show_default=False)],
+    shards: Annotated[
+        str,
+        typer.Argument(
+            help="Shards with the splits query and gallery, a folder or a URL.", show_default=False
+        ),
+    ],
+    ap: Annotated[Literal["hits", "trapezoid"], typer.Option(help="Definition of AP.")] = "hits",
+    html: Annotated[
+        Path | None, typer.Option(help="Write both side by side here, with ranked lists.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the figures as JSON here.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Keep the shards of a URL in this folder.")] = None,
+    cameras: Annotated[
+        Literal["labels", "none"],
+        typer.Option(
+            help="none: the data has no camera ids; only the query's own image, by key, is left out."
+        ),
+    ] = "labels",
+) -> None:
+    """Rank one gallery with two networks: differences with paired intervals, and the queries that changed
+    most."""
+    from maskreid_dist.evaluation.compare import Side, in_percent, write_comparison
+    from maskreid_dist.evaluation.compare import compare as found_by
+    from maskreid_dist.evaluation.evaluate import evaluate_checkpoint, print_table, write_json
+    from maskreid_dist.files import check_writable
+    from maskreid_dist.model.checkpoint import find_checkpoint
+    from maskreid_shards import open_shards
+
+    for path in (html, output):
+        if path:
+            check_writable(path)
+    console = Console()
+    opened = open_shards(shards, cache=cache)
+    for run in (first, second):  # before the long work of the other
+        find_checkpoint(run)
+    sides = [Side(*evaluate_checkpoint(run, opened, console, ap, cameras)) for run in (first, second)]
+    found = found_by(sides[0], sides[1], opened)
+    names = ("first", "second")  # runs may have one name
+    print_table(
+        console,
+        [replace(side.ranked, name=f"{n}: {side.ranked.name}") for n, side in zip(names, sides, strict=True)],
+    )
+    console.print(_table(found))
+    console.print(
+        "95 % intervals: queries resampled 1000 times, the same for both; of other queries of these persons, "
+        "not of another training",
+        highlight=False,
+    )
+    if output:
+        write_json(output, {"cameras": cameras, "ap": ap, **in_percent(found)})
+        print(f"figures: {output.absolute()}")
+    if html:
+        write_comparison(html, found, opened, cameras)
+        print(f"page: {html.absolute()}")
+
+
+def _table(found: "Comparison") -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("second - first, points", "", "interval", ""):
+        table.add_column(name, justify="right" if name == "" else "left")
+    for name, one in found.differences.items():
+        low, high = one.interval
+        table.add_row(
+            name,
+            f"{100 * one.value:+.2f}",
+            f"{100 * low:+.2f} to {100 * high:+.2f}",
+            "" if one.clear else "may be chance",
+        )
+    return table
