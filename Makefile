@@ -7,7 +7,7 @@ TRITON_TESTS := $(addprefix tests/test_kernels_,\
 INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters
 
-.PHONY: help install demo test faults exactness step-cost kills cluster lint types \
+.PHONY: help install demo test faults exactness step-cost kills cluster hostile lint types \
   golden speed kernels-report kernels-predictions kernels-gpu-path launch-counts gpu-cache gpu test-adapters kernels-alone steady wheels clean
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make cluster train over several hosts, namespaces of this machine, by every launcher (root; OPTIONS=--help)"
 	@echo "make exactness  1, 2, 4 ranks x ZeRO 0-3 x micro batches x memory against one process: a table"
 	@echo "make step-cost  a step beside bare forward, backward and optimizer; peak memory of micro_images"
+	@echo "make hostile  what a user may be given: links, pipes, lies, odd servers (SECURITY.md)"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
 	@echo "make golden  compare training, losses and a conversion with a commit's, bit for bit (BASE=COMMIT)"
@@ -84,6 +85,9 @@ exactness: $(INSTALLED)
 
 step-cost: $(INSTALLED)
 	$(BIN)/python tests/step_cost.py $(OPTIONS)
+
+hostile: $(INSTALLED)
+	$(BIN)/python -m pytest -q tests/test_hostile_*.py tests/test_checkpoint_damage.py --durations=5
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
