@@ -18,18 +18,19 @@ def fit_index(layout: Layout) -> Layout:
 
     Raises ShardError: a pid of more than 18 digits.
     """
-    for source in layout.sources():
-        if source.pid > MAX_PID:
-            raise ShardError(too_long(source))
-    camids = sorted({source.camid for source in layout.sources()})
+    splits = [Sources.of(part) for part in layout.splits.values()]
+    for part in splits:
+        for at in np.flatnonzero(part.pids > MAX_PID)[:1]:
+            raise ShardError(too_long(part[int(at)]))
+    camids = sorted({camid for part in splits for camid in part.camids})
     if not camids or camids[-1] <= MAX_CAMID:
         return layout
     number = {camid: position for position, camid in enumerate(camids, 1)}
-    splits = {
+    renumbered = {
         split: Sources.of(replace(source, camid=number[source.camid]) for source in sources)
         for split, sources in layout.splits.items()
     }
     said = ", ".join(f"{camid} is {position}" for camid, position in number.items())
     note = f"cameras are numbered anew, as {camids[-1]} does not fit the index: {said}"
     numbering = {**layout.numbering, "camid": {str(camid): position for camid, position in number.items()}}
-    return replace(layout, splits=splits, notes=(*layout.notes, note), numbering=numbering)
+    return replace(layout, splits=renumbered, notes=(*layout.notes, note), numbering=numbering)

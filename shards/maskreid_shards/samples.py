@@ -177,6 +177,21 @@ class Sources(Sequence[Source]):
             np.frombuffer(self._columns.pids, np.int64)[self._order] if len(self) else np.empty(0, np.int64)
         )
 
+    @property
+    def camids(self) -> set[int]:
+        """Those that occur. Like the next two, without making a source."""
+        return {self._columns.camids[at] for at in self._order.tolist()}
+
+    @property
+    def splits(self) -> list[str]:
+        """Of each."""
+        return [self._columns.splits[at] for at in self._order.tolist()]
+
+    @property
+    def folders(self) -> set[Path]:
+        """Where the images lie."""
+        return {Path(folder) for folder in {self._columns.paths.folders[at] for at in self._order.tolist()}}
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process gets these alone, not all that share the buffers."""
         columns = _Columns(self)

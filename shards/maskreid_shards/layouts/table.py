@@ -71,7 +71,7 @@ def scan_csv(src: Path) -> Layout:
     if root is not None:
         found = Sources.of(replace(source, name=source.path.relative_to(root).as_posix()) for source in found)
     splits = {}
-    split_of = [source.split for source in found]
+    split_of = found.splits
     for split in dict.fromkeys(split_of):
         part = found.take(np.flatnonzero([one == split for one in split_of]))
         keys = numbered(part.pids.tolist())
@@ -204,6 +204,8 @@ def _check_paths(src: Path, lines: "array[int]", rows: Sources) -> None:
 
 
 def _check_identities(src: Path, lines: "array[int]", rows: Sources) -> None:
+    if len(set(rows.splits)) == 1:
+        return
     train = {row.pid for row in rows if row.split == "train"}
     for line, row in zip(lines, rows, strict=True):
         if row.split != "train" and row.pid in train:
@@ -221,7 +223,7 @@ def _common_root(rows: Sources) -> Path | None:
 
 
 def _common_folder(rows: Sources) -> Path:
-    return Path(os.path.commonpath({row.path.parent for row in rows}))
+    return Path(os.path.commonpath(rows.folders))
 
 
 def _searched(rows: Sources) -> tuple[Path, ...]:

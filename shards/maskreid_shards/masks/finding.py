@@ -63,7 +63,10 @@ def find_other_names(layout: Layout) -> Layout:
         found.append((source.name, other))
         return replace(source, mask_path=expected.with_name(other))
 
-    splits = {split: Sources.of(map(placed, sources)) for split, sources in layout.splits.items()}
+    splits = {}
+    for split, sources in layout.splits.items():
+        there = all(source.mask_path is None or folders.holds(source.mask_path) for source in sources)
+        splits[split] = sources if there else Sources.of(map(placed, sources))
     if not found:
         return layout
     shown = ", ".join(f"{other} of {name}" for name, other in found[:EXAMPLES])
