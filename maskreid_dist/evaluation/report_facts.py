@@ -78,6 +78,7 @@ def _network(config: Config) -> dict[str, str]:
     model, data = config.model, config.data
     return {
         "loss": loss_text(config.loss),
+        "trunk": f"{model.backbone}, neck {model.neck}, pooling {model.pooling}",
         "streams": " and ".join(model.streams),
         "fusing": f"{model.fusing}, {model.fusing_rows} rows",
         "width": f"{model.width:g}, {model.embedding_dim} dimensions",
