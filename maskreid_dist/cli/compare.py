@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.terminal import Terminal, say
 
 if TYPE_CHECKING:
     from maskreid_dist.evaluation.compare import Comparison
@@ -49,7 +49,7 @@ def compare(
     for path in (html, output):
         if path:
             check_writable(path)
-    console = Console()
+    console = Terminal()
     opened = open_shards(shards, cache=cache)
     for run in (first, second):  # before the long work of the other
         find_checkpoint(run)
@@ -68,10 +68,10 @@ def compare(
     )
     if output:
         write_json(output, {"cameras": cameras, "ap": ap, **in_percent(found)})
-        print(f"figures: {output.absolute()}")
+        say(f"figures: {output.absolute()}")
     if html:
         write_comparison(html, found, opened, cameras)
-        print(f"page: {html.absolute()}")
+        say(f"page: {html.absolute()}")
 
 
 def _table(found: "Comparison") -> Table:

@@ -20,6 +20,7 @@ from .convert import check_fresh, finish_split, has_finished_shards
 from .errors import ShardError
 from .manifest import INDEX_DTYPE, VERSION, Manifest, ShardEntry, shard_name, write_manifest
 from .masks.policy import MaskReport, OnBadMask
+from .opening import read_json, regular_only
 from .reading import ShardSet, open_shards
 from .report import ConversionReport
 from .resume import RECORDS
@@ -145,9 +146,9 @@ def _origin(part: _Part, old: int) -> list[object]:
 
 def _finished(part: _Part, old: int, folder: Path, number: int) -> WrittenShard | None:
     try:
-        record = json.loads(_record(folder, number).read_bytes())
+        record = read_json(_record(folder, number))
         entry = ShardEntry(**record["entry"])
-        with open(folder / shard_name(SPLIT, number), "rb") as file:
+        with open(folder / shard_name(SPLIT, number), "rb", opener=regular_only) as file:
             whole = hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
         if not whole or record["origin"] != _origin(part, old):
             return None
