@@ -20,6 +20,7 @@ from maskreid_dist.cli.bench import bench_app
 from maskreid_dist.cli.calibrate import calibrate
 from maskreid_dist.cli.compare import compare
 from maskreid_dist.cli.doctor import doctor
+from maskreid_dist.cli.export import export
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.gallery import embed, enrol, forget, score, search
 from maskreid_dist.cli.init import init
@@ -51,6 +52,7 @@ for command in (embed, search, enrol, forget, score, calibrate, compare, init, d
     app.command()(command)
 app.command("plan-run")(plan_run)
 app.command()(runs)
+app.command()(export)
 app.command()(top)
 app.command()(supervise)
 
