@@ -192,7 +192,7 @@ def test_capturable_losses() -> None:
 
 @pytest.mark.parametrize(
     "major,shared_kb,chip",
-    [(8, 163, "large"), (8, 99, "small"), (9, 227, "wide"), (10, 227, "wide"), (12, 99, "small")],
+    [(8, 163, "large"), (8, 99, "small"), (9, 227, "wide"), (10, 227, "rows"), (12, 99, "small")],
 )
 def test_tiles_fit_the_chip(major: int, shared_kb: int, chip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     properties = SimpleNamespace(major=major, shared_memory_per_block_optin=shared_kb << 10)
@@ -205,4 +205,4 @@ def test_tiles_fit_the_chip(major: int, shared_kb: int, chip: str, monkeypatch: 
             2 * (tile.block_m + tile.block_n) * tile.block_d * (1 if tile.one_slab else tile.stages)
         )
         assert both_operands <= shared_kb << 10, (columns, tile)
-        assert tile.block_n == (256 if chip == "wide" and columns > 256 else 128)
+        assert tile.block_n == (256 if chip in ("wide", "rows") and columns > 256 else 128)

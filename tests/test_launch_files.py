@@ -146,7 +146,9 @@ def start_node(folder: Path, status: int, at_once: bool, **variables: str) -> "s
         STAND_IN.format(python=sys.executable, told=told, ready=ready, at_once=at_once, status=status)
     )
     program.chmod(0o755)
-    environment = {**os.environ, "PYTHON": str(program), "NODES": "3", "NODE_RANK": "1", "SLOTS": "2"}
+    # A training of an earlier test in this process may have set the port.
+    others = {name: text for name, text in os.environ.items() if name != "MASTER_PORT"}
+    environment = {**others, "PYTHON": str(program), "NODES": "3", "NODE_RANK": "1", "SLOTS": "2"}
     environment |= {"MASTER_ADDR": "first", "STOP": str(folder / "runs" / "x" / "stop"), **variables}
     return subprocess.Popen(
         ["bash", str(NODE), "recipe.toml", "--set", "name=a b"], env=environment, text=True, stderr=-1
