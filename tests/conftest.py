@@ -28,12 +28,13 @@ else:
 
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
-    """As they were: a training in this process ignores SIGTERM while it leaves, and so would every program that
-    a later test starts."""
+    """As they were: a training in this process ignores SIGTERM while it leaves, and so would every program
+    that a later test starts."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)}
     yield
     for number, handler in before.items():
-        signal.signal(number, handler)
+        if handler is not None:  # none of Python's
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

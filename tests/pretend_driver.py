@@ -62,7 +62,7 @@ class Records:
 
     def problems(self, spill_limit: int) -> list[str]:
         """One line for each program that a GPU would refuse, or that spills more than `spill_limit` bytes;
-        twice as many where sums are float64, whose registers are twice as wide and which only tests ask for."""
+        twice as many where sums are float64, whose registers are twice as wide: only tests ask for it."""
         found = [f"does not compile: {line}" for line in self.failures]
         found += [f"grid out of range: {line}" for line in self.bad_grids]
         for one in self.compilations:
