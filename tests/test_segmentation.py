@@ -368,7 +368,7 @@ def test_masks_are_of_the_image_as_a_shard_shows_it(tmp_path: Path) -> None:
     (tmp_path / "src/0001").mkdir(parents=True)
     Image.new("RGB", (32, 16), (9, 9, 9)).save(tmp_path / "src/0001/a.jpg", exif=exif)
     layout = scan_folder(tmp_path / "src")
-    sources = layout.sources()
+    sources = list(layout.sources())
     with pytest.raises(ShardError):
         write_masks(sources, tmp_path / "none", _left_half)  # type: ignore[arg-type]
     for policy, size in (("transpose", (16, 32)), ("ignore", (32, 16))):

@@ -126,7 +126,7 @@ AGENT = """
 import sys
 from maskreid_dist.training.ending import stop_agent
 from maskreid_dist.training.environment import Place
-place = Place(0, int(sys.argv[1]), 1, 1)
+place = Place(0, int(sys.argv[1]), 1)
 stop_agent(place, {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_RESTART_COUNT": sys.argv[2]})
 print("told")
 """

@@ -404,7 +404,7 @@ def test_evaluate_by_other_protocols(alone: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*command, *flags])
     assert result.exit_code == 0, result.output
     assert "without cameras: only the query's own image was left out" in result.output
-    assert "only the query&#39;s own image left out" in report.read_text().replace("&#x27;", "&#39;")
+    assert "the query&#39;s own image, by its key" in report.read_text().replace("&#x27;", "&#39;")
     assert json.loads(figures.read_text())["cameras"] == "none"
     result = CliRunner().invoke(app, [*command, "--cameras", "none", "--camera-pairs"])
     assert result.exit_code == 2 and result.output.count("\n") == 1
