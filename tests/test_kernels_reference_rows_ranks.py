@@ -44,7 +44,9 @@ def check_rows(
         if leaf.grad is not None:
             error[mine] = leaf.grad / world - right[mine]
         dist.all_reduce(error)
-        assert error.norm() <= 1e-6 * right.norm().clamp(min=1e-6), where
+        # float32: 3e-7 at most but for circle, whose weights are exponentials of gamma (1.07e-6 on an EPYC).
+        bound = 2e-6 if name == "circle" else 1e-6
+        assert error.norm() <= bound * right.norm().clamp(min=1e-6), where
 
 
 def raised_by(loss: str, reference: object, **options: Any) -> str:

@@ -107,6 +107,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = read_json(manifest_path)
         found = manifest.get("format") if isinstance(manifest, dict) else None
+        if found is None:
+            raise CheckpointError(f"{manifest_path}: not a checkpoint manifest; use another checkpoint")
         if found != FORMAT:
             raise CheckpointError(
                 f"{manifest_path}: format {found!r}, not {FORMAT!r}; save it again with this version"
@@ -128,6 +130,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise CheckpointError(f"{error.filename}: {error.strerror}; use another checkpoint") from None
+    except CheckpointError:  # a ValueError too
+        raise
     except ValidationError as error:
         raise CheckpointError(f"{manifest_path}: not a checkpoint manifest: {describe(error)}") from None
     except ValueError as error:
