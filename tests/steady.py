@@ -72,7 +72,7 @@ def run(tests: list[str], times: int, condition: str) -> int:
                 print(said)
             load = os.getloadavg()[0]
             took = time.monotonic() - start
-            line = said.strip().splitlines()[-1]
+            line = done.stdout.strip().splitlines()[-1]
             print(f"{condition} {number}/{times}: {line} ({took:.0f} s, load {load:.1f})", flush=True)
     return failed
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from gloo import run_ranks
 from maskreid_dist.retrieval import expand_queries, nearest
-from maskreid_dist.retrieval.distance import Metric
+from maskreid_dist.retrieval.distance import Metric, block_distances
 from maskreid_dist.retrieval.inputs import image_set
-from maskreid_dist.retrieval.nearest import largest_distances
+from maskreid_dist.retrieval.nearest import nearest_and_largest, nearest_images
 from maskreid_dist.retrieval.tile import LARGEST_TILE
 
 Array = NDArray[Any]
@@ -85,15 +85,21 @@ def test_ties_are_ordered_by_gallery_index() -> None:
     assert np.array_equal(same.index_QK, np.tile(np.arange(7), (2, 1)))
 
 
-def test_largest_distances_are_exact() -> None:
+@pytest.mark.parametrize("spread", [1.0, 1e-4])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_largest_distances_are_exact(metric: Metric, spread: float) -> None:
+    """Over two tiles; a small spread: float32 leaves all rows open."""
     rng = np.random.default_rng(2)
-    rows = rng.standard_normal((700, 9))
-    ids = np.zeros(700, np.int64)
-    for metric in ("cosine", "euclidean"):
-        images = image_set("query", rows, ids, ids, metric=metric)
-        found = largest_distances(images, images, metric)
-        expected = whole(rows, rows, metric).max(axis=1)
-        assert np.allclose(found if metric == "cosine" else np.sqrt(found), expected, rtol=1e-12)
+    rows = 1.0 + spread * rng.standard_normal((LARGEST_TILE + 300, 3))
+    ids = np.zeros(len(rows), np.int64)
+    images = image_set("query", rows, ids, ids, metric=metric)
+    index, found = nearest_and_largest(images, 4, metric)
+    some = slice(LARGEST_TILE - 100, LARGEST_TILE + 100)
+    mine = images.features[some], images.norms[some]
+    whole_rows = block_distances(*mine, images.features, images.norms, metric)  # the definition, bit for bit
+    assert np.array_equal(found[some], whole_rows.amax(dim=1).numpy())
+    alone = nearest_images(images, images, 4, metric).index_QK
+    assert np.array_equal(index, alone)
 
 
 def _rank_part(rank: int, world: int, parts: list[tuple[int, int]], results: Path) -> None:

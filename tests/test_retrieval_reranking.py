@@ -67,7 +67,7 @@ def people(queries: int, images: int, seed: int, noise: float = 0.7) -> tuple[Ar
 def sparse(query: Array, gallery: Array, options: ReRanking, metric: Metric) -> NDArray[np.float64]:
     ids = [np.zeros(len(rows), np.int64) for rows in (query, gallery)]
     sides = both_sides(query, ids[0], ids[0], gallery, ids[1], ids[1], metric=metric)
-    return np.concatenate(list(reranked_blocks(*sides, options, metric, block=17)))
+    return np.concatenate([block.copy() for block in reranked_blocks(*sides, options, metric, block=17)])
 
 
 @settings(max_examples=40)

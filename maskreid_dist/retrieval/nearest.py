@@ -76,13 +76,7 @@ def nearest_images(
     query: ImageSet, gallery: ImageSet, k: int, metric: Metric, *, first: int = 0
 ) -> Neighbours:
     """Of this rank's gallery, whose first image has the global index `first`; Euclidean distances squared."""
-    starts = range(0, len(query), QUERY_BLOCK)
-    lists = [_BlockLists(part(query, start, start + QUERY_BLOCK), k, metric) for start in starts]
-    for start in range(0, len(gallery), LARGEST_TILE):
-        rows = part(gallery, start, start + LARGEST_TILE, query.features.device)
-        tile = Tile.build(rows, first + start, query.norms, metric)
-        for block in lists:
-            block.add(tile)
+    lists = _lists(query, gallery, k, metric, first, False)
     width = min(k, len(gallery))
     return Neighbours(
         np.concatenate([block.index_BK for block in lists] or [np.zeros((0, width), np.int64)]),
@@ -90,31 +84,38 @@ def nearest_images(
     )
 
 
-def largest_distances(query: ImageSet, gallery: ImageSet, metric: Metric) -> NDArray[np.float64]:
-    """Of every query to any gallery image, exactly: (Q,) float64, Euclidean squared."""
+def nearest_and_largest(images: ImageSet, k: int, metric: Metric) -> tuple[IntArray, NDArray[np.float64]]:
+    """Of every image among all of them: its k nearest, itself included, (N, K) int64, and the largest
+    distance to any, exactly, (N,) float64, Euclidean squared. One product of all with all."""
+    lists = _lists(images, images, k, metric, 0, True)
+    return np.concatenate([block.index_BK for block in lists]), np.concatenate(
+        [block.largest_B for block in lists]
+    )
+
+
+def _lists(
+    query: ImageSet, gallery: ImageSet, k: int, metric: Metric, first: int, largest: bool
+) -> list["_BlockLists"]:
     starts = range(0, len(query), QUERY_BLOCK)
-    blocks = [part(query, start, start + QUERY_BLOCK) for start in starts]
-    largest = [np.full(len(block), -np.inf) for block in blocks]
-    precision = precisions(query.features.device, query.features.shape[1])[0]
-    slack = 2 * _steps(precision, query) + 1
+    lists = [_BlockLists(part(query, start, start + QUERY_BLOCK), k, metric, largest) for start in starts]
     for start in range(0, len(gallery), LARGEST_TILE):
         rows = part(gallery, start, start + LARGEST_TILE, query.features.device)
-        tile = Tile.build(rows, start, query.norms, metric)
-        for block, found in zip(blocks, largest, strict=True):
-            keys_BU = tile.keys(block, precision)
-            least_B = (keys_BU.amax(dim=1) >> COLUMN_BITS) - slack
-            b, u = (keys_BU >= (least_B << COLUMN_BITS)[:, None]).nonzero(as_tuple=True)
-            np.maximum.at(found, b.cpu().numpy(), tile.exact(block, b, u).cpu().numpy())
-    return np.concatenate(largest)
+        tile = Tile.build(rows, first + start, query.norms, metric)
+        for block in lists:
+            block.add(tile)
+    return lists
 
 
 class _BlockLists:
-    """The lists of a block of queries over the tiles seen, sorted; K grows to k."""
+    """The lists of a block of queries over the tiles seen, sorted; K grows to k. largest_B, where asked for:
+    the largest distance seen."""
 
-    def __init__(self, query: ImageSet, k: int, metric: Metric) -> None:
+    def __init__(self, query: ImageSet, k: int, metric: Metric, largest: bool) -> None:
         self.query, self.k, self.metric = query, k, metric
         self.index_BK = np.zeros((len(query), 0), np.int64)
         self.distance_BK = np.zeros((len(query), 0))
+        self.wants_largest = largest
+        self.largest_B = np.full(len(query), -np.inf)
 
     def add(self, tile: Tile) -> None:
         if not len(tile.index_N):
@@ -122,11 +123,16 @@ class _BlockLists:
         levels = precisions(self.query.features.device, self.query.features.shape[1])
         for precision in levels:
             keys_BU = tile.keys(self.query, precision)
-            b, u = _below(keys_BU, self._limits(tile, keys_BU, precision))
-            if precision is levels[-1] or len(b) <= max(
-                _OPEN_SHARE * keys_BU.numel(), 4 * self.k * len(keys_BU)
-            ):
+            near = _below(keys_BU, self._limits(tile, keys_BU, precision))
+            far = self._far(tile, keys_BU, precision)
+            enough = max(_OPEN_SHARE * keys_BU.numel(), 4 * self.k * len(keys_BU))
+            if precision is levels[-1] or len(near[0]) + len(far[0]) <= enough:
                 break
+        self._take(tile, *near)
+        np.maximum.at(self.largest_B, far[0].cpu().numpy(), tile.exact(self.query, *far).cpu().numpy())
+
+    def _take(self, tile: Tile, b: Tensor, u: Tensor) -> None:
+        """Merge the candidates, by their exact distances, into the lists."""
         distance_I = tile.exact(self.query, b, u).cpu().numpy()
         row_I, index_I, distance_I = _images(tile, b.cpu().numpy(), u.cpu().numpy(), distance_I, self.k)
         B, K = self.index_BK.shape
@@ -135,20 +141,36 @@ class _BlockLists:
         distance = np.concatenate([self.distance_BK.ravel(), distance_I])
         self.index_BK, self.distance_BK = _first_k(rows, index, distance, B, self.k)
 
+    def _far(self, tile: Tile, keys_BU: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
+        """Rows that may be farther than what was seen and than the others of the tile: as `_below`."""
+        if not self.wants_largest:
+            nothing = torch.zeros(0, dtype=torch.long, device=keys_BU.device)
+            return nothing, nothing
+        steps = _steps(precision, self.query)
+        least_B = (keys_BU.amax(dim=1) >> COLUMN_BITS) - (2 * steps + 1)
+        seen_B1 = torch.from_numpy(self.largest_B[:, None]).to(self.query.norms.device)
+        seen_B = places(seen_B1, self.query.norms, self.metric, tile.scale)[:, 0] * precision.steps - steps
+        least_B = torch.maximum(least_B, _clamped(seen_B.floor() - 1, precision))
+        return _below(-keys_BU, -(least_B << COLUMN_BITS) + 1)
+
     def _limits(self, tile: Tile, keys_BU: Tensor, precision: Precision) -> Tensor:
         """Keys at or above which a row is certainly behind the K-th image: (B,) integers."""
         steps = _steps(precision, self.query)
         if self.index_BK.shape[1] == self.k:
             last_B1 = torch.from_numpy(self.distance_BK[:, -1:]).to(self.query.norms.device)
             place_B = places(last_B1, self.query.norms, self.metric, tile.scale)[:, 0] * precision.steps
-            # Places beyond all keys stay beyond them.
-            limit = (1 << (torch.iinfo(precision.integer).bits - COLUMN_BITS - 1)) - 2
-            step_B = (place_B + steps).floor().clamp(-limit, limit).to(keys_BU.dtype)
+            step_B = _clamped((place_B + steps).floor(), precision)
         elif keys_BU.shape[1] > self.k:  # at least k rows are certainly not behind the k-th by its key
             step_B = (_kth(keys_BU, self.k) >> COLUMN_BITS) + (2 * steps + 1)
         else:
             return keys_BU.new_full((len(keys_BU),), torch.iinfo(keys_BU.dtype).max)
         return (step_B + 1) << COLUMN_BITS
+
+
+def _clamped(step_B: Tensor, precision: Precision) -> Tensor:
+    """As the precision's integers; what lies beyond all keys stays beyond them."""
+    limit = (1 << (torch.iinfo(precision.integer).bits - COLUMN_BITS - 1)) - 2
+    return step_B.clamp(-limit, limit).to(precision.integer)
 
 
 def _kth(keys_BU: Tensor, k: int) -> Tensor:

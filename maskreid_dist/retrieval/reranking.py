@@ -29,7 +29,7 @@ from maskreid_dist.errors import RetrievalError
 from maskreid_dist.retrieval.distance import Metric, pair_distances
 from maskreid_dist.retrieval.evaluate import check_options, score, why_no_query_is_valid
 from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, both_sides, part, unlabelled
-from maskreid_dist.retrieval.nearest import largest_distances, nearest_images
+from maskreid_dist.retrieval.nearest import nearest_and_largest
 from maskreid_dist.retrieval.pairs import JUNK_PID, GalleryIndex, IntArray, block_pairs
 from maskreid_dist.retrieval.result import RetrievalResult
 from maskreid_dist.retrieval.sparse import Rows, mean_of_rows, shared_mass, transposed
@@ -67,27 +67,35 @@ def reranked_blocks(
 ) -> Iterator[NDArray[np.float64]]:
     """Final distances of the queries to the gallery, `block` queries at a time: (B, G) float64.
 
-    A gallery smaller than k1 or k2 has fewer neighbours. Products are float64: equal up to its rounding.
+    A gallery smaller than k1 or k2 has fewer neighbours. Products are float64: equal up to its rounding. The
+    array may be overwritten; the next block overwrites it.
     """
     images = unlabelled(query, gallery)
-    largest_N = _powered(largest_distances(images, images, metric), options)
+    wanted = min(max(options.k1 + 1, options.k2), len(images))
+    index_NK, distance_N = nearest_and_largest(images, wanted, metric)
+    largest_N = _powered(distance_N, options)
     largest_N[largest_N == 0] = 1.0  # all images are copies of one
-    wanted = max(options.k1 + 1, options.k2)
-    index_NK = nearest_images(images, images, min(wanted, len(images)), metric).index_QK
     encoded = _encode(images, index_NK[:, : options.k1 + 1], largest_N, options, metric)
     if options.k2 > 1:
         encoded = mean_of_rows(encoded, index_NK[:, : options.k2])
     Q = len(query)
     by_column = transposed(encoded.from_row(Q))
     g_GD, g_G = _operand(gallery, metric)
+    # The same memory for every block: glibc's heap would break up, and hold twice as much in the end.
+    buffers = np.empty((3, min(block, Q), len(gallery)))
     for start in range(0, Q, block):
         stop = min(start + block, Q)
-        shared_BG = shared_mass(encoded, start, stop, by_column)
-        d_BG = _powered(_distances(_operand(part(query, start, stop), metric), (g_GD, g_G), metric), options)
-        d_BG /= largest_N[start:stop, None]
-        d_BG *= options.weight
-        jaccard_BG = np.divide(shared_BG, 2.0 - shared_BG, out=shared_BG)
-        d_BG += (1.0 - options.weight) * (1.0 - jaccard_BG)
+        d_BG, shared_BG, union_BG = buffers[:, : stop - start]
+        shared_mass(encoded, start, stop, by_column, shared_BG)
+        _distances(_operand(part(query, start, stop), metric), (g_GD, g_G), metric, d_BG)
+        if options.power == "fourth":
+            np.square(d_BG, out=d_BG)
+        d_BG *= options.weight / largest_N[start:stop, None]
+        np.subtract(2.0, shared_BG, out=union_BG)
+        shared_BG /= union_BG
+        shared_BG *= 1.0 - options.weight
+        d_BG -= shared_BG
+        d_BG += 1.0 - options.weight
         yield d_BG
 
 
@@ -162,13 +170,19 @@ def _operand(images: ImageSet, metric: Metric) -> tuple[Tensor, Tensor]:
     return rows, images.norms.square()
 
 
-def _distances(q: tuple[Tensor, Tensor], g: tuple[Tensor, Tensor], metric: Metric) -> NDArray[np.float64]:
-    product_BG = q[0] @ g[0].T
-    if metric == "cosine":
-        d_BG = 1.0 - product_BG
+def _distances(
+    q: tuple[Tensor, Tensor], g: tuple[Tensor, Tensor], metric: Metric, out_BG: NDArray[np.float64]
+) -> None:
+    """Of rows and their squared norms, into `out_BG`; Euclidean squared."""
+    d_BG = torch.from_numpy(out_BG)
+    if q[0].device.type == "cpu":
+        torch.mm(q[0], g[0].T, out=d_BG)
     else:
-        d_BG = product_BG.mul_(-2.0).add_(q[1][:, None]).add_(g[1][None, :]).clamp_min_(0.0)
-    return d_BG.cpu().numpy()
+        d_BG.copy_(q[0] @ g[0].T)
+    if metric == "cosine":
+        d_BG.neg_().add_(1.0)
+    else:
+        d_BG.mul_(-2.0).add_(q[1].cpu()[:, None]).add_(g[1].cpu()).clamp_min_(0.0)
 
 
 def evaluate_reranked(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from maskreid_dist.retrieval.pairs import IntArray
 
-_CHUNK_ENTRIES = 1 << 21  # entries handled at once: some 50 MiB
+_CHUNK_ENTRIES = 1 << 19  # entries handled at once: some 30 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +73,9 @@ def mean_of_rows(rows: Rows, index_NK: IntArray) -> Rows:
     return Rows.build(np.concatenate(counts), np.concatenate(columns), np.concatenate(values), rows.columns)
 
 
-def shared_mass(rows: Rows, start: int, stop: int, by_column: Rows) -> NDArray[np.float64]:
-    """sum_c min(rows[i, c], other[j, c]) for i in start..stop - 1 and every j: (stop - start, J) float64.
+def shared_mass(rows: Rows, start: int, stop: int, by_column: Rows, out: NDArray[np.float64]) -> None:
+    """sum_c min(rows[i, c], other[j, c]) for i in start..stop - 1 and every j, into `out`, (stop - start, J) and
+    contiguous.
 
     by_column: `other` transposed.
     """
@@ -82,14 +83,14 @@ def shared_mass(rows: Rows, start: int, stop: int, by_column: Rows) -> NDArray[n
     mine = slice(rows.start_N[start], rows.start_N[stop])
     row_M = np.repeat(np.arange(stop - start), rows.count_N[start:stop])
     column_M, value_M = rows.column_M[mine], rows.value_M[mine]
-    shared = np.zeros((stop - start) * J)
+    out[:] = 0.0
+    shared = out.reshape(-1)
     for first, last in _chunks(by_column.count_N[column_M], _CHUNK_ENTRIES):
         entry_E, of_E = by_column.entries(column_M[first:last].astype(np.int64))
         least_E = np.minimum(by_column.value_M[entry_E], value_M[first:last][of_E])
         at_E = row_M[first:last][of_E] * J + by_column.column_M[entry_E]
         low, high = (int(at_E.min()), int(at_E.max()) + 1) if len(at_E) else (0, 0)
         shared[low:high] += np.bincount(at_E - low, weights=least_E, minlength=high - low)
-    return shared.reshape(stop - start, J)
 
 
 def _chunks(size_N: IntArray, limit: int) -> list[tuple[int, int]]:
