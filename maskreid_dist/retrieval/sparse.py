@@ -74,10 +74,9 @@ def mean_of_rows(rows: Rows, index_NK: IntArray) -> Rows:
 
 
 def shared_mass(rows: Rows, start: int, stop: int, by_column: Rows, out: NDArray[np.float64]) -> None:
-    """sum_c min(rows[i, c], other[j, c]) for i in start..stop - 1 and every j, into `out`, (stop - start, J) and
-    contiguous.
+    """sum_c min(rows[i, c], other[j, c]) for i in start..stop - 1 and every j, into `out`.
 
-    by_column: `other` transposed.
+    by_column: `other` transposed. out: (stop - start, J), contiguous.
     """
     J = by_column.columns
     mine = slice(rows.start_N[start], rows.start_N[stop])
