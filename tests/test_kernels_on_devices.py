@@ -18,7 +18,7 @@ import maskreid_kernels as kernels
 from gloo import run_ranks
 from maskreid_kernels import compiled, triton_tiles
 from maskreid_kernels.precision import choose_precision, matmul_precision
-from maskreid_kernels.ranks import RankLayout, agree_on_layout
+from maskreid_kernels.ranks import RankLayout, agree_on_layouts
 
 LOSSES = {name: loss for name, loss in kernels.LOSSES.items() if name != "softmax"}
 
@@ -173,7 +173,7 @@ def one_rank(rank: int, world: int) -> None:
     x, y = batch(12)
     for name in ("all_gather", "all_gather_into_tensor"):
         setattr(dist, name, None)  # any call fails
-    layout = agree_on_layout(x, None, dist.group.WORLD)
+    layout, _ = agree_on_layouts(x, None, None, dist.group.WORLD)
     assert layout == RankLayout(None, 0, (12,))
     for loss in LOSSES.values():
         assert torch.equal(loss(x, y, group=dist.group.WORLD), loss(x, y))

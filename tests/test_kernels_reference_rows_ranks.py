@@ -27,8 +27,8 @@ def check_rows(
 
 
 def bound_of(dtype: torch.dtype, name: str, options: dict[str, Any]) -> float:
-    """Of a gradient's error. Circle's exponent is gamma (S^2 - m^2): one rounding of a similarity near 1, which
-    every product has, changes a pair's weight by 2 gamma eps, in one process as over ranks."""
+    """Of a gradient's error. Circle's exponent is gamma (S^2 - m^2): one rounding of a similarity near 1,
+    which every product has, changes a pair's weight by 2 gamma eps, in one process as over ranks."""
     eps = torch.finfo(dtype).eps
     return max(8, 2 * options["gamma"] if name == "circle" else 0) * eps
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,13 +35,6 @@ from .ranks import RankLayout, ReferenceLayout, agree_on_layouts
 from .recorded import kept_rows, scaled
 
 DEFAULTS = Call()[1:]  # of all but the group
-
-
-class Statistics(Protocol):
-    """What a loss reports beside its value."""
-
-    def packed(self) -> Tensor:
-        """As one float64 tensor."""
 
 
 @dataclass(frozen=True)

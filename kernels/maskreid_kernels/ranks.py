@@ -66,16 +66,6 @@ class ReferenceLayout(RankLayout):
     learning: bool
 
 
-def agree_on_layout(
-    rows_BD: object,
-    problem: str | None,
-    group: dist.ProcessGroup | None,
-    options: Mapping[str, Any] | None = None,
-) -> RankLayout:
-    """`agree_on_layouts` of a call whose candidates are the batch."""
-    return agree_on_layouts(rows_BD, None, problem, group, options)[0]
-
-
 def agree_on_layouts(
     rows_BD: object,
     reference_RD: Tensor | None,

@@ -39,12 +39,13 @@ class MaskFigures:
 
 @dataclass(frozen=True)
 class MaskBench:
-    """Rows: no mask, those beside the images, made ones, exact ones; their IoU is over the `crops` of
-    identities. `by_kind`: the made ones' mean IoU over those of each split, over junk and over distractors,
-    each without the crops whose exact mask is empty."""
+    """Rows: no mask, those beside the images, made ones, exact ones; their IoU is over the `crops` whose
+    exact mask is not empty, junk and distractors too. `identities`: the made ones' mean IoU without these
+    two; `by_kind`: over the identities of each split, over junk and over distractors."""
 
     rows: tuple[MaskFigures, ...]
     by_kind: Mapping[str, float]
+    identities: float
     crops: int
 
     def promises(self) -> tuple[Promise, ...]:
@@ -91,9 +92,7 @@ def measure(
                 MaskFigures("no mask", None, None, None, None, 100 * plain.mAP_hits, 100 * plain.rank(1))
             )
         ranked = rank_histogram(name, shards, STRIPES, masked=True).result
-        together = np.concatenate(
-            [overlaps[name][split] for split in layout.splits if split in overlaps[name]]
-        )
+        together = np.concatenate(list(overlaps[name].values()))
         rows.append(
             MaskFigures(
                 name,
@@ -106,7 +105,8 @@ def measure(
             )
         )
     by_kind = {kind: float(iou.mean()) for kind, iou in overlaps[model].items()}
-    return MaskBench(tuple(rows), by_kind, len(together))
+    identities = np.concatenate([iou for kind, iou in overlaps[model].items() if kind in layout.splits])
+    return MaskBench(tuple(rows), by_kind, float(identities.mean()), len(together))
 
 
 def _made(layout: Layout, folder: Path, model: SegmentationModel, weights: Path | None) -> float:

@@ -356,7 +356,7 @@ def bench_masks(
     console = Terminal()
     with console.status("masks") as status, tempfile.TemporaryDirectory(prefix="maskreid-bench-") as folder:
         found = measure(source, against, Path(folder), model=model, weights=weights, say=status.update)
-    table = Table(title=f"{found.crops} crops of identities", box=None)
+    table = Table(title=f"{found.crops} crops", box=None)
     for heading in ("masks", "IoU", "median", "below 0.5", "crops/s per core", "mAP", "Rank-1"):
         table.add_column(heading, justify="left" if heading == "masks" else "right")
     for row in found.rows:
@@ -367,7 +367,7 @@ def bench_masks(
     console.print(Machine.here("cpu").line(), highlight=False)
     console.print(table)
     kinds = ", ".join(f"{kind} {iou:.3f}" for kind, iou in found.by_kind.items())
-    console.print(f"IoU of the {model} masks: {kinds}", highlight=False)
+    console.print(f"IoU of the {model} masks: identities {found.identities:.3f}; {kinds}", highlight=False)
     if output:
         date = datetime.date.today().isoformat()
         write_rows(output, [{"date": date, **vars(row)} for row in found.rows])
