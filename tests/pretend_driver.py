@@ -61,16 +61,14 @@ class Records:
     stubs: set[str] = field(default_factory=set)  # C texts
 
     def problems(self, spill_limit: int) -> list[str]:
-        """One line for each program that a GPU would refuse, or that spills more than `spill_limit` bytes;
-        twice as many where sums are float64, whose registers are twice as wide: only tests ask for it."""
+        """One line for each program that a GPU would refuse, or that spills more than `spill_limit` bytes."""
         found = [f"does not compile: {line}" for line in self.failures]
         found += [f"grid out of range: {line}" for line in self.bad_grids]
         for one in self.compilations:
             if one.shared > SHARED_LIMIT:
                 found.append(f"{one.shared} bytes of shared memory, the limit is {SHARED_LIMIT}: {one}")
-            limit = spill_limit * (2 if "ACC=fp64" in str(one) else 1)
-            if one.spills > limit:
-                found.append(f"{one.spills} bytes spilled, the limit is {limit}: {one}")
+            if one.spills > spill_limit:
+                found.append(f"{one.spills} bytes spilled, the limit is {spill_limit}: {one}")
         return list(dict.fromkeys(found))
 
     def read_binaries(self) -> None:

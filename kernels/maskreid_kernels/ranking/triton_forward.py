@@ -34,7 +34,7 @@ MARK_BYTES = 160 << 20  # bound of the recorded pairs, 8 bytes per mark
 SPARSE_UP_TO = 1 / 64
 FEW_MARKS = 16  # per anchor: always few
 PARTIAL_BYTES_PER_ANCHOR = 16  # sum, shift, active, count
-# Of whole rows, in a program's registers at a time; half of it in float64, which takes two each.
+# Of whole rows, in a program's registers at a time. In float64 a quarter of it: half of it spills 72 bytes.
 ROWS_BYTES = 64 << 10
 MOST_ROWS = 16
 ANCHORS = 128  # per program of the one that merges the chunks
@@ -76,7 +76,7 @@ def row_options(columns: int, rows: torch.dtype) -> dict[str, Any]:
     """Constants and launch options of the programs that own one anchor each and hold whole rows."""
     acc = accumulator(rows)
     block = max(int(triton.next_power_of_2(columns)), 16)
-    size = ROWS_BYTES if acc[0] == torch.float32 else ROWS_BYTES // 2
+    size = ROWS_BYTES if acc[0] == torch.float32 else ROWS_BYTES // 4
     span = min(max(size // (block * acc[0].itemsize), 1), MOST_ROWS)
     warps = 4 if block <= 512 else 8 if block <= 4096 else 16
     return {"BLOCK_D": block, "SPAN": span, "ACC": acc[1], "num_warps": warps}
