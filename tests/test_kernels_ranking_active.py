@@ -110,3 +110,25 @@ def test_gradcheck(lists: list[ActivePairs], monkeypatch: pytest.MonkeyPatch) ->
         lambda rows: ranking_loss(rows, y, backend="chunked", margin=0.3), x.requires_grad_(), atol=1e-7
     )
     assert lists and all(made.complete for made in lists)
+
+
+@pytest.mark.parametrize("rows", [1024, 1025])
+def test_a_second_backward(rows: int) -> None:
+    """Up to 1,024 rows the backward reads the similarities of the forward; it must leave them as they are."""
+    x, y = batch(rows, 8, 4)
+    leaf = x.clone().requires_grad_()
+    loss = ranking_loss(leaf, y, margin=0.5, backend="chunked")
+    (first,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, leaf)
+    assert torch.equal(first, second)
+    assert torch.allclose(first * 2.5, gradient(x, y, "reference", margin=0.5)[1], rtol=0, atol=1e-12)
+
+
+def test_a_sample_of_the_rows_is_enough_to_give_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+    S, unwritten = torch.rand(33, 40, generator=generator), torch.full((33, 40), torch.nan)
+    low, high = torch.full((33,), 0.3), torch.full((40,), 0.9)
+    finder = active.Finder(S.numel())
+    assert finder.places(S, low, high, unwritten) is None and unwritten.isnan().all()
+    found = finder.places(S, low + 0.69, high + 0.09, torch.empty_like(S))
+    assert found is not None and found.tolist() == (S.flatten() > 0.99).nonzero().flatten().tolist()

@@ -94,6 +94,12 @@ class Triangle:
         S_bc = self.workspace(block, 0)
         return S_bc.addmm_(self._x_ND[block.rows], self._x_ND[block.columns].t(), beta=0, alpha=scale)
 
+    def whole(self) -> Tensor | None:
+        """The last similarities, [N, N], where all are one block: few enough to be kept for the backward.
+        In one process: over ranks another may have computed them."""
+        alone = self.layout.group is None and len(self.blocks) == 1
+        return self.workspace(self.blocks[0], 0) if alone else None
+
     def fill_positives_(self, numbers_bc: Tensor, block: Block, value: float) -> None:
         """Write `value` wherever row and column share an identity, the diagonal included."""
         start_N = self.positives.start_N

@@ -27,6 +27,7 @@ SPARSE_UP_TO = 1 / 32
 MAX_PAIRS = (96 << 20) // 40
 WORD = 8  # truth values that are looked at together, as one integer
 MAX_WORDS = 1 / 3  # of a block's, that hold a pair
+SAMPLE = 16  # every so many-th row is looked at first, and all where it holds less than 3/2 of that
 
 
 class ActivePairs:
@@ -77,19 +78,28 @@ class Finder:
     def __init__(self, largest: int) -> None:
         self._inside = torch.zeros(-(-largest // WORD) * WORD, dtype=torch.bool)
 
-    def places(self, S_bc: Tensor, limit_bc: Tensor) -> Tensor | None:
-        """Flat places with S > limit, or None where so many words hold one that a list would not be short."""
+    def places(self, S_bc: Tensor, row_b: Tensor, column_c: Tensor, limit_bc: Tensor) -> Tensor | None:
+        """Flat places with S > min(row, column), the limits of a pair's two anchors, or None where so many
+        words hold one that a list would not be short. limit_bc: to write into."""
+        some_rows = slice(None, None, SAMPLE)
+        words = self._words(S_bc[some_rows], torch.minimum(row_b[some_rows, None], column_c))
+        if int(torch.count_nonzero(words)) > 1.5 * MAX_WORDS * len(words):
+            return None
+        word_w = self._words(S_bc, torch.minimum(row_b[:, None], column_c, out=limit_bc))
+        # A word of eight is passed over at the price of one truth value.
+        some_m = word_w.nonzero().squeeze(1)
+        if len(some_m) > MAX_WORDS * len(word_w):
+            return None
+        place_m = word_w[some_m].view(torch.bool).nonzero().squeeze(1)
+        return some_m[place_m // WORD].mul_(WORD).add_(place_m % WORD)
+
+    def _words(self, S_bc: Tensor, limit_bc: Tensor) -> Tensor:
+        """S > limit, in the buffer, as int64 words; what fills up the last is not."""
         numbers = S_bc.numel()
         torch.gt(S_bc, limit_bc, out=self._inside[:numbers].view(S_bc.shape))
         words = -(-numbers // WORD)
         self._inside[numbers : words * WORD] = False
-        word_w = self._inside[: words * WORD].view(torch.int64)
-        # A word of eight is passed over at the price of one truth value.
-        some_m = word_w.nonzero().squeeze(1)
-        if len(some_m) > MAX_WORDS * words:
-            return None
-        place_m = word_w[some_m].view(torch.bool).nonzero().squeeze(1)
-        return some_m[place_m // WORD].mul_(WORD).add_(place_m % WORD)
+        return self._inside[: words * WORD].view(torch.int64)
 
 
 def add_weighted_rows_(

@@ -78,7 +78,8 @@ class _RankingLoss(torch.autograd.Function):
         active = recorder(x_ND, terms)
         if active is not None and (layout.group is not None or not ctx.needs_input_grad[0]):
             active.give_up()  # pairs are looked for, and not kept for a backward
-        shift_N, pushed_N, active_N = _of_negatives(x_ND, threshold_N, positives, terms, layout, active)
+        triangle = Triangle(x_ND, positives, layout)
+        shift_N, pushed_N, active_N = _of_negatives(x_ND, threshold_N, triangle, terms, active)
         statistics = ranking_statistics(
             positives.valid_N, positives.negatives_N, active_N, terms, dtype=rows_BD.dtype
         )
@@ -93,6 +94,7 @@ class _RankingLoss(torch.autograd.Function):
         ctx.numbers = AnchorNumbers(threshold_N, log_Z_N.to(dtype), (pushed_N / Z_N).to(dtype), least_N)
         ctx.positives, ctx.terms, ctx.layout, ctx.per_anchor = positives, terms, layout, per_anchor
         ctx.active = active if active is not None and active.complete else None
+        ctx.whole_S = triangle.whole() if ctx.active is None and ctx.needs_input_grad[0] else None
         ctx.save_for_backward(x_ND, statistics.valid_anchors)
         outputs = (statistics.floor, statistics.active_negative_fraction, statistics.valid_anchors)
         ctx.mark_non_differentiable(*outputs)
@@ -113,7 +115,8 @@ class _RankingLoss(torch.autograd.Function):
         if ctx.active is not None:
             _add_listed_(gradient_BD, x_ND, ctx.active, ctx.numbers, of_N)
         else:
-            _add_negatives_(gradient_BD, x_ND, ctx.positives, ctx.numbers, ctx.terms, layout, of_N)
+            triangle = Triangle(x_ND, ctx.positives, layout)
+            _add_negatives_(gradient_BD, triangle, ctx.whole_S, ctx.numbers, ctx.terms, of_N)
         return gradient_BD.mul_(scale), None, None, None, None
 
 
@@ -140,12 +143,7 @@ def _of_positives(
 
 
 def _of_negatives(
-    x_ND: Tensor,
-    threshold_N: Tensor,
-    positives: Positives,
-    terms: RankingTerms,
-    layout: RankLayout,
-    active: ActivePairs | None,
+    x_ND: Tensor, threshold_N: Tensor, triangle: Triangle, terms: RankingTerms, active: ActivePairs | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """shift, pushed, active [N] float64: the sum of exp(gap - shift) over the negatives inside the margin,
     and their count.
@@ -153,13 +151,15 @@ def _of_negatives(
     Of every anchor of all ranks (a collective). Pairs are looked for, and added to `active`, where there is
     one.
     """
-    triangle = Triangle(x_ND, positives, layout)
     finder = Finder(triangle.largest) if active is not None else None
     sums_3N = x_ND.new_zeros((3, len(x_ND)), dtype=torch.float64)
     for block in triangle.share():
         S_bc = triangle.similarities(block)
         triangle.fill_positives_(S_bc, block, _never_similar(terms))
-        place_m = None if finder is None else finder.places(S_bc, _limits(triangle, block, threshold_N))
+        place_m = None
+        if finder is not None:
+            limits = (-threshold_N[block.rows], -threshold_N[block.columns])
+            place_m = finder.places(S_bc, *limits, triangle.workspace(block, 1))
         if active is not None and place_m is not None:
             _add_pairs_(sums_3N, threshold_N, S_bc, place_m, block, active)
             continue
@@ -170,7 +170,7 @@ def _of_negatives(
             if side or block.columns_count:
                 torch.add(S_bc, threshold_N[anchors].unsqueeze(side), out=gap_bc)
                 _add_violations_(sums_3N[:, anchors], gap_bc, inside_bc, side, bounded=terms.bounded)
-    shift_WN, pushed_WN, active_WN = gather_parts(sums_3N, layout).unbind(1)
+    shift_WN, pushed_WN, active_WN = gather_parts(sums_3N, triangle.layout).unbind(1)
     shift_N = shift_WN.amax(0)
     return shift_N, (pushed_WN * torch.exp(shift_WN - shift_N)).sum(0), active_WN.sum(0)
 
@@ -178,12 +178,6 @@ def _of_negatives(
 def _never_similar(terms: RankingTerms) -> float:
     """A similarity that is inside no margin; where S is bounded, near enough for exp to be fast."""
     return -max(terms.margin, 0.0) - 2 if terms.bounded else -torch.inf
-
-
-def _limits(triangle: Triangle, block: Block, threshold_N: Tensor) -> Tensor:
-    """What a similarity must exceed to be inside the margin of its row or of its column."""
-    limit_bc = triangle.workspace(block, 1)
-    return torch.minimum(-threshold_N[block.rows, None], -threshold_N[block.columns], out=limit_bc)
 
 
 def _add_pairs_(
@@ -262,23 +256,23 @@ def _add_listed_(
 
 def _add_negatives_(
     gradient_BD: Tensor,
-    x_ND: Tensor,
-    positives: Positives,
+    triangle: Triangle,
+    whole_S: Tensor | None,
     numbers: AnchorNumbers,
     terms: RankingTerms,
-    layout: RankLayout,
     of_N: Tensor | None,
 ) -> None:
-    """Add sum_b (G_ab + G_ba) x_b over the negatives b of every own row a, from their similarities."""
-    triangle = Triangle(x_ND, positives, layout)
+    """Add sum_b (G_ab + G_ba) x_b over the negatives b of every own row a, from their similarities. whole_S:
+    those of the forward, where they were one block; not written to, a second backward may come."""
     for block in triangle.own():
-        S_bc, G_bc = triangle.similarities(block), triangle.workspace(block, 1)
+        S_bc = triangle.similarities(block) if whole_S is None else whole_S
+        G_bc, H_bc = triangle.workspace(block, 1), triangle.workspace(block, 0 if whole_S is None else 2)
         torch.add(S_bc, numbers.threshold_N[block.rows, None], out=G_bc)
         violations_(G_bc, numbers.log_Z_N[block.rows, None], terms.bounded)
-        S_bc.add_(numbers.threshold_N[block.columns])
-        violations_(S_bc, numbers.log_Z_N[block.columns], terms.bounded)
+        torch.add(S_bc, numbers.threshold_N[block.columns], out=H_bc)
+        violations_(H_bc, numbers.log_Z_N[block.columns], terms.bounded)
         if of_N is not None:
             G_bc.mul_(of_N[block.rows, None])
-            S_bc.mul_(of_N[block.columns])
-        triangle.fill_positives_(G_bc.add_(S_bc), block, 0.0)
+            H_bc.mul_(of_N[block.columns])
+        triangle.fill_positives_(G_bc.add_(H_bc), block, 0.0)
         triangle.add_products_(gradient_BD, G_bc, block)
