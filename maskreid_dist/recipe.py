@@ -23,23 +23,27 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises RecipeError, one line that names the file and the key.
     """
     path = Path(path)
+    tree = read_toml(path, "recipe", "launch/recipes/walkers_demo.toml")
+    for override in overrides:
+        apply_override(tree, override)
+    return validate(tree, str(path))
+
+
+def read_toml(path: Path, kind: str, example: str) -> dict[str, Any]:
+    """What a TOML file holds. kind, example: what it should be, and one that is. Raises RecipeError, one line
+    that names the file."""
     try:
-        tree = tomllib.loads(read_text(path, RECIPE_BYTES))
+        return tomllib.loads(read_text(path, RECIPE_BYTES))
     except FileNotFoundError:
-        raise RecipeError(
-            f"{path}: no such recipe; name a TOML file such as launch/recipes/walkers_demo.toml"
-        ) from None
+        raise RecipeError(f"{path}: no such {kind}; name a TOML file such as {example}") from None
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read as a recipe: {error.strerror}") from None
+        raise RecipeError(f"{path}: cannot be read as a {kind}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: cannot be read as a recipe: {error}") from None
+        raise RecipeError(f"{path}: cannot be read as a {kind}: {error}") from None
     except RecursionError:
         raise RecipeError(f"{path}: not valid TOML: nested too deeply") from None
     except ValueError as error:  # TOMLDecodeError, or a number of too many digits
         raise RecipeError(f"{path}: not valid TOML: {error}") from None
-    for override in overrides:
-        apply_override(tree, override)
-    return validate(tree, str(path))
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
@@ -67,14 +71,15 @@ def validate(tree: dict[str, Any], where: str) -> Config:
         raise RecipeError(f"{where}: {describe(error)}") from None
 
 
-def describe(error: ValidationError) -> str:
-    """The first problem of a validation in one line, and how many others there are."""
+def describe(error: ValidationError, keys: Sequence[str] = ()) -> str:
+    """The first problem of a validation in one line, and how many others there are. keys: all that there are,
+    dotted, where it is no recipe's."""
     problems = error.errors()
     first = problems[0]
     location = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
-        near = nearest_key(location)
+        near = nearest_key(location, keys)
         text = f"unknown key {key}" + (f"; did you mean {near}?" if near else "")
         if key in RENAMED:
             text = f"{key} is called {RENAMED[key]} now"
@@ -83,7 +88,7 @@ def describe(error: ValidationError) -> str:
     else:
         message = first["msg"].removeprefix("Value error, ")
         got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {first['input']!r})"
-        text = f"{key or 'recipe'}: {message}{got}"
+        text = f"{key or 'recipe'}: {message}{got}" if key or not keys else f"{message}{got}"
     others = len({tuple(problem["loc"]) for problem in problems}) - 1
     return text + (f" (and {others} more)" if others else "")
 
@@ -98,11 +103,12 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def nearest_key(location: Sequence[str]) -> str | None:
+def nearest_key(location: Sequence[str], keys: Sequence[str] = ()) -> str | None:
     """The known key that an unknown one most likely stands for: by its own name first, then with its
-    section."""
-    keys = known_keys(Config)
-    siblings = [key for key in keys if key.split(".")[:-1] == list(location[:-1])]
+    section. keys: all of them, where it is no recipe's."""
+    keys = keys or known_keys(Config)
+    section = [part for part in location[:-1] if not part.isdigit()]  # of a list: which one
+    siblings = [key for key in keys if key.split(".")[:-1] == section]
     initials = "".join(word[:1] for word in location[-1].split("_"))  # learning_rate -> lr
     for candidates in (siblings, keys):
         by_leaf = {key.split(".")[-1]: key for key in reversed(candidates)}

@@ -56,6 +56,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         KERNELS,
         *(f"{DIST}/{name}" for name in ("data", "evaluation", "model", "retrieval")),
     },
+    f"{DIST}/study": {
+        DIST,
+        SHARDS,
+        *(f"{DIST}/{name}" for name in ("data", "evaluation", "planning", "report", "training")),
+    },
     f"{DIST}/bench": {
         DIST,
         SHARDS,

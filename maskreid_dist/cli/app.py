@@ -6,10 +6,7 @@ every worker process of a conversion.
 """
 
 import json
-import logging
-import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +26,10 @@ from maskreid_dist.cli.layouts import convert_app, segment_app
 from maskreid_dist.cli.masks import masks
 from maskreid_dist.cli.merge import merge
 from maskreid_dist.cli.plan_run import plan_run
+from maskreid_dist.cli.push import push
+from maskreid_dist.cli.quiet import quiet_libraries
 from maskreid_dist.cli.runs import runs, top
+from maskreid_dist.cli.study import study
 from maskreid_dist.cli.supervise import supervise
 from maskreid_dist.errors import UserError
 from maskreid_dist.terminal import Terminal, say
@@ -53,8 +53,10 @@ for command in (embed, search, enrol, forget, score, calibrate, compare, init, d
 app.command("plan-run")(plan_run)
 app.command()(runs)
 app.command()(export)
+app.command()(push)
 app.command()(top)
 app.command()(supervise)
+app.command()(study)
 
 Recipe = Annotated[
     Path, typer.Argument(help="TOML recipe, such as launch/recipes/walkers_demo.toml.", show_default=False)
@@ -83,8 +85,6 @@ def train(
     ] = 0,
 ) -> None:
     """Train a recipe: in this process, or as one rank under `deepspeed` or `torchrun`."""
-    # A rank that leaves while others ask its store is said in a line of ours, without torch's own.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     quiet_libraries()
     from maskreid_dist.training.loop import train as train_recipe
 
@@ -255,16 +255,6 @@ def recipe(recipe: Recipe, overrides: Overrides = None) -> None:
 def version() -> None:
     """Print the version."""
     say(__version__)
-
-
-def quiet_libraries() -> None:
-    """DeepSpeed logs every default at start-up; errors and warnings of ours remain."""
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found no GPU
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="deepspeed|torch")
 
 
 def main() -> None:

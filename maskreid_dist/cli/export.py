@@ -13,15 +13,20 @@ from maskreid_dist.terminal import say
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
     output: Annotated[Path, typer.Argument(help="OUT.onnx, or OUT.pt2 for torch.export's.")],
+    card: Annotated[Path | None, typer.Option(help="Write a model card in the Hub's form here.")] = None,
 ) -> None:
     """Write the network for other programs: uint8 images and masks in, embeddings out, any batch."""
     from maskreid_dist.evaluation.evaluate import load_network
+    from maskreid_dist.evaluation.model_card import model_card
     from maskreid_dist.files import check_writable
     from maskreid_dist.model.checkpoint import find_checkpoint
     from maskreid_dist.model.export import check_export, export_network
+    from maskreid_shards.atomic import write_atomically
 
     check_export(output)
-    check_writable(output)
+    for path in (output, card):
+        if path:
+            check_writable(path)
     found, _ = find_checkpoint(checkpoint)
     difference = export_network(load_network(found), found.config, output)
     size = f"{found.config.data.height}x{found.config.data.width}"
@@ -30,3 +35,6 @@ def export(
         say("not compared with torch: onnxruntime is not installed")
     else:
         say(f"largest difference to torch: {difference:.1e}")
+    if card:
+        write_atomically(card, model_card(found, name=found.config.name).encode())
+        say(f"card: {card.absolute()}")

@@ -114,15 +114,20 @@ def _training(checkpoint: Checkpoint) -> dict[str, str]:
     }
 
 
-def _time_in_steps(checkpoint: Checkpoint) -> str:
-    """Without evaluations and saves, by the run's records up to the checkpoint; a step that was done twice
-    counts once."""
+def minutes_in_steps(checkpoint: Checkpoint) -> float | None:
+    """How long its training took without evaluations and saves, by the run's records up to the checkpoint; a
+    step that was done twice counts once. None: there are no records."""
     records = read_metrics(checkpoint.path.parent.parent / METRICS).get("step_ms")
     if records is None:
-        return "not recorded"
+        return None
     by_step = {step: ms for step, ms in zip(*records, strict=True) if step <= checkpoint.step}
     steps = sorted(by_step)
     seconds = sum(
         (step - before) * by_step[step] / 1000 for before, step in zip([0, *steps], steps, strict=False)
     )
-    return f"{seconds / 60:.1f} minutes in steps"
+    return seconds / 60
+
+
+def _time_in_steps(checkpoint: Checkpoint) -> str:
+    minutes = minutes_in_steps(checkpoint)
+    return "not recorded" if minutes is None else f"{minutes:.1f} minutes in steps"

@@ -54,6 +54,7 @@ class Saved(BaseModel):
     ranks: list[Count] | None = None
     initial_weights: dict[str, Any] | None = None
     changes: list[dict[str, Any]] = []
+    data: dict[str, Any] = {}
 
     @field_validator("files")
     @classmethod
@@ -82,6 +83,8 @@ class Checkpoint:
     weights_sha256: str  # of WEIGHTS: what makes embeddings comparable
     # Of the last start (maskreid_dist.training.origin); {} in those of before it was recorded.
     origin: dict[str, Any] = field(default_factory=dict)
+    # Of the shards it was trained on (maskreid_dist.training.preparing); {} in those of before, too.
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 def finished_checkpoints(folder: Path) -> list[Path]:
@@ -157,6 +160,7 @@ def described_checkpoint(path: Path, manifest: dict[str, Any]) -> Checkpoint:
         manifest.get("changes", []),  # none in those of before they were recorded
         manifest["files"][WEIGHTS]["sha256"],
         manifest.get("origin", {}),
+        manifest.get("data", {}),
     )
 
 

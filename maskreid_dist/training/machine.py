@@ -1,6 +1,7 @@
 """What a rank finds on its machine before it works: the processors it may use, the network it sees."""
 
 import os
+import platform
 import socket
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
@@ -12,6 +13,16 @@ THREADS = "OMP_NUM_THREADS"
 def processors_here() -> int:
     """The processors that this process may run on (its affinity: cpusets, taskset, srun), as a mask."""
     return sum(1 << processor for processor in os.sched_getaffinity(0))
+
+
+def processor_name() -> str:
+    """As Linux names the first; the architecture where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def network_here() -> str:

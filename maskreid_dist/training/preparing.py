@@ -1,8 +1,9 @@
 """What each rank makes ready by itself before it trains, and the vote on whether all could."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,6 +35,7 @@ class Preparation:
     plan: AnyPlan
     device: torch.device
     validation: ShardSet | None = None  # of the evaluations while training
+    data: dict[str, Any] = field(default_factory=dict)  # where the images and masks come from
 
 
 def prepare_alike(meeting: Meeting, recipe: Path, overrides: Sequence[str], resume: bool) -> Preparation:
@@ -104,13 +106,30 @@ def prepare(recipe: Path, overrides: Sequence[str], place: Place) -> Preparation
         raise UserError(
             "engine.sync_batchnorm: torch has it on GPUs alone, and finds none here; leave it out"
         )
-    split = open_recipe_shards(config.data).split(TRAIN_SPLIT)
+    shards = open_recipe_shards(config.data)
+    split = shards.split(TRAIN_SPLIT)
     _ = split.index  # of its size, and its checksums: read before the others count on it
     _check_deepspeed()
     if place.is_first:
         check_trackers(config.run.tracker)
     plan = recipe_plan(split, config, place.size)
-    return Preparation(config, split, plan, device, _open_validation(config))
+    return Preparation(config, split, plan, device, _open_validation(config), data_facts(shards))
+
+
+def data_facts(shards: ShardSet) -> dict[str, Any]:
+    """For a checkpoint's manifest: the data set, the sizes of its training split, what its masks are and who
+    made them (empty where the shards do not say)."""
+    manifest = shards.manifest
+    train, masks = manifest.splits[TRAIN_SPLIT], manifest.masks
+    return {
+        "dataset": manifest.dataset,
+        "layout": manifest.layout,
+        "images": train.samples,
+        "identities": train.identities,
+        "cameras": len(train.cameras),
+        "bad_masks": {"policy": masks.policy, "checked": masks.checked, **masks.counts},
+        "mask_maker": dict(masks.maker),
+    }
 
 
 def _open_validation(config: Config) -> ShardSet | None:
