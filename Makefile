@@ -7,12 +7,15 @@ TRITON_TESTS := $(addprefix tests/test_kernels_,\
 INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters
 
-.PHONY: help install demo test faults exactness step-cost kills cluster hostile lint types \
+.PHONY: help install demo test docs docs-pages docs-commands faults exactness step-cost kills cluster hostile lint types \
   golden speed kernels-report kernels-predictions kernels-gpu-path launch-counts gpu-cache gpu test-adapters kernels-alone steady wheels clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
 	@echo "make test    run the tests"
+	@echo "make docs    build the documentation into dist/site; warnings and dead links are errors"
+	@echo "make docs-pages     write the pages that are made of the code (commands, keys of a recipe, recipes)"
+	@echo "make docs-commands  run the documentation's commands that train (the others are in make test)"
 	@echo "make test-adapters  test the losses in the calling forms of other libraries against those libraries"
 	@echo "make kernels-alone  the losses in a fresh environment: size, import, tests (TORCH=torch==VERSION)"
 	@echo "make faults  the tests of dead, stuck and failing ranks that take minutes"
@@ -50,6 +53,21 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --durations=10 \
 	  -n $$(nproc) --maxprocesses 8 --dist loadfile
+
+$(VENV)/.docs: $(INSTALLED)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs
+	rm -rf dist/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python tests/check_site.py dist/site
+
+docs-pages: $(INSTALLED)
+	$(BIN)/python tests/generated_pages.py
+
+docs-commands: $(INSTALLED)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -m documented tests/test_documentation.py
 
 # Needs no environment of its own: it makes one, with a CPU build of torch.
 kernels-alone:

@@ -1,4 +1,4 @@
-"""`maskreid doctor` and `maskreid init`: what a new user runs first."""
+"""`maskreid doctor`, `maskreid init`, and the demo outside of a checkout: what a new user runs first."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from market import write_market
-from maskreid_dist.cli import doctor
+from maskreid_dist.cli import demo, doctor
 from maskreid_dist.cli.app import app
 from maskreid_dist.data.batches import make_plan, open_recipe_shards
 from maskreid_dist.recipe import load_recipe
@@ -113,3 +113,29 @@ def test_init_follows_small_sets(tmp_path: Path) -> None:
     assert "a batch needs two" in maskreid(
         "init", tmp_path / 'a "quoted" name', tmp_path / "x.toml", "--ranks", 500, status=2
     )
+
+
+def test_the_demo_finds_the_shards_of_its_own_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = demo.own_recipe()
+    assert recipe == ROOT / "launch" / "recipes" / "walkers_demo.toml"
+    monkeypatch.chdir(ROOT)
+    assert demo.with_shards(recipe, ["seed=2"], None) == ["seed=2"]
+    monkeypatch.chdir(tmp_path)
+    assert demo.with_shards(recipe, ["seed=2"], None) == [
+        "seed=2",
+        f"data.shards={ROOT / 'shards' / 'walkers'}",
+    ]
+    assert demo.with_shards(recipe, [], "some") == [f"data.shards={tmp_path / 'some'}"]
+    assert demo.with_shards(recipe, [], "https://host/s") == ["data.shards=https://host/s"]
+
+
+def test_an_installed_demo_says_where_its_shards_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "CHECKOUT", tmp_path)  # of an installed package there is none
+    assert demo.own_recipe() == demo.COPY
+    said = maskreid("demo", status=2)
+    assert "--shards DIR" in said and said.count("\n") == 1
+    assert "no such folder" not in said and list(tmp_path.iterdir()) == []
+    assert "none" in maskreid("demo", "--shards", "none", status=2)

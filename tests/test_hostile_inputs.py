@@ -303,7 +303,7 @@ def test_one_process_listens_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_demo_trains_with_its_own_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder with a launch/train.py and a deepspeed of its own, which must not run."""
-    for name in ("launch/train.py", "deepspeed/__init__.py", "deepspeed/launcher/runner.py"):
+    for name in ("launch/train.py", "train.py", "deepspeed/__init__.py", "deepspeed/launcher/runner.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     monkeypatch.chdir(tmp_path)
@@ -322,7 +322,7 @@ def test_the_demo_trains_with_its_own_script(tmp_path: Path, monkeypatch: pytest
     launcher.launch_training(Path("recipe.toml"), (), tmp_path, tmp_path / "run", 1)
     ((command, _),) = started
     scripts = [Path(word) for word in command if word.endswith("train.py")]
-    assert scripts == [Path(launcher.__file__).resolve().parents[2] / "launch" / "train.py"]
+    assert scripts == [Path(launcher.__file__).resolve().with_name("train.py")] and scripts[0].is_file()
     assert not (tmp_path / "ran").exists()
 
 

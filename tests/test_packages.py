@@ -37,6 +37,11 @@ def test_the_kernels_need_torch_and_triton_alone() -> None:
     }
 
 
+def test_the_package_carries_the_demos_recipe() -> None:
+    copy = ROOT / "maskreid_dist" / "cli" / "demo.toml"
+    assert copy.read_text() == (ROOT / "launch" / "recipes" / "walkers_demo.toml").read_text()
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_links_of_a_package_page_are_absolute(folder: str) -> None:
     text = (ROOT / folder / project(folder)["readme"]).read_text()

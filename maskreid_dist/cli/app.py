@@ -231,15 +231,24 @@ def evaluate(
 @app.command()
 @one_line_errors
 def demo(
-    recipe: Annotated[Path, typer.Option(help="Recipe to train.")] = Path("launch/recipes/walkers_demo.toml"),
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe to train. Default: the demo's.", show_default=False)
+    ] = None,
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
     ranks: Annotated[int, typer.Option(min=1, help="DeepSpeed ranks on this machine.")] = 2,
+    shards: Annotated[
+        str | None,
+        typer.Option(
+            help="The repository's folder shards/walkers, or a URL of it; needed outside of a checkout.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train on the shards of the repository, rank their gallery, and write a report to look at."""
     from maskreid_dist.cli.demo import run_demo
 
-    raise typer.Exit(run_demo(recipe, list(overrides or ()), runs, ranks))
+    raise typer.Exit(run_demo(recipe, list(overrides or ()), runs, ranks, shards))
 
 
 @app.command()
@@ -262,7 +271,7 @@ def main() -> None:
 
 
 def train_main() -> None:
-    """`launch/train.py`: the train command alone."""
+    """`launch/train.py` and `maskreid_dist.cli.train`: the train command alone."""
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     single.command()(train)
     single()

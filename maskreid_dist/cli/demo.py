@@ -1,4 +1,8 @@
-"""`maskreid demo`: the whole path on the data set that the repository carries."""
+"""`maskreid demo`: the whole path on the data set that the repository carries.
+
+Its recipe comes with the package. The shards, 25 MB of pictures under a licence of their own, do not: they
+are the folder that the recipe names, that of the package's own checkout, or what --shards says.
+"""
 
 import time
 from collections.abc import Sequence
@@ -10,6 +14,7 @@ from maskreid_dist import exit_status
 from maskreid_dist.cli.launcher import launch_training
 from maskreid_dist.config import Config
 from maskreid_dist.data.batches import open_recipe_shards, recipe_plan
+from maskreid_dist.errors import UserError
 from maskreid_dist.evaluation.evaluate import (
     Ranked,
     check_queries,
@@ -28,20 +33,52 @@ from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_directory import CHECKPOINTS
 from maskreid_dist.terminal import Terminal, say
 
+CHECKOUT = Path(__file__).resolve().parents[2]  # if this package lies in one
+COPY = Path(__file__).with_name("demo.toml")  # of the recipe, for an installed package
 
-def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> int:
+
+def own_recipe() -> Path:
+    """The demo's recipe of this package, whatever folder a user stands in."""
+    recipe = CHECKOUT / "launch/recipes/walkers_demo.toml"
+    return recipe if recipe.is_file() else COPY
+
+
+def with_shards(recipe: Path, overrides: Sequence[str], shards: str | None) -> list[str]:
+    """The overrides, and where the shards are if not where the recipe says. Raises UserError: nowhere."""
+    if shards is not None:
+        location = shards if "://" in shards else str(Path(shards).absolute())
+        return [*overrides, f"data.shards={location}"]
+    named = load_recipe(recipe, overrides).data.shards
+    if "://" in named or Path(named).exists() or recipe != own_recipe():
+        return list(overrides)
+    carried = CHECKOUT / named
+    if not carried.is_dir():
+        raise UserError(
+            f"{named}: the demo's pictures do not come with the package; fetch the folder shards/walkers of "
+            "the project's repository (25 MB) and name it: maskreid demo --shards DIR"
+        )
+    return [*overrides, f"data.shards={carried}"]
+
+
+def run_demo(
+    recipe: Path | None, overrides: Sequence[str], runs: Path, ranks: int, shards: str | None = None
+) -> int:
     """Train (or continue), evaluate, print the table, write `metrics.json` and
-    `report.html`; returns the exit status."""
+    `report.html`; returns the exit status.
+
+    recipe: None for the package's own. shards: a folder or a URL in place of the recipe's."""
     started = time.monotonic()
+    recipe = recipe or own_recipe()
+    overrides = with_shards(recipe, overrides, shards)
     config = load_recipe(recipe, overrides)
-    shards = open_recipe_shards(config.data)
+    opened = open_recipe_shards(config.data)
     run = (runs / config.name).absolute()
     console = Terminal()
     if torch.cuda.is_available():
         ranks = min(ranks, torch.cuda.device_count())
     # What would fail after minutes fails now.
-    recipe_plan(shards.split("train"), config, ranks)
-    check_queries(shards)
+    recipe_plan(opened.split("train"), config, ranks)
+    check_queries(opened)
     if not _is_trained(run, config):
         status = launch_training(recipe, overrides, runs, run, ranks)
         if status == exit_status.STOPPED:
@@ -50,10 +87,10 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
             console.print("the training ended before its last step; the same command continues")
         if status:
             return status
-    checkpoint, trained = evaluate_checkpoint(run, shards, console)
+    checkpoint, trained = evaluate_checkpoint(run, opened, console)
     torch.manual_seed(config.seed)
-    untrained = rank_network("untrained network", build_network(config, 0), config, shards, console)
-    histograms = [rank_histogram(b.name, shards, b.stripes, b.masked) for b in HISTOGRAM_BASELINES]
+    untrained = rank_network("untrained network", build_network(config, 0), config, opened, console)
+    histograms = [rank_histogram(b.name, opened, b.stripes, b.masked) for b in HISTOGRAM_BASELINES]
     rows = [
         untrained,
         *histograms,
@@ -62,7 +99,7 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
     print_table(console, rows)
     result = trained.result
     console.print(
-        f"{result.valid_queries} queries, {result.skipped_queries} skipped; {len(shards.split('gallery'))} "
+        f"{result.valid_queries} queries, {result.skipped_queries} skipped; {len(opened.split('gallery'))} "
         "gallery images"
     )
     best = max(histograms, key=lambda row: row.result.mAP_hits)
@@ -70,7 +107,7 @@ def run_demo(recipe: Path, overrides: Sequence[str], runs: Path, ranks: int) -> 
     write_json(
         run / "metrics.json", {"unit": "percent"} | {k: percentages(v.result) for k, v in figures.items()}
     )
-    write_run_report(run / "report.html", checkpoint, shards, rows, rows[-1])
+    write_run_report(run / "report.html", checkpoint, opened, rows, rows[-1])
     # Plain print: rich would wrap and restyle paths.
     say(f"figures: {run / 'metrics.json'}\nreport:  {run / 'report.html'}")
     console.print(f"this call took {(time.monotonic() - started) / 60:.1f} minutes")

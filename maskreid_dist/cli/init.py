@@ -35,5 +35,6 @@ def init(
     write_atomically(recipe, text.encode())
     load_recipe(recipe, ())  # what was written is valid, or a defect
     say(f"recipe: {recipe.absolute()}")
-    starts = "maskreid train" if ranks == 1 else f"deepspeed --num_gpus {ranks} launch/train.py"
+    launched = f"deepspeed --num_gpus {ranks} --module maskreid_dist.cli.train"
+    starts = "maskreid train" if ranks == 1 else launched
     say(f"train:  {starts} {recipe}")

@@ -10,25 +10,22 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from maskreid_dist.errors import UserError
 from maskreid_dist.run_directory import STOP
 from maskreid_dist.terminal import say
 from maskreid_dist.training.environment import free_port
 
-# Of this package's own checkout: the folder that a user stands in may be somebody else's.
-SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "train.py"
+# Of this package, and no launch/train.py: the folder that a user stands in may be somebody else's.
+SCRIPT = Path(__file__).with_name("train.py").resolve()
 ASK_AGAIN_S = 1.0
 
 
 def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Path, ranks: int) -> int:
-    """`deepspeed --num_gpus RANKS launch/train.py RECIPE --resume`; returns how the training ended
+    """`deepspeed --num_gpus RANKS .../train.py RECIPE --resume`; returns how the training ended
     (maskreid_dist.exit_status)."""
     import torch
 
     from maskreid_dist.training.ending import status_of
 
-    if not SCRIPT.is_file():
-        raise UserError(f"{SCRIPT}: not here; install from a checkout of the repository (pip install -e)")
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)),
         *("--master_port", str(free_port()), "--log_level", "critical"),
