@@ -114,7 +114,7 @@ def check_syntax(block: Block) -> None:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, converted: Path) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small data under the names that the documentation uses."""
     folder = tmp_path_factory.mktemp("documentation")
     write_market(folder / "Market-1501-v15.09.15", identities=18)
@@ -124,14 +124,14 @@ def data(tmp_path_factory: pytest.TempPathFactory, converted: Path) -> Path:
             (place / f"{name}.jpg").write_bytes(jpeg(2000 + number))
     (folder / "list.csv").write_text("path,pid,camid,split\ncrops/anna_c1_1.jpg,anna,1,train\n"
                                      "crops/ben_c1_1.jpg,ben,1,train\n")  # fmt: skip
-    shutil.copytree(converted, folder / "shards" / "walkers")
-    for number, name in enumerate(("people", "crops")):
-        scanned = LAYOUTS["market1501"](write_market(folder / "other", identities=3 + number))
+    for name, identities in (("walkers", 66), ("people", 3), ("crops", 4)):
+        scanned = LAYOUTS["market1501"](write_market(folder / "other", identities, images=2))
         convert(scanned, folder / "shards" / name, dataset=name)
         shutil.rmtree(folder / "other")
     for name in ("crop", "a", "b"):
         (folder / f"{name}.jpg").write_bytes(jpeg(ord(name[0])))
     (folder / "crop.png").write_bytes(png(3))
+    (folder / "launch").symlink_to(ROOT / "launch")
     for number, name in enumerate(("demo", "other")):
         write_run(folder / "runs" / name, "data.workers=0", seed=number)
     return folder
@@ -140,7 +140,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, converted: Path) -> Path:
 @pytest.fixture
 def place(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "here"
-    shutil.copytree(data, folder)
+    shutil.copytree(data, folder, symlinks=True)
     monkeypatch.chdir(folder)
     return folder
 
@@ -175,7 +175,6 @@ def run_block(block: Block, names: dict[str, Any]) -> None:
 @pytest.mark.parametrize("page", pages_with("slow"), ids=name_of)
 def test_a_page_runs_with_what_is_slow(page: Path, place: Path) -> None:
     """In processes of their own, training a few steps of a small network."""
-    (place / "launch").symlink_to(ROOT / "launch")
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(ROOT / f) for f in ("", "kernels", "shards")),

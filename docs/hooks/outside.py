@@ -18,6 +18,15 @@ LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.MULTILINE | re.DOTALL)
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Every page of a command into the navigation."""
+    names = sorted(path.stem for path in (Path(config.docs_dir) / "commands").glob("*.md"))
+    pages = [{name: f"commands/{name}.md"} for name in names if name != "index"]
+    (section,) = (part["Commands"] for part in config.nav or [] if "Commands" in part)
+    section += pages
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files outside that the navigation names or any page links, those that are added included."""
     root = Path(config.config_file_path).parent
