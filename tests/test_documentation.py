@@ -124,7 +124,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (place / f"{name}.jpg").write_bytes(jpeg(2000 + number))
     (folder / "list.csv").write_text("path,pid,camid,split\ncrops/anna_c1_1.jpg,anna,1,train\n"
                                      "crops/ben_c1_1.jpg,ben,1,train\n")  # fmt: skip
-    for name, identities in (("walkers", 66), ("people", 3), ("crops", 4)):
+    for name, identities in (("walkers", 18), ("people", 3), ("crops", 4)):
         scanned = LAYOUTS["market1501"](write_market(folder / "other", identities, images=2))
         convert(scanned, folder / "shards" / name, dataset=name)
         shutil.rmtree(folder / "other")
