@@ -4,9 +4,8 @@ The network was made for a square around a person that a detector found. A re-id
 square's middle: an eighth of the crop's height is added above and below, and both sides up to a square, by
 repeating the outermost pixels. (Stretching the crop instead ruins the masks.)
 
-The mask comes from a square of MASK_SIDE pixels: on 100 crops of walkers' train split, cut as they are /
-tight around the person, the IoU with exact masks is 0.858 / 0.862 with 192 pixels and 0.845 / 0.835 with the
-256 that the network was published for, at 1.8 times the time. The landmarks need its 256.
+The mask comes from a square of MASK_SIDE pixels, which `maskreid segment --height` changes; the landmarks
+from one of 256, for which the network was published.
 """
 
 from collections.abc import Sequence
@@ -71,9 +70,12 @@ class PoseSegmenter:
         return found
 
     def _run(self, network: TfliteNetwork, squares: Sequence[Tensor]) -> Tensor:
-        batch = torch.stack(list(squares)).contiguous(memory_format=torch.channels_last)
-        parts = batch.split(CHUNK) if self.device.type == "cpu" else (batch,)
-        return torch.cat([network(part)[0] for part in parts])
+        on_cpu = self.device.type == "cpu"
+        # A pass over fewer images may round otherwise; on a CPU a mask does not depend on its neighbours.
+        filling = [torch.zeros_like(squares[0])] * (-len(squares) % CHUNK if on_cpu else 0)
+        batch = torch.stack([*squares, *filling]).contiguous(memory_format=torch.channels_last)
+        parts = batch.split(CHUNK) if on_cpu else (batch,)
+        return torch.cat([network(part)[0] for part in parts])[: len(squares)]
 
 
 class _Place:
