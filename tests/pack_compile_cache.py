@@ -28,7 +28,14 @@ ROOT = Path(__file__).parents[1]
 CACHE = Path("/tmp/maskreid-triton-cache")
 FILES = [
     f"tests/test_kernels_{name}.py"
-    for name in ("triton_batch_hard", "triton_ranking", "triton_logsumexp", "triton_symmetric", "gpu_presets")
+    for name in (
+        "triton_batch_hard",
+        "triton_ranking",
+        "triton_logsumexp",
+        "triton_symmetric",
+        "triton_retrieval_counts",
+        "gpu_presets",
+    )
 ]
 
 

@@ -42,6 +42,7 @@ def all_programs() -> list[Compiled]:
         "batch_hard.symmetric_negatives",
         "ranking.forward",
         "ranking.dense_weights",
+        "retrieval.counts",
     ]
     names += [f"logsumexp.{name}{end}" for name in ("negatives", "pairs") for end in ("", " circle")]
     names += [f"logsumexp.symmetric_negatives{end}" for end in ("", " unbounded circle")]

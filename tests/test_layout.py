@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     f"{SHARDS}/bench": {SHARDS, f"{SHARDS}/layouts", f"{SHARDS}/verification"},
     DIST: {SHARDS, f"{DIST}/cli"},  # the latter for `python -m maskreid_dist` alone
     f"{DIST}/model": {DIST, SHARDS},
-    f"{DIST}/retrieval": {DIST, KERNELS},
+    f"{DIST}/retrieval": {DIST, KERNELS, f"{KERNELS}/retrieval_counts"},
     f"{DIST}/report": {DIST, SHARDS},
     f"{DIST}/data": {DIST, SHARDS, f"{DIST}/model"},
     f"{DIST}/planning": {DIST, SHARDS, f"{DIST}/data", f"{DIST}/model"},

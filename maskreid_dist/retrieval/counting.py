@@ -285,21 +285,15 @@ class _Counted:
         u_I = rows.cpu().numpy()
         weight_I = np.ones_like(u_I) if self.weight_BU is None else self.weight_BU[row_I, u_I]
         width = self.keys_BU.shape[1] + 1
-        R = before_BR.shape[1]
         base = np.arange(len(before_BR))[:, None] * width
         # Good images from r1 on have the item counted already; from `after` on it is nearer than they are.
         r1_I = (base + self.intervals.start_BR).ravel().searchsorted(row_I * width + at_I, side="right")
-        r1_I -= row_I * R
+        r1_I -= row_I * before_BR.shape[1]
         tie_I, after_I = self._between(row_I, query_rows, rows, r0_I, r1_I)
-        step = np.zeros((len(before_BR), R + 1), dtype=np.int64)
-        np.add.at(step, (row_I, after_I), weight_I)
-        np.subtract.at(step, (row_I, r1_I), weight_I)
-        before_BR += step.cumsum(axis=1)[:, :R]
-        tied = after_I - tie_I
-        if tied.any():
-            row, u = np.repeat(row_I, tied), np.repeat(u_I, tied)
-            r = np.repeat(tie_I, tied) + _counted_up(tied)
-            np.add.at(before_BR, (row, r), self._listed_before(row, u, self.good.index_BR[row, r]))
+        move(before_BR, row_I, weight_I, r1_I, after_I)
+        row, r, tied = ties(row_I, tie_I, after_I)
+        if len(row):
+            np.add.at(before_BR, (row, r), self._listed_before(row, u_I[tied], self.good.index_BR[row, r]))
 
     def _between(
         self, row_I: IntArray, query_rows: Tensor, rows: Tensor, low_I: IntArray, high_I: IntArray
@@ -313,16 +307,16 @@ class _Counted:
             near, error = (
                 x.cpu().numpy() for x in self.tile.near(self.query, query_rows, rows, self.precision)
             )
-            low_I = _bisect(good_BR, row_I, low_I, high_I, near - error, right=False)
-            high_I = _bisect(good_BR, row_I, low_I, high_I, near + error, right=True)
+            low_I = bisect(good_BR, row_I, low_I, high_I, near - error, right=False)
+            high_I = bisect(good_BR, row_I, low_I, high_I, near + error, right=True)
         tie_I, after_I = low_I.copy(), high_I.copy()
         open_i = np.flatnonzero(low_I < high_I)
         if len(open_i):
             chosen = torch.from_numpy(open_i).to(rows.device)
             exact_i = self.tile.exact(self.query, query_rows[chosen], rows[chosen]).cpu().numpy()
             low_i, high_i, row_i = low_I[open_i], high_I[open_i], row_I[open_i]
-            tie_I[open_i] = _bisect(good_BR, row_i, low_i, high_i, exact_i, right=False)
-            after_I[open_i] = _bisect(good_BR, row_i, low_i, high_i, exact_i, right=True)
+            tie_I[open_i] = bisect(good_BR, row_i, low_i, high_i, exact_i, right=False)
+            after_I[open_i] = bisect(good_BR, row_i, low_i, high_i, exact_i, right=True)
         return tie_I, after_I
 
     def _listed_before(self, row: IntArray, u: IntArray, index: IntArray) -> IntArray:
@@ -334,6 +328,23 @@ class _Counted:
         copies = _between(self.tile.member_N, u * N, u * N + position)
         start = (row * U + u) * N
         return copies - _between(self.unlisted_members, start, start + position)
+
+
+def move(
+    before_BR: IntArray, row_I: IntArray, weight_I: IntArray, counted_I: IntArray, first_I: IntArray
+) -> None:
+    """Items that are counted for the good images from `counted_I` on become so from `first_I` on."""
+    step = np.zeros((len(before_BR), before_BR.shape[1] + 1), dtype=np.int64)
+    np.add.at(step, (row_I, first_I), weight_I)
+    np.subtract.at(step, (row_I, counted_I), weight_I)
+    before_BR += step.cumsum(axis=1)[:, :-1]
+
+
+def ties(row_I: IntArray, tie_I: IntArray, after_I: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """The good images tie_I ... after_I - 1 of every item, one by one: row, good image, item."""
+    count_I = after_I - tie_I
+    item = np.repeat(np.arange(len(row_I)), count_I)
+    return row_I[item], tie_I[item] + _counted_up(count_I), item
 
 
 def _weights(
@@ -357,7 +368,7 @@ def _counted_up(lengths: IntArray) -> IntArray:
     return np.arange(int(lengths.sum())) - np.repeat(ends - lengths, lengths)
 
 
-def _bisect(
+def bisect(
     sorted_BR: NDArray[np.float64],
     row_I: IntArray,
     low_I: IntArray,

@@ -40,7 +40,8 @@ METRICS: tuple[str, ...] = ("cosine", "euclidean")
 
 _SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize: an all-zero row stays zero, at cosine distance 1
 _SMALLEST_SCALE = 2.0**-480  # its square and what is divided by it stay far from float64's limits
-_CHUNK_ELEMENTS = 1 << 16  # float64 elements held at once per operand: 512 KiB, which stays in cache
+# float64 elements held at once per operand: 512 KiB, which stays in a CPU's cache; enough to fill a GPU
+_CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 23}
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _products_are_float32() -> bool:
 
 def row_norms(feat_ND: Tensor) -> Tensor:
     """Euclidean norm of every row, (N,) float64, with bits that depend on the row alone."""
-    step = max(1, _CHUNK_ELEMENTS // feat_ND.shape[1])
+    step = _rows_at_once(feat_ND)
     parts = [_rounded_sqrt(_tree_sum(chunk.double().square())) for chunk in feat_ND.split(step)]
     return torch.cat(parts) if parts else feat_ND.new_zeros(0, dtype=torch.float64)
 
@@ -104,7 +105,7 @@ def pair_distances(
 
     cosine: 1 - q.g / (|q| |g|); euclidean: |q - g|^2, squared because only its order counts.
     """
-    step = max(1, _CHUNK_ELEMENTS // query_BD.shape[1])
+    step = _rows_at_once(query_BD)
     parts = [query_BD.new_zeros(0, dtype=torch.float64)]
     for rows, columns in zip(rows_N.split(step), columns_N.split(step), strict=True):
         q = query_BD.index_select(0, rows).to(torch.float64)  # a copy: index_select makes one
@@ -112,7 +113,7 @@ def pair_distances(
         if metric == "euclidean":
             parts.append(_tree_sum(q.sub_(g).square_()))
             continue
-        scale = _safe(query_norms_B[rows]) * _safe(gallery_norms_T[columns].to(query_BD.device))
+        scale = safe_norms(query_norms_B[rows]) * safe_norms(gallery_norms_T[columns].to(query_BD.device))
         parts.append(1.0 - _tree_sum(q.mul_(g)) / scale)
     return torch.cat(parts)
 
@@ -126,7 +127,7 @@ def block_distances(
     additions of the tree are of long contiguous rows.
     """
     query_BD = query_BD.double()
-    step = max(1, _CHUNK_ELEMENTS // query_BD.shape[1])
+    step = _rows_at_once(query_BD)
     parts = [query_BD.new_zeros(len(query_BD), 0)]
     for rows, norms in zip(gallery_TD.split(step), gallery_norms_T.split(step), strict=True):
         g_DT = rows.to(query_BD.device).double().T.contiguous()
@@ -142,7 +143,7 @@ def block_distances(
                 left.add_(right)
             sum_T.copy_(terms_DT[0])
         if metric == "cosine":
-            scale = _safe(query_norms_B)[:, None] * _safe(norms.to(query_BD.device))[None, :]
+            scale = safe_norms(query_norms_B)[:, None] * safe_norms(norms.to(query_BD.device))[None, :]
             sums = 1.0 - sums / scale
         parts.append(sums)
     return torch.cat(parts, dim=1)
@@ -164,11 +165,11 @@ def gallery_operand(
     """(U, K) in the precision's dtype."""
     U, D = gallery_UD.shape
     operand = torch.empty(U, D + (metric == "euclidean"), dtype=precision.dtype, device=gallery_UD.device)
-    step = max(1, _CHUNK_ELEMENTS // D)
+    step = _rows_at_once(gallery_UD)
     parts = zip(gallery_UD.split(step), norms_U.split(step), operand.split(step), strict=True)
     for g, norms, out in parts:
         if metric == "cosine":
-            out.copy_(g.double() / _safe(norms)[:, None])
+            out.copy_(g.double() / safe_norms(norms)[:, None])
         else:
             out[:, :D] = g.double() / scale
             out[:, D] = (norms / scale).square()
@@ -180,7 +181,7 @@ def query_operand(
 ) -> Tensor:
     """(B, K) in the precision's dtype, times its steps."""
     if metric == "cosine":
-        rows = query_BD.double() / -_safe(norms_B)[:, None]
+        rows = query_BD.double() / -safe_norms(norms_B)[:, None]
     else:
         spread_B1 = _spread(norms_B, scale)[:, None]
         rows = torch.cat([query_BD.double() / scale * (-2.0 / spread_B1), 1.0 / spread_B1], dim=1)
@@ -203,7 +204,7 @@ def places(distance_BR: Tensor, norms_B: Tensor, metric: Metric, scale: float) -
 def tree_places(a_BK: Tensor, rows_I: Tensor, b_UK: Tensor, columns_I: Tensor, steps: float) -> Tensor:
     """Places of chosen pairs by the operands' products, summed in a tree in their own precision: (I,)
     float64."""
-    step = max(1, 2 * _CHUNK_ELEMENTS // a_BK.shape[1])
+    step = 2 * _rows_at_once(a_BK)
     parts = [a_BK.new_zeros(0)]
     for rows, columns in zip(rows_I.split(step), columns_I.split(step), strict=True):
         parts.append(_tree_sum(a_BK.index_select(0, rows).mul_(b_UK.index_select(0, columns))))
@@ -224,11 +225,16 @@ def tree_bound(dimensions: int, precision: Precision) -> float:
     return n / (1 - n) + 2 * (dimensions + 32) * DOUBLE.roundoff
 
 
+def _rows_at_once(rows_ND: Tensor) -> int:
+    return max(1, _CHUNK_ELEMENTS.get(rows_ND.device.type, 1 << 16) // rows_ND.shape[1])
+
+
 def _spread(norms_B: Tensor, scale: float) -> Tensor:
     return (norms_B / scale + 1.0).square()
 
 
-def _safe(norms: Tensor) -> Tensor:
+def safe_norms(norms: Tensor) -> Tensor:
+    """What rows are divided by."""
     return norms.clamp_min(_SMALLEST_NORM)
 
 

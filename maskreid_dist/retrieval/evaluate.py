@@ -1,6 +1,7 @@
 """evaluate_retrieval: exact CMC, mAP and mINP in memory O(tile), on one process or
 with a gallery spread over ranks."""
 
+import importlib.util
 from typing import Literal, cast
 
 import numpy as np
@@ -8,8 +9,15 @@ import torch
 import torch.distributed as dist
 
 from maskreid_dist.errors import RetrievalError
-from maskreid_dist.retrieval.counting import BlockCounter, local_good_distances, order_good_images
+from maskreid_dist.retrieval import fused_counting
+from maskreid_dist.retrieval.counting import (
+    BlockCounter,
+    GoodImages,
+    local_good_distances,
+    order_good_images,
+)
 from maskreid_dist.retrieval.distance import Metric, precisions
+from maskreid_dist.retrieval.fused_counting import FusedCounter, side_by_side
 from maskreid_dist.retrieval.group import GalleryLabels, share_labels, sum_over_ranks
 from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, both_sides, part
 from maskreid_dist.retrieval.pairs import GalleryIndex, IntArray, block_pairs
@@ -102,17 +110,18 @@ def _rank_good_images(
     sizes = [len(distance) for distance in distances]
     distances = list(sum_over_ranks(torch.cat(distances), group).split(sizes))
     good = [order_good_images(*args) for args in zip(pairs, distances, map(len, blocks), strict=True)]
-    levels = precisions(device, query.features.shape[1])
     del distances
     counters = [BlockCounter(*args) for args in zip(blocks, pairs, good, strict=True)]
-    for start in range(0, len(gallery), GALLERY_TILE):
-        rows = part(gallery, start, start + GALLERY_TILE, device)
-        tile = Tile.build(rows, labels.offset + start, query.norms, metric)
-        waiting = counters
-        for precision in levels:
-            last = precision is levels[-1]
-            waiting = [counter for counter in waiting if not counter.add(tile, precision, last)]
+    fused = _fused(query, good, labels)
+    step = GALLERY_TILE if fused is None else fused_counting.TILE
+    for start in range(0, len(gallery), step):
+        rows, first = part(gallery, start, start + step, device), labels.offset + start
+        if fused is None or not fused.add(Tile.build(rows, first, query.norms, metric)):
+            _count(counters, rows, first, query.norms, metric)
     before = [torch.from_numpy(counter.before_BR) for counter in counters]
+    if fused is not None:
+        for counts, rest in zip(before, torch.from_numpy(fused.finish()).split(QUERY_BLOCK), strict=True):
+            counts += rest[:, : counts.shape[1]]
     total = sum_over_ranks(torch.cat([counts.flatten() for counts in before]), group)
     number_Q = np.concatenate([good_images.number_B for good_images in good])
     before_Q = [
@@ -122,6 +131,32 @@ def _rank_good_images(
     ]
     ranks = [row[:number] + np.arange(1, number + 1) for row, number in zip(before_Q, number_Q, strict=True)]
     return ranks, np.concatenate([block_pair.listed_B for block_pair in pairs])
+
+
+def _count(
+    counters: list[BlockCounter], rows: ImageSet, first: int, query_norms: torch.Tensor, metric: Metric
+) -> None:
+    """The gallery's `rows` from global index `first` on, tile by tile."""
+    levels = precisions(rows.features.device, rows.features.shape[1])
+    for start in range(0, len(rows), GALLERY_TILE):
+        tile = Tile.build(part(rows, start, start + GALLERY_TILE), first + start, query_norms, metric)
+        waiting = counters
+        for precision in levels:
+            last = precision is levels[-1]
+            waiting = [counter for counter in waiting if not counter.add(tile, precision, last)]
+
+
+def _fused(query: ImageSet, good: list[GoodImages], labels: GalleryLabels) -> FusedCounter | None:
+    """What counts all queries at once; None on a CPU, and where it cannot."""
+    if not counts_on(query.features.device):
+        return None
+    found = FusedCounter(query, side_by_side(good), labels.gallery.pids)
+    return found if found.takes() else None
+
+
+def counts_on(device: torch.device) -> bool:
+    """Whether Triton programs run there."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def score(

@@ -31,6 +31,7 @@ MODULES = {
     "ranking": "ranking.triton",
     "logsumexp": "logsumexp.triton",
     "rows": "fused_rows",
+    "retrieval": "retrieval_counts.triton",
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FLOAT_ATOMIC = re.compile(

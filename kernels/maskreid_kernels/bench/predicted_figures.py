@@ -17,6 +17,7 @@ from ..ranking.triton_forward import PARTIAL_BYTES_PER_ANCHOR, SPARSE_UP_TO
 from ..triton_tiles import PARTIAL_BYTES, SIDE_BY_SIDE
 from . import eager
 from .aot import Compiled
+from .gpu import counts
 from .gpu.choices import COMPILED, CROSSOVER_ROWS, SHARES
 from .predict import L2_BYTES_PER_SECOND, Card, Pass, predict
 from .providers import OURS
@@ -80,6 +81,7 @@ def predicted_figures(programs: Sequence[Compiled], card: Card) -> dict[str, flo
         | _million(model)
         | _crossover(model)
         | _marks(model)
+        | _counts(model)
     )
     for kernel in OURS:  # ours round the rows once, plain torch rounds every similarity
         found[f"{kernel} gradient error beside eager's"] = 0.5
@@ -275,3 +277,20 @@ def _marks(model: Model) -> dict[str, float]:
             found[f"{key}, by marks"] = forward + model.by_marks(16384, D, share)
             found[f"{key}, by bands"] = forward + model.bands("ranking.dense_weights", 16384, D)
     return found
+
+
+def _counts(model: Model) -> dict[str, float]:
+    """Exact evaluation's count: a threshold is walked once a tile in front of the list, all of them anywhere.
+
+    Writing undecided pairs is counted as if every threshold did.
+    """
+    queries, rows, D = counts.QUERIES, counts.GALLERY, counts.COLUMNS
+    program = model.find("retrieval.counts", D)
+    key, chunks = f"counts {queries} x {rows}, D = {D}", chunks_of(program, queries, model.card)
+    found = {
+        f"{key}, good images {place}": predict(
+            program, queries, rows, D, model.card, marked_tiles=walked, chunks=chunks
+        ).total
+        for place, walked in (("in front", 1.0), ("anywhere", float(counts.GOOD)))
+    }
+    return found | {f"{key}, product": 1e3 * 2 * queries * rows * D / model.card.flops}

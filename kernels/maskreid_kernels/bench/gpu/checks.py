@@ -17,7 +17,14 @@ from .setting import Setting
 
 ROOT = Path(__file__).parents[4]
 # By name: the other tests need packages that a GPU machine may lack, and prove nothing there.
-TESTS = ("triton_batch_hard", "triton_ranking", "triton_logsumexp", "triton_symmetric", "gpu_presets")
+TESTS = (
+    "triton_batch_hard",
+    "triton_ranking",
+    "triton_logsumexp",
+    "triton_symmetric",
+    "triton_retrieval_counts",
+    "gpu_presets",
+)
 REPEATS = 300
 
 

@@ -31,12 +31,14 @@ from .setting import Setting
 SECONDS = {
     "tests": 150,
     "repeats": 10,
+    "agreement": 15,
     "errors": 20,
     "ceilings": 15,
     "passes": 30,
     "losses": 70,
     "symmetric": 30,
     "family": 30,
+    "counts": 20,
     "crossover": 50,
     "marks": 25,
     "million": 40,
@@ -87,17 +89,19 @@ def main(arguments: Sequence[str], program: str) -> int:
 
 def steps(names: Sequence[str]) -> list[Step]:
     """The steps by name, in the order of SECONDS."""
-    from . import ceilings, checks, choices, passes, symmetric, whole
+    from . import ceilings, checks, choices, counts, passes, symmetric, whole
 
     found = {
         "tests": checks.tests,
         "repeats": checks.repeats,
+        "agreement": counts.agreement,
         "errors": whole.errors,
         "ceilings": ceilings.ceilings,
         "passes": passes.passes,
         "losses": whole.losses,
         "symmetric": symmetric.symmetric,
         "family": whole.family,
+        "counts": counts.counts,
         "crossover": choices.crossover,
         "marks": choices.marks,
         "million": whole.million,
