@@ -105,109 +105,158 @@ def _timeout_s(recipe: Path, overrides: Sequence[str]) -> int:
 def _train(
     prepared: Preparation, folder: RunFolder, world: World, launchers: LauncherWatch, profile: bool
 ) -> int:
-    config, split, plan = prepared.config, prepared.split, prepared.plan
-    run = folder.path
-    checkpoint = checkpoint_to_continue(config, folder, split.fingerprint, world.meeting)
-    classes = identity_classes(split)
-    head_classes = len(classes) if config.loss.classifies else 0
-    engine, initial = _start_engine(prepared, head_classes, checkpoint, folder, world)
-    memory = start_memory(config.loss, checkpoint, world)
-    step = start = checkpoint.step if checkpoint else 0
-    last = config.optimizer.steps
-    changes = changes_of(checkpoint, config)
-    origin = origin_of(world.meeting, last)
-    facts = {"classes": head_classes, "shards_fingerprint": split.fingerprint, "changes": changes}
-    facts["initial_weights"] = initial.facts() if initial else checkpoint and checkpoint.initial_weights
-    facts |= {"origin": origin}
-    ema = start_ema(config, engine.module, checkpoint)
-    evaluations = Evaluations(config, prepared.validation, world, folder, ema=ema)
-    evaluations.continue_from(start)
-    save = partial(
-        save_checkpoint, engine, folder, config=config, facts=facts, world=world, memory=memory, ema=ema
-    )
-    stop = StopRequest(run / STOP)
-    stop.listen()
-    launchers.ask = stop.ask
-    with naming(Path("/dev/shm")):  # where the workers' semaphores and batches are
-        batches = iter(training_loader(split, plan, config, start, world.rank, world.size, world.device))
-    with RunLog(run, start, last, config) if world.is_first else nullcontext() as log:
+    """The exit status; all ranks take part."""
+    training = _Training(prepared, folder, world)
+    launchers.ask = training.stop.ask
+    first = RunLog(folder.path, training.start, training.last, prepared.config) if world.is_first else None
+    with first or nullcontext() as log:
+        training.introduce(log)
+        stopped = training.run(log, profile)
         if log:
-            log.describe(origin, config)
-            log.say(f"run directory: {run}")
-            ranks = f"ranks: {world.size}, threads of rank 0: {torch.get_num_threads()}"
-            log.say_all([*plan.summary().lines(), f"{ranks}, steps: {start} of {last} done"])
-            log.say_changes(start, changes)
-            log.say_all(initial.lines() if initial else [])
-        clock = StepClock(world.device)
-        meter = Meter(clock, world.device)
-        profiled = StepProfile(run / PROFILE, start, clock, log.say) if log and profile else None
-        bad_samples = BadSamples(config.data.bad_samples)
-        watch = FiniteWatch(world.device)
-        divergence = Divergence(run, config.run, split, plan, world)
-        replicas = Replicas(start)
-        pulse = world.meeting.pulse
-        stopping = False
-        if evaluations.missing(start, log.evaluated() if log else ()):
-            pulse.doing = f"after step {start}, evaluating"
-            with clock.phase(AWAY):
-                evaluations.make(engine.module, start, None, log.write_evaluation if log else None)
-        while step < last and not stopping:
-            pulse.doing = f"step {step + 1}, reading its batch"
-            with clock.phase("data"):
-                item = next(batches)
-            pulse.doing = f"step {step + 1}, waiting for the others"
-            with clock.phase("ranks"):
-                batch, stopping, news = _agree_on_step(item, stop, bad_samples, world)
-            if log and news:
-                log.say_all(news)
-            pulse.doing = f"step {step + 1}, computing"
-            scalars, applied = training_step(
-                engine, batch, classes, config, step, watch, world, memory, clock
+            log.say_all(training.bad_samples.lines())
+        if log and stopped:
+            log.say(f"stopped on request after step {training.step} of {training.last}, saved")
+    if world.is_first:
+        training.stop.file.unlink(missing_ok=True)
+    return exit_status.STOPPED if training.step < training.last else exit_status.DONE
+
+
+class _Training:
+    """One rank's training, from where its checkpoint left it: `step` steps are done. All ranks take part in
+    each method."""
+
+    def __init__(self, prepared: Preparation, folder: RunFolder, world: World) -> None:
+        config, split = prepared.config, prepared.split
+        self.config, self.plan, self.world = config, prepared.plan, world
+        checkpoint = checkpoint_to_continue(config, folder, split.fingerprint, world.meeting)
+        self.classes = identity_classes(split)
+        head_classes = len(self.classes) if config.loss.classifies else 0
+        self.engine, self.initial = _start_engine(prepared, head_classes, checkpoint, folder, world)
+        self.memory = start_memory(config.loss, checkpoint, world)
+        self.ema = start_ema(config, self.engine.module, checkpoint)
+        self.step = self.start = checkpoint.step if checkpoint else 0
+        self.last = config.optimizer.steps
+        self.origin, self.changes = origin_of(world.meeting, self.last), changes_of(checkpoint, config)
+        self.evaluations = Evaluations(config, prepared.validation, world, folder, ema=self.ema)
+        self.evaluations.continue_from(self.start)
+        self.stop = StopRequest(folder.path / STOP)
+        self.stop.listen()
+        with naming(Path("/dev/shm")):  # where the workers' semaphores and batches are
+            loader = training_loader(
+                split, self.plan, config, self.start, world.rank, world.size, world.device
             )
-            clock.end_step()
+            self.batches = iter(loader)
+        self.run_path = folder.path
+        self.clock = StepClock(world.device)
+        self.meter = Meter(self.clock, world.device)
+        self.bad_samples = BadSamples(config.data.bad_samples)
+        self.watch = FiniteWatch(world.device)
+        self.divergence = Divergence(folder.path, config.run, split, self.plan, world)
+        self.replicas = Replicas(self.start)
+        weights = self.initial.facts() if self.initial else checkpoint and checkpoint.initial_weights
+        facts = {"classes": head_classes, "shards_fingerprint": split.fingerprint, "changes": self.changes}
+        facts |= {"initial_weights": weights, "origin": self.origin}
+        self.save = partial(
+            save_checkpoint, self.engine, folder,
+            config=config, facts=facts, world=world, memory=self.memory, ema=self.ema,
+        )  # fmt: skip
+
+    def introduce(self, log: RunLog | None) -> None:
+        """What is about to be done, on rank 0's terminal and in the run directory."""
+        if not log:
+            return
+        log.describe(self.origin, self.config)
+        log.say(f"run directory: {self.run_path}")
+        ranks = f"ranks: {self.world.size}, threads of rank 0: {torch.get_num_threads()}"
+        steps = f"steps: {self.start} of {self.last} done"
+        log.say_all([*self.plan.summary().lines(), f"{ranks}, {steps}"])
+        log.say_changes(self.start, self.changes)
+        log.say_all(self.initial.lines() if self.initial else [])
+
+    def run(self, log: RunLog | None, profile: bool) -> bool:
+        """Train to the last step, or until any rank is asked to stop: then True, and all is saved."""
+        profiled = None
+        if log and profile:
+            profiled = StepProfile(self.run_path / PROFILE, self.start, self.clock, log.say)
+        if self.evaluations.missing(self.start, log.evaluated() if log else ()):
+            self._evaluate(log, saved=True)
+        stopping = False
+        while self.step < self.last and not stopping:
+            batch, stopping = self._next_batch(log)
+            self._compute(batch, log)
             if profiled:
                 profiled.step()
-            if applied:
-                if ema:
-                    ema.update(engine.module, step)
-                meter.add(scalars, len(batch.pids_B) * world.size)
-            else:
-                skipped = divergence.skip(watch, step)
-                if log:
-                    log.say_skipped(skipped)
-            step += 1
             if log:
-                log.advance(step)
-            pulse.doing = f"after step {step}"
-            saves = stopping or step == last or step % config.run.checkpoint_every == 0
-            if meter.steps and (saves or step % config.run.log_every == 0):
-                means = meter.take(learning_rate(config.optimizer, step - 1), step // plan.steps_per_epoch)
-                if not math.isfinite(means["loss"]):  # the same value on every rank
-                    divergence.stop(watch, step, [])
-                if log:
-                    log.write(step, means)
-            evaluates = evaluations.due(step) and not stopping  # made up for on resuming
-            if saves or evaluates or (config.run.check_every and step % config.run.check_every == 0):
-                if broken := replicas.check(engine.module, world, step):
-                    divergence.stop(watch, step, broken)
-            if saves:
-                pulse.doing = f"after step {step}, saving"
-                with clock.phase(AWAY):
-                    save(step)
-            if evaluates:
-                pulse.doing = f"after step {step}, evaluating"
-                save_it = None if saves else partial(save, step)
-                with clock.phase(AWAY):
-                    evaluations.make(engine.module, step, save_it, log.write_evaluation if log else None)
+                log.advance(self.step)
+            self._keep(log, stopping)
         if profiled:
             profiled.close()
+        return stopping
+
+    def _next_batch(self, log: RunLog | None) -> tuple[Batch, bool]:
+        """This rank's batch, and whether any rank was asked to stop after it."""
+        pulse = self.world.meeting.pulse
+        pulse.doing = f"step {self.step + 1}, reading its batch"
+        with self.clock.phase("data"):
+            item = next(self.batches)
+        pulse.doing = f"step {self.step + 1}, waiting for the others"
+        with self.clock.phase("ranks"):
+            batch, stopping, news = _agree_on_step(item, self.stop, self.bad_samples, self.world)
+        if log and news:
+            log.say_all(news)
+        return batch, stopping
+
+    def _compute(self, batch: Batch, log: RunLog | None) -> None:
+        """A step; where its gradients are not finite it is passed over, as far as the recipe allows."""
+        self.world.meeting.pulse.doing = f"step {self.step + 1}, computing"
+        scalars, applied = training_step(
+            self.engine, batch, self.classes, self.config, self.step,
+            self.watch, self.world, self.memory, self.clock,
+        )  # fmt: skip
+        self.clock.end_step()
+        if applied:
+            if self.ema:
+                self.ema.update(self.engine.module, self.step)
+            self.meter.add(scalars, len(batch.pids_B) * self.world.size)
+        else:
+            skipped = self.divergence.skip(self.watch, self.step)
+            if log:
+                log.say_skipped(skipped)
+        self.step += 1
+        self.world.meeting.pulse.doing = f"after step {self.step}"
+
+    def _keep(self, log: RunLog | None, stopping: bool) -> None:
+        """What a step is followed by, when it is due: the log's means, a look at the weights, a save, an
+        evaluation."""
+        run, step = self.config.run, self.step
+        saves = stopping or step == self.last or step % run.checkpoint_every == 0
+        if self.meter.steps and (saves or step % run.log_every == 0):
+            self._log_means(log)
+        evaluates = self.evaluations.due(step) and not stopping  # made up for on resuming
+        if saves or evaluates or (run.check_every and step % run.check_every == 0):
+            if broken := self.replicas.check(self.engine.module, self.world, step):
+                self.divergence.stop(self.watch, step, broken)
+        if saves:
+            self.world.meeting.pulse.doing = f"after step {step}, saving"
+            with self.clock.phase(AWAY):
+                self.save(step)
+        if evaluates:
+            self._evaluate(log, saved=saves)
+
+    def _log_means(self, log: RunLog | None) -> None:
+        rate = learning_rate(self.config.optimizer, self.step - 1)
+        means = self.meter.take(rate, self.step // self.plan.steps_per_epoch)
+        if not math.isfinite(means["loss"]):  # the same value on every rank
+            self.divergence.stop(self.watch, self.step, [])
         if log:
-            log.say_all(bad_samples.lines())
-        if log and stopping:
-            log.say(f"stopped on request after step {step} of {last}, saved")
-    if world.is_first:
-        stop.file.unlink(missing_ok=True)
-    return exit_status.STOPPED if step < last else exit_status.DONE
+            log.write(self.step, means)
+
+    def _evaluate(self, log: RunLog | None, *, saved: bool) -> None:
+        """Rank the validation gallery; a new best that is not saved yet is saved then."""
+        self.world.meeting.pulse.doing = f"after step {self.step}, evaluating"
+        save = None if saved else partial(self.save, self.step)
+        with self.clock.phase(AWAY):
+            self.evaluations.make(self.engine.module, self.step, save, log.write_evaluation if log else None)
 
 
 def _start_engine(
