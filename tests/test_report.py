@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,15 @@ from maskreid_dist.report import (
     RankedImage,
     RankedQuery,
     RunReport,
+    page,
     ranked_list_figure,
     select_queries,
     write_report,
 )
-from maskreid_dist.report.curves import curve_charts, read_metrics
+from maskreid_dist.report.curves import MOST_POINTS, curve_charts, read_metrics, thinned
 from maskreid_dist.report.html import CameraPairRow, Distances, EmbeddingMap, StreamMaps
-from maskreid_dist.report.lists import rank_group, smallest_that_fits
-from maskreid_dist.report.page import MOST_BYTES
+from maskreid_dist.report.lists import query_html, rank_group
+from maskreid_dist.report.page import LOOKS, fit, fitting_lists, write_page
 from maskreid_dist.report.plots import ticks
 
 FIGURES = {
@@ -95,12 +97,65 @@ def test_report_of_the_table_alone(tmp_path: Path) -> None:
     assert re.findall("<h2>([^<]*)", path.read_text()) == ["Retrieval, in per cent"]
 
 
-def test_pictures_are_as_good_as_their_number_allows(tmp_path: Path) -> None:
+def noisy(count: int) -> list[RankedQuery]:
     noise = np.random.default_rng(0).integers(0, 256, (171, 90, 3), np.uint8)
-    many = [query(picture=Image.fromarray(noise), later=37) for _ in range(4)]
-    sizes = [sum(map(len, smallest_that_fits(many, most))) for most in (10**9, 400_000, 200_000)]
-    assert sizes[0] > 400_000 > sizes[1] > 200_000 > sizes[2]
-    assert MOST_BYTES == 5_000_000
+    return [query(picture=Image.fromarray(noise), later=37) for _ in range(count)]
+
+
+def test_pictures_are_as_good_and_as_many_as_fit() -> None:
+    many = noisy(4)
+    most = 10**9
+    for look in LOOKS[:5]:
+        html, said = fitting_lists(many, query_html, most)
+        assert html == "".join(query_html(one, look) for one in many)
+        assert said == "" if look == LOOKS[0] else f"quality {look.quality}" in said
+        assert "lists" not in said and ("of their size" in said) is (look.scale < 1)
+        most = len(html.encode()) - 1
+    html, said = fitting_lists(many, query_html, most)
+    assert html == "".join(query_html(one, LOOKS[-1]) for one in many[:3])
+    assert said.endswith("Of 4 lists the first 3 are shown.")
+    assert fitting_lists(many, query_html, -1)[0] == ""
+
+
+def test_a_page_keeps_to_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert page.MOST_BYTES == 5_000_000
+    monkeypatch.setattr(page, "MOST_BYTES", 150_000)
+    path, metrics = tmp_path / "report.html", tmp_path / "metrics.jsonl"
+    lines = [f'{{"step": {step}, "loss": {step % 7}.25}}\n' for step in range(20_000)]
+    metrics.write_text("".join(lines))
+    pairs = [CameraPairRow(1, n, 5, 12.5, None) for n in range(20_000)]
+    whole = report(metrics, noisy(12))
+    write_report(path, replace(whole, camera_pairs=pairs, title="é" * 90_000))
+    html = path.read_text()
+    assert len(path.read_bytes()) <= 150_000
+    assert "The first 400 of 20000 pairs" in html and "Of up to 20000 records a curve, 800 are drawn" in html
+    assert "To keep the page below 0.15 MB, pictures are of quality" in html
+    shown = re.findall(r"Of 12 lists the first (\d+) are shown", html)
+    assert [int(count) for count in shown] == [html.count("class='query'")]
+    # A part that has no lists to shorten.
+    write_report(path, replace(whole, recipe="x" * 150_000))
+    html = path.read_text()
+    assert len(path.read_bytes()) <= 150_000 and html.count("class='query'") > 0
+    assert "What was measured, and what trained it: left out, a page has at most 0.15 MB." in html
+    write_page(path, "t", {"All": lambda most: "é" * most})
+    assert "All: left out" in path.read_text()
+
+
+def test_parts_and_the_lines_in_their_place_fit() -> None:
+    note = len(page._left_out("a")) + 1
+    assert fit({"a": "x" * 100, "b": "y"}, 2 * note) == [page._left_out("a"), "y"]
+    assert fit({"a": "x" * 100, "b": "y"}, 2 * note + 100) == ["x" * 100, "y"]
+    html = fit({"a": lambda most: "x" * most, "b": "y" * 10}, 2 * note + 10)
+    assert set(html[0]) == {"x"} and html[1] == "y" * 10
+    assert sum(map(len, html)) + 2 == 2 * note + 10
+
+
+def test_long_curves_keep_their_ends() -> None:
+    steps, values = list(range(5000)), [float(step) for step in range(5000)]
+    few = thinned(steps, values)
+    assert len(few[0]) == MOST_POINTS == len(set(few[0])) and few[0][0] == 0 and few[0][-1] == 4999
+    assert few[1] == [float(step) for step in few[0]]
+    assert thinned(steps[:800], values[:800]) == (steps[:800], values[:800])
 
 
 def test_torn_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 
 from maskreid_dist.report.html import retrieval_table
-from maskreid_dist.report.lists import FILTERS, attributes, filter_form, row_html
-from maskreid_dist.report.page import QUALITIES, write_page
+from maskreid_dist.report.lists import FILTERS, attributes, filter_form, lists_part, row_html
+from maskreid_dist.report.page import Fitting, Look, write_page
 from maskreid_dist.report.pictures import RankedQuery
 from maskreid_dist.report.plots import line_chart, scatter
 
-LISTS_BYTES = 4_000_000
 SIDES = ("A", "B")
 
 
@@ -44,16 +44,18 @@ class ComparePage:
 
 def write_compare_page(path: Path, page: ComparePage) -> None:
     """Write the page, all at once."""
-    parts = [
+    names = (
         f"<p class='facts'><span><b>A</b> {escape(page.names[0])}</span> "
-        f"<span><b>B</b> {escape(page.names[1])}</span></p>",
-        "<h2>Retrieval, in per cent</h2>",
-        retrieval_table([(f"{side}: {n}", f) for side, (n, f) in zip(SIDES, page.figures, strict=True)]),
-        _differences(page.differences),
-        f"<div class='charts'>{_charts(page)}</div>",
-        _settings(page.settings),
-        _changed(page.changed),
-    ]
+        f"<span><b>B</b> {escape(page.names[1])}</span></p>"
+    )
+    table = retrieval_table([(f"{side}: {n}", f) for side, (n, f) in zip(SIDES, page.figures, strict=True)])
+    parts: dict[str, str | Fitting] = {
+        "Retrieval": f"{names}<h2>Retrieval, in per cent</h2>{table}",
+        "B less A": _differences(page.differences),
+        "Charts": f"<div class='charts'>{_charts(page)}</div>",
+        "What trained them": _settings(page.settings),
+        "Queries that changed most": partial(_changed, page.changed),
+    }
     write_page(path, f"MaskReID: {page.figures[0][0]} and {page.figures[1][0]}", parts)
 
 
@@ -105,28 +107,24 @@ def _settings(settings: Mapping[str, tuple[str, str]]) -> str:
     )
 
 
-def _changed(changed: Sequence[ChangedQuery]) -> str:
+def _changed(changed: Sequence[ChangedQuery], most_bytes: int) -> str:
     if not changed:
         return "<h2>Queries that changed most</h2><p class='note'>No query's AP changed.</p>"
-    html: list[str] = []
-    for quality in QUALITIES:
-        html = [_changed_html(one, quality) for one in changed]
-        if sum(map(len, html)) <= LISTS_BYTES:
-            break
     filters = {**FILTERS, "group": ("By B", ""), "cameras": ("Cameras (by B)", "text")}
     filters["rank"] = ("First true match by B", "text")
-    return (
-        "<h2>Queries that changed most</h2><p class='note'>Above by A, below by B; one query a person. ✓ and "
-        "a solid green border: the same person, ✗ and a dashed red border: another one. Keys: arrows move, "
-        "Enter enlarges, / searches.</p>" + filter_form(filters) + "".join(html)
+    note = (
+        "Above by A, below by B; one query a person. ✓ and a solid green border: the same person, ✗ and a "
+        "dashed red border: another one. Keys: arrows move, Enter enlarges, / searches."
     )
+    form = filter_form(filters)
+    return lists_part("Queries that changed most", note, form, changed, _changed_html, most_bytes)
 
 
-def _changed_html(one: ChangedQuery, quality: int) -> str:
+def _changed_html(one: ChangedQuery, look: Look) -> str:
     query = one.second
     rows = "".join(
         f"<h4><b>{side}</b> AP {100 * part.average_precision:.1f} %, first true match at rank "
-        f"{part.first_rank}</h4>{row_html(part, quality)}"
+        f"{part.first_rank}</h4>{row_html(part, look)}"
         for side, part in zip(SIDES, (one.first, one.second), strict=True)
     )
     return (

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
 from maskreid_dist.report.curves import curve_charts
-from maskreid_dist.report.lists import filter_form, smallest_that_fits
-from maskreid_dist.report.page import MOST_BYTES, as_data, write_page
+from maskreid_dist.report.lists import filter_form, lists_part, query_html
+from maskreid_dist.report.page import Fitting, as_data, write_page
 from maskreid_dist.report.pictures import RankedQuery
 from maskreid_dist.report.plots import histogram, letter_map, line_chart
 
@@ -22,7 +23,7 @@ COLUMNS = {
     "mINP": "mINP",
 }
 AP_BINS = 20
-LISTS_BYTES = 3_800_000  # of the page's; charts, maps and keys take the rest
+MOST_PAIRS = 400  # of cameras, in the table
 
 
 @dataclass(frozen=True)
@@ -87,20 +88,18 @@ class RunReport:
 
 
 def write_report(path: Path, report: RunReport) -> None:
-    """Write the report, all at once, in at most MOST_BYTES."""
-    parts = [
-        "<h2>Retrieval, in per cent</h2>",
-        retrieval_table(report.table),
-        f"<div class='charts'>{_retrieval_charts(report)}</div>",
-        _distance_note(report),
-        _camera_pairs(report.camera_pairs),
-        _lists(report.ranked),
-        _streams(report.streams),
-        _map(report.embedding_map),
-        _facts(report),
-        _training(report),
-    ]
-    assert sum(map(len, parts)) < MOST_BYTES
+    """Write the report, all at once, in at most maskreid_dist.report.page.MOST_BYTES."""
+    charts = f"<div class='charts'>{_retrieval_charts(report)}</div>"
+    parts: dict[str, str | Fitting] = {
+        "Retrieval": f"<h2>Retrieval, in per cent</h2>{retrieval_table(report.table)}",
+        "Charts": f"{charts}{_distance_note(report)}",
+        "Camera by camera": _camera_pairs(report.camera_pairs),
+        "Ranked lists": partial(_lists, report.ranked),
+        "Where the two streams look": _streams(report.streams),
+        "Embedding map": _map(report.embedding_map),
+        "What was measured, and what trained it": _facts(report),
+        "Training": _training(report),
+    }
     write_page(path, report.title, parts)
 
 
@@ -151,11 +150,12 @@ def _camera_pairs(pairs: Sequence[CameraPairRow]) -> str:
     rows = "".join(
         f"<tr><td>{pair.query_camera} → {pair.gallery_camera}</td><td>{pair.queries}</td>"
         f"<td>{_figure(pair.mAP)}</td><td>{_figure(pair.rank1)}</td></tr>"
-        for pair in pairs
+        for pair in pairs[:MOST_PAIRS]
     )
+    part = f" The first {MOST_PAIRS} of {len(pairs)} pairs." if len(pairs) > MOST_PAIRS else ""
     return (
         "<h2>Camera by camera</h2><p class='note'>Queries of one camera against the gallery images of "
-        "another alone; the hardest pair first. none: no query has a match.</p>"
+        f"another alone; the hardest pair first. none: no query has a match.{part}</p>"
         "<div class='scroll'><table><thead>"
         "<tr><th>cameras</th><th>queries</th><th>mAP</th><th>Rank-1</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
@@ -166,18 +166,16 @@ def _figure(value: float | None) -> str:
     return "none" if value is None else f"{value:.2f}"
 
 
-def _lists(ranked: Sequence[RankedQuery]) -> str:
+def _lists(ranked: Sequence[RankedQuery], most_bytes: int) -> str:
     if not ranked:
         return ""
-    return (
-        "<h2>Ranked lists</h2><p class='note'>Query, its mask-cut twin, and the nearest gallery images with "
-        "their distances; ✓ and a solid green border: the same person, ✗ and a dashed red border: another "
-        "one. Images of the query's person from its own camera are not listed. A first true match that is "
-        "not among the nearest stands at the end. Camera pair: of the query and its first true match. "
-        "Keys: arrows move, Enter enlarges, / searches.</p>"
-        + filter_form()
-        + "".join(smallest_that_fits(ranked, LISTS_BYTES))
+    note = (
+        "Query, its mask-cut twin, and the nearest gallery images with their distances; ✓ and a solid green "
+        "border: the same person, ✗ and a dashed red border: another one. Images of the query's person from "
+        "its own camera are not listed. A first true match that is not among the nearest stands at the end. "
+        "Camera pair: of the query and its first true match. Keys: arrows move, Enter enlarges, / searches."
     )
+    return lists_part("Ranked lists", note, filter_form(), ranked, query_html, most_bytes)
 
 
 def _streams(streams: Sequence[StreamMaps]) -> str:

@@ -1,11 +1,14 @@
 """Ranked lists as HTML, and the form that filters them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
+from typing import TypeVar
 
-from maskreid_dist.report.page import QUALITIES, shot
+from maskreid_dist.report.page import LOOKS, Look, fitting_lists, shot, size_of
 from maskreid_dist.report.pictures import RankedImage, RankedQuery
 
+T = TypeVar("T")
+FRAME_BYTES = 400  # tags around the lists, and the sentence on what was given up
 # name of the data attribute -> title and whether its values are ordered as text or as they occur
 FILTERS = {
     "group": ("Queries", ""),
@@ -30,16 +33,14 @@ def filter_form(filters: dict[str, tuple[str, str]] = FILTERS) -> str:
     )
 
 
-def query_html(query: RankedQuery, quality: int = QUALITIES[0]) -> str:
+def query_html(query: RankedQuery, look: Look = LOOKS[0]) -> str:
     """A query and its list."""
     heading = (
         f"<b>{escape(query.heading)}</b> · {escape(query.key)} · person {query.pid}, camera {query.camid} · "
         f"AP {100 * query.average_precision:.1f} % · first true match at rank {query.first_rank}"
         f" · mask: {escape(query.mask)}"
     )
-    return (
-        f"<article class='query' {attributes(query)}><h3>{heading}</h3>{row_html(query, quality)}</article>"
-    )
+    return f"<article class='query' {attributes(query)}><h3>{heading}</h3>{row_html(query, look)}</article>"
 
 
 def attributes(query: RankedQuery, group: str | None = None) -> str:
@@ -62,34 +63,39 @@ def rank_group(rank: int) -> str:
     return "rank 51 and later"
 
 
-def row_html(query: RankedQuery, quality: int = QUALITIES[0]) -> str:
+def row_html(query: RankedQuery, look: Look = LOOKS[0]) -> str:
     """Query, mask-cut twin, the list; a first true match beyond its end stands apart."""
     parts = [
-        shot("", query.image, "query", query.key, quality),
-        shot("", query.masked, "mask-cut", "", quality),
+        shot("", query.image, "query", query.key, look),
+        shot("", query.masked, "mask-cut", "", look),
         "<div class='gap'></div>",
     ]
     last = 0
     for item in query.ranked:
         if item.rank != last + 1:
             parts.append("<div class='gap'></div>")
-        parts.append(_found(item, quality))
+        parts.append(_found(item, look))
         last = item.rank
     return f"<div class='row'>{''.join(parts)}</div>"
 
 
-def _found(item: RankedImage, quality: int) -> str:
+def _found(item: RankedImage, look: Look) -> str:
     person = {-1: "junk", 0: "distractor"}.get(item.pid, f"person {item.pid}")
     mark = "✓" if item.correct else "✗"
     caption = f"{item.rank} <b>{mark}</b> {item.distance:.3f}<br>{person}<br>camera {item.camid}"
-    return shot("right" if item.correct else "wrong", item.image, caption, item.key, quality)
+    return shot("right" if item.correct else "wrong", item.image, caption, item.key, look)
 
 
-def smallest_that_fits(queries: Sequence[RankedQuery], most_bytes: int) -> list[str]:
-    """The lists, with pictures as good as their number allows."""
-    html: list[str] = []
-    for quality in QUALITIES:
-        html = [query_html(query, quality) for query in queries]
-        if sum(map(len, html)) <= most_bytes:
-            break
-    return html
+def lists_part(
+    title: str,
+    note: str,
+    form: str,
+    queries: Sequence[T],
+    render: Callable[[T, Look], str],
+    most_bytes: int,
+) -> str:
+    """A part of a page with lists, what they show, and their filters, in at most `most_bytes` if those leave
+    room for the rest."""
+    room = most_bytes - size_of(title + note + form) - FRAME_BYTES
+    lists, given_up = fitting_lists(queries, render, room)
+    return f"<h2>{title}</h2><p class='note'>{note} {given_up}</p>{form}{lists}"

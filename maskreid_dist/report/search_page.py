@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from maskreid_dist.report import page
 
+NOTE_BYTES = 300  # for what was given up
 PLACEHOLDER = Image.new("RGB", (70, 140), "#dddddd")
 
 
@@ -35,21 +37,31 @@ class SearchedImage:
 
 
 def write_search_page(path: Path, title: str, facts: str, searched: Sequence[SearchedImage]) -> None:
-    """Write the page, all at once."""
-    page.write_page(path, title, [f"<p class='facts'>{escape(facts)}</p>", *map(_query, searched)])
+    """Write the page, all at once, with as many and as good pictures as it may hold."""
+    parts: dict[str, str | page.Fitting] = {
+        "Facts": f"<p class='facts'>{escape(facts)}</p>",
+        "Lists": partial(_lists, searched),
+    }
+    page.write_page(path, title, parts)
 
 
-def _query(query: SearchedImage) -> str:
-    twins = page.shot("", query.image, "query", query.name) + page.shot("", query.masked, "mask-cut", "")
-    found = "".join(_found(rank, item) for rank, item in enumerate(query.found, 1))
+def _lists(searched: Sequence[SearchedImage], most_bytes: int) -> str:
+    lists, given_up = page.fitting_lists(searched, _query, most_bytes - NOTE_BYTES)
+    return (f"<p class='note'>{given_up}</p>" if given_up else "") + lists
+
+
+def _query(query: SearchedImage, look: page.Look) -> str:
+    twins = page.shot("", query.image, "query", query.name, look)
+    twins += page.shot("", query.masked, "mask-cut", "", look)
+    found = "".join(_found(rank, item, look) for rank, item in enumerate(query.found[: look.most], 1))
     row = f"<div class='row'>{twins}<div class='gap'></div>{found}</div>"
     return f"<article class='query'><h3><b>{escape(query.name)}</b></h3>{row}</article>"
 
 
-def _found(rank: int, item: FoundImage) -> str:
+def _found(rank: int, item: FoundImage, look: page.Look) -> str:
     caption = f"{rank} <b>{item.similarity:.3f}</b><br>person {item.pid}<br>camera {item.camid}"
     if item.probability is not None:
         caption += f"<br>match {100 * item.probability:.0f} %"
     if item.image is None:
         caption += "<br>no picture"
-    return page.shot("", item.image or PLACEHOLDER, caption, item.key)
+    return page.shot("", item.image or PLACEHOLDER, caption, item.key, look)
