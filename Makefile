@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters
 
 .PHONY: help install demo test docs docs-pages docs-commands faults exactness step-cost kills cluster hostile lint types \
-  golden speed kernels-report kernels-predictions kernels-gpu-path launch-counts gpu-cache gpu test-adapters kernels-alone steady wheels clean
+  golden speed ranks-alike calibration kernels-report kernels-predictions kernels-gpu-path launch-counts gpu-cache gpu test-adapters kernels-alone steady wheels clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
@@ -25,6 +25,8 @@ help:
 	@echo "make cluster train over several hosts, namespaces of this machine, by every launcher (root; OPTIONS=--help)"
 	@echo "make exactness  1, 2, 4 ranks x ZeRO 0-3 x micro batches x memory against one process: a table"
 	@echo "make step-cost  a step beside bare forward, backward and optimizer; peak memory of micro_images"
+	@echo "make ranks-alike RUN=runs/demo  evaluate and embed with 1, 2, 3 ranks against one process: seconds, bytes"
+	@echo "make calibration  20 times, a threshold of half of the walkers' persons measured on the others (RUN=...)"
 	@echo "make hostile  what a user may be given: links, pipes, lies, odd servers (SECURITY.md)"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
@@ -104,6 +106,17 @@ exactness: $(INSTALLED)
 
 step-cost: $(INSTALLED)
 	$(BIN)/python tests/step_cost.py $(OPTIONS)
+
+ranks-alike: $(INSTALLED)
+	@test -n "$(RUN)" || { echo "error: name a run: make ranks-alike RUN=runs/demo" >&2; exit 2; }
+	$(BIN)/python tests/ranks_alike.py $(RUN) $(OPTIONS)
+
+# Without RUN a short training of its own, which the same command continues or takes as it is.
+calibration: $(INSTALLED)
+	$(if $(RUN),,$(BIN)/maskreid train launch/recipes/walkers_demo.toml --resume --set name=calibration \
+	  --set optimizer.steps=40)
+	$(BIN)/maskreid calibrate $(or $(RUN),runs/calibration) shards/walkers --false-match-rate $(or $(RATE),0.01) \
+	  --check-splits 20
 
 hostile: $(INSTALLED)
 	$(BIN)/python -m pytest -q tests/test_hostile_*.py tests/test_checkpoint_damage.py --durations=5

@@ -28,7 +28,7 @@ def make_bar(what: str, console: Console, *more: ProgressColumn, transient: bool
         TimeRemainingColumn(),
         *more,
     )
-    off = not console.is_terminal
+    off = console.quiet or not console.is_terminal
     return Progress(*columns, console=console, transient=transient, disable=off, refresh_per_second=2)
 
 

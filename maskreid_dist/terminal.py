@@ -18,10 +18,11 @@ def say(*values: object, end: str = "\n", file: TextIO | None = None, flush: boo
 
 
 class Terminal(Console):
-    """rich's console for text that means what it says: no markup, no emoji codes, no control characters."""
+    """rich's console for text that means what it says: no markup, no emoji codes, no control characters.
+    quiet: prints nothing."""
 
-    def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, emoji=False)
+    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
+        super().__init__(stderr=stderr, quiet=quiet, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)

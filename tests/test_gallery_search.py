@@ -17,6 +17,7 @@ from maskreid_dist.config import Config
 from maskreid_dist.errors import SampleError, UserError
 from maskreid_dist.evaluation.embed import embed_split
 from maskreid_dist.evaluation.evaluate import percentages, rank_gallery
+from maskreid_dist.evaluation.ranks import Ranks
 from maskreid_dist.gallery import Extractor, Gallery
 from maskreid_dist.gallery.enrol import embed_split_into
 from maskreid_dist.gallery.journal import GalleryError
@@ -130,9 +131,9 @@ def test_a_split_is_embedded_in_order_and_goes_on_after_a_kill(
 
     monkeypatch.setattr(Gallery, "append", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        embed_split_into(tmp_path / "killed", extractor, shards, "gallery", batch_rows=4)
+        embed_split_into(tmp_path / "killed", extractor, shards, "gallery", ranks=Ranks(batch_rows=4))
     monkeypatch.undo()
-    assert embed_split_into(tmp_path / "killed", extractor, shards, "gallery", batch_rows=4) > 0
+    assert embed_split_into(tmp_path / "killed", extractor, shards, "gallery", ranks=Ranks(batch_rows=4)) > 0
     again = Gallery.open(tmp_path / "killed")
     assert list(again.keys) == list(gallery.keys)
     assert np.allclose(again.features, expected, atol=1e-6)
@@ -145,7 +146,7 @@ def test_a_split_is_embedded_in_order_and_goes_on_after_a_kill(
 @pytest.fixture
 def run(extractor: Extractor, monkeypatch: pytest.MonkeyPatch) -> str:
     """A run directory that holds the extractor's network."""
-    monkeypatch.setattr(commands, "_extractor", lambda path: extractor)
+    monkeypatch.setattr(commands, "_extractor", lambda path, device=None: extractor)
     return "run"
 
 
@@ -198,7 +199,7 @@ def test_the_commands(
     assert "--pid or --key" in maskreid("forget", mine, status=2)
     maskreid("forget", mine, "--key", "8/second")
     assert "nobody is in it" in maskreid("search", run, mine, second, status=2)
-    monkeypatch.setattr(commands, "_extractor", lambda path: an_extractor(1))
+    monkeypatch.setattr(commands, "_extractor", lambda path, device=None: an_extractor(1))
     assert "another network" in maskreid("search", run, gallery, second, status=2)
 
 

@@ -1,21 +1,32 @@
 """`maskreid calibrate`: from which similarity on two images show one person."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.options import Cache, RunOrCheckpoint
 from maskreid_dist.terminal import Terminal, say
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import TypeAlias
+
+    import numpy as np
+    from numpy.typing import NDArray
+
     from maskreid_dist.evaluation.calibration import Calibration
+    from maskreid_dist.gallery import Extractor
+    from maskreid_shards import Split
+
+    # Features (N, D), pids and camids (N,).
+    Labelled: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
 
 
 @one_line_errors
 def calibrate(
-    run: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
+    run: RunOrCheckpoint,
     shards: Annotated[
         str,
         typer.Argument(
@@ -29,23 +40,26 @@ def calibrate(
     splits: Annotated[
         list[str] | None, typer.Option("--split", help="Splits to take; repeatable. Default: query, gallery.")
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Keep the shards of a URL in this folder.")] = None,
+    cache: Cache = None,
+    splits_to_check: Annotated[
+        int,
+        typer.Option(
+            "--check-splits",
+            min=0,
+            help="Also fit on half of the persons and measure on the others, so many times; 0: not.",
+        ),
+    ] = 0,
 ) -> None:
     """Find the similarity from which on two images show one person, at a wanted rate of false matches.
 
     Kept beside the checkpoint: `maskreid search` then prints probabilities, `maskreid evaluate` warns of
     cameras outside of it.
     """
-    import numpy as np
-
-    from maskreid_dist.evaluation.calibration import LEVEL
     from maskreid_dist.evaluation.calibration import calibrate as fit
     from maskreid_dist.evaluation.calibration_file import calibration_path, save
-    from maskreid_dist.evaluation.embed import embed_split
     from maskreid_dist.files import check_writable
     from maskreid_dist.gallery import Extractor
     from maskreid_dist.model.checkpoint import find_checkpoint
-    from maskreid_dist.progress import progress_bar
     from maskreid_shards import open_shards
 
     checkpoint, _ = find_checkpoint(run)
@@ -54,21 +68,45 @@ def calibrate(
     opened = open_shards(shards, cache=cache)
     chosen = [opened.split(name) for name in splits or ("query", "gallery")]
     extractor = Extractor.of(checkpoint.path)
+    images = _embedded(extractor, chosen)
+    source = f"{opened.location} ({', '.join(split.name for split in chosen)})"
+    found = fit(*images, rate, weights_sha256=extractor.model.weights_sha256, source=source)
+    save(path, found)
+    _print(found)
+    say(f"calibration: {path.absolute()}")
+    if splits_to_check:
+        _check(images, rate, splits_to_check, source)
+
+
+def _embedded(extractor: "Extractor", splits: "Sequence[Split]") -> "Labelled":
+    import numpy as np
+
+    from maskreid_dist.evaluation.embed import embed_split
+    from maskreid_dist.progress import progress_bar
+
     features = []
-    for split in chosen:
+    for split in splits:
         with progress_bar(f"embedding {split.name}") as progress:
             features.append(
                 embed_split(extractor.network, split, extractor.config, extractor.device, progress)
             )
-    found = fit(
-        np.concatenate(features),
-        np.concatenate([split.pids for split in chosen]),
-        np.concatenate([split.camids for split in chosen]),
-        rate,
-        weights_sha256=extractor.model.weights_sha256,
-        source=f"{opened.location} ({', '.join(split.name for split in chosen)})",
-    )
-    save(path, found)
+    pids, camids = ([getattr(split, name) for split in splits] for name in ("pids", "camids"))
+    return np.concatenate(features), np.concatenate(pids), np.concatenate(camids)
+
+
+def _check(images: "Labelled", rate: float, splits: int, source: str) -> None:
+    from maskreid_dist.evaluation.calibration_check import check_lines, check_splits
+    from maskreid_dist.progress import progress_bar
+
+    with progress_bar("halves of the persons") as progress:
+        checks = check_splits(*images, rate, splits, source=source, progress=progress)
+    for line in check_lines(checks, rate):
+        say(line)
+
+
+def _print(found: "Calibration") -> None:
+    from maskreid_dist.evaluation.calibration import LEVEL
+
     console = Terminal()
     console.print(_table(found))
     console.print(
@@ -79,7 +117,6 @@ def calibrate(
     if found.too_few:
         pairs = ", ".join(f"{a} and {b}" for a, b in found.too_few)
         console.print(f"too few pairs for a threshold of their own: cameras {pairs}", highlight=False)
-    say(f"calibration: {path.absolute()}")
 
 
 def _table(found: "Calibration") -> Table:

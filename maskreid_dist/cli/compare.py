@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.options import Cache, CameraIds, FiguresFile, RankedShards, RunOrCheckpoint
 from maskreid_dist.terminal import Terminal, say
 
 if TYPE_CHECKING:
@@ -16,26 +17,16 @@ if TYPE_CHECKING:
 
 @one_line_errors
 def compare(
-    first: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
+    first: RunOrCheckpoint,
     second: Annotated[Path, typer.Argument(help="The one to compare it with.", show_default=False)],
-    shards: Annotated[
-        str,
-        typer.Argument(
-            help="Shards with the splits query and gallery, a folder or a URL.", show_default=False
-        ),
-    ],
+    shards: RankedShards,
     ap: Annotated[Literal["hits", "trapezoid"], typer.Option(help="Definition of AP.")] = "hits",
     html: Annotated[
         Path | None, typer.Option(help="Write both side by side here, with ranked lists.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Write the figures as JSON here.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Keep the shards of a URL in this folder.")] = None,
-    cameras: Annotated[
-        Literal["labels", "none"],
-        typer.Option(
-            help="none: the data has no camera ids; only the query's own image, by key, is left out."
-        ),
-    ] = "labels",
+    output: FiguresFile = None,
+    cache: Cache = None,
+    cameras: CameraIds = "labels",
 ) -> None:
     """Rank one gallery with two networks: differences with paired intervals, and the queries that changed
     most."""

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.options import RunOrCheckpoint
 from maskreid_dist.terminal import say
 
 
 @one_line_errors
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
+    checkpoint: RunOrCheckpoint,
     output: Annotated[Path, typer.Argument(help="OUT.onnx, or OUT.pt2 for torch.export's.")],
     card: Annotated[Path | None, typer.Option(help="Write a model card in the Hub's form here.")] = None,
 ) -> None:

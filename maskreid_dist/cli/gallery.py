@@ -8,10 +8,15 @@ import typer
 from rich.table import Table
 
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.options import Cache
+from maskreid_dist.cli.ranks import share_work
 from maskreid_dist.errors import UserError
 from maskreid_dist.terminal import Terminal, say
 
 if TYPE_CHECKING:
+    import torch
+
+    from maskreid_dist.evaluation.ranks import Ranks
     from maskreid_dist.gallery import Extractor
 
 Run = Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.", show_default=False)]
@@ -29,22 +34,32 @@ def embed(
     shards: Annotated[str, typer.Argument(help="Shards, a folder or a URL.", show_default=False)],
     out: Folder,
     split: Annotated[str, typer.Option(help="Name of the split.")] = "gallery",
-    cache: Annotated[Path | None, typer.Option(help="Keep the shards of a URL in this folder.")] = None,
+    cache: Cache = None,
 ) -> None:
     """Embed a split of shards into a gallery; killed, the same command goes on."""
-    from maskreid_dist.files import check_writable
-    from maskreid_dist.gallery.enrol import embed_split_into
-    from maskreid_dist.progress import progress_bar
-    from maskreid_shards import open_shards
 
-    check_writable(out, folder=True)
-    opened = open_shards(shards, cache=cache)
-    opened.split(split)
-    extractor = _extractor(run)
-    with progress_bar(f"embedding {split}") as progress:
-        before = embed_split_into(out, extractor, opened, split, progress)
-    held = f", {before} of them from before" if before else ""
-    say(f"{len(opened.split(split))} embeddings{held}: {out.absolute()}")
+    def work(ranks: "Ranks") -> None:
+        from maskreid_dist.files import check_writable
+        from maskreid_dist.gallery.enrol import embed_split_into
+        from maskreid_dist.progress import progress_bar
+        from maskreid_shards import open_shards
+
+        check_writable(out, folder=True)
+        opened = open_shards(shards, cache=cache)
+        opened.split(split)
+        extractor = _extractor(run, ranks.device)
+        if ranks.size > 1:
+            from maskreid_dist.training.facts import facts_of_evaluation
+
+            options = {"--split": split, "the checkpoint": str(extractor.model)}
+            ranks.agree(facts_of_evaluation(extractor.config, ranks.device, {"shards": opened}, options))
+        with progress_bar(f"embedding {split}", Terminal(stderr=True, quiet=not ranks.is_first)) as progress:
+            before = embed_split_into(out, extractor, opened, split, progress, ranks=ranks)
+        if ranks.is_first:
+            held = f", {before} of them from before" if before else ""
+            say(f"{len(opened.split(split))} embeddings{held}: {out.absolute()}")
+
+    share_work(work)
 
 
 @one_line_errors
@@ -162,7 +177,7 @@ def score(
     )
 
 
-def _extractor(run: Path) -> "Extractor":
+def _extractor(run: Path, device: "torch.device | None" = None) -> "Extractor":
     from maskreid_dist.gallery import Extractor
 
-    return Extractor.of(run)
+    return Extractor.of(run, device=device)

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -287,13 +287,20 @@ def training_loader(
 def evaluation_loader(
     split: Split, config: Config, samples: NDArray[np.int64], rows: int = 128
 ) -> Iterable[Batch | SampleError]:
-    """Batches of at most `rows` of the given sample numbers, in order, without augmentation.
+    """Batches of at most `rows` of the given sample numbers, in order, as `batches_of` makes them."""
+    return batches_of(split, config, [samples[i : i + rows] for i in range(0, len(samples), rows)])
+
+
+def batches_of(
+    split: Split, config: Config, batches: Sequence[NDArray[np.int64]]
+) -> Iterable[Batch | SampleError]:
+    """Batches of these sample numbers, without augmentation.
 
     Numbers that follow each other share one read. Pillow decodes whatever the recipe's decoder. A bad sample
     is always a SampleError: without it the figures would be another data set's.
     """
-    batches = [_without_augmentation(split, samples[i : i + rows]) for i in range(0, len(samples), rows)]
-    return _loader(PairDataset(split, EvaluationTransform(config.data)), batches, config.data, False)
+    draws = [_without_augmentation(split, samples) for samples in batches]
+    return _loader(PairDataset(split, EvaluationTransform(config.data)), draws, config.data, False)
 
 
 def _without_augmentation(split: Split, samples: NDArray[np.int64]) -> Draws:

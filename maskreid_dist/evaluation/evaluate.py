@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,8 +14,9 @@ from rich.table import Table
 
 from maskreid_dist.config import Config
 from maskreid_dist.evaluation.calibration import Calibration, doubts
-from maskreid_dist.evaluation.embed import embed_split
+from maskreid_dist.evaluation.embed import embed_share
 from maskreid_dist.evaluation.histogram import histogram_features
+from maskreid_dist.evaluation.ranks import Ranks, all_rows, rows_on_first
 from maskreid_dist.model import ReIDNetwork, build_network
 from maskreid_dist.model.checkpoint import Checkpoint, find_checkpoint, load_weights
 from maskreid_dist.progress import progress_bar
@@ -115,14 +115,37 @@ def rank_network(
     console: Console,
     ap: ApName = "hits",
     cameras: Cameras = "labels",
+    ranks: Ranks | None = None,
 ) -> Ranked:
-    """Embed both splits, with a progress bar, and evaluate."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Embed both splits, with a progress bar, and evaluate. All of `ranks` take part: each has the figures of
+    one process, and rank 0 the features of the whole gallery, others those of their share."""
+    ranks = ranks or Ranks()
     features = []
     for split_name in ("query", "gallery"):
         with progress_bar(f"{name}: {split_name}", console) as progress:
-            features.append(embed_split(network, shards.split(split_name), config, device, progress))
-    return rank_gallery(name, features[0], features[1], shards, ap, cameras)
+            features.append(
+                embed_share(network, shards.split(split_name), config, ranks, split_name, progress)
+            )
+    return rank_shares(name, features[0], features[1], shards, ranks, ap, cameras)
+
+
+def rank_shares(
+    name: str,
+    query: NDArray[np.float32],
+    gallery: NDArray[np.float32],
+    shards: ShardSet,
+    ranks: Ranks,
+    ap: ApName,
+    cameras: Cameras,
+) -> Ranked:
+    """`rank_gallery` of features that each of `ranks` has its `Ranks.rows` of. All take part."""
+    ranks.wait()
+    labels = split_labels(shards, cameras)
+    rows = ranks.rows(len(labels.gallery[0]))
+    query = all_rows(query, len(labels.query[0]), ranks)
+    pids, camids = (ids[rows] for ids in labels.gallery)
+    result = evaluate_retrieval(query, *labels.query, gallery, pids, camids, ap=ap, group=ranks.group)
+    return Ranked(name, query, rows_on_first(gallery, len(labels.gallery[0]), ranks), result)
 
 
 def rank_histogram(name: str, shards: ShardSet, stripes: int, masked: bool) -> Ranked:
@@ -142,17 +165,27 @@ def load_network(checkpoint: Checkpoint) -> ReIDNetwork:
     return network
 
 
+def checkpoint_of(path: Path, console: Console) -> Checkpoint:
+    """The newest usable checkpoint of `path`; a line for each that was passed over."""
+    checkpoint, passed_over = find_checkpoint(path)
+    for line in passed_over:
+        console.print(f"warning: passed over {line}", highlight=False)
+    return checkpoint
+
+
+def name_of(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.config.name}, step {checkpoint.step}"
+
+
 def evaluate_checkpoint(
     path: Path, shards: ShardSet, console: Console, ap: ApName = "hits", cameras: Cameras = "labels"
 ) -> tuple[Checkpoint, Ranked]:
     """Rank the gallery of `shards` with the newest usable checkpoint of `path`."""
     check_queries(shards, cameras)
-    checkpoint, passed_over = find_checkpoint(path)
-    for line in passed_over:
-        console.print(f"warning: passed over {line}", highlight=False)
+    checkpoint = checkpoint_of(path, console)
     network = load_network(checkpoint)
-    name = f"{checkpoint.config.name}, step {checkpoint.step}"
-    return checkpoint, rank_network(name, network, checkpoint.config, shards, console, ap, cameras)
+    ranked = rank_network(name_of(checkpoint), network, checkpoint.config, shards, console, ap, cameras)
+    return checkpoint, ranked
 
 
 def refined(

@@ -3,14 +3,14 @@
 import re
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
 from maskreid_dist.config import Config
 from maskreid_dist.errors import UserError
-from maskreid_dist.evaluation.embed import embed_split
+from maskreid_dist.evaluation.embed import embed_share
 from maskreid_dist.evaluation.evaluate import Cameras, Ranked, split_labels
+from maskreid_dist.evaluation.ranks import Ranks, rows_on_first
 from maskreid_dist.model import ReIDNetwork
 from maskreid_dist.progress import progress_bar
 from maskreid_dist.retrieval import RetrievalResult
@@ -33,14 +33,16 @@ def parse_sizes(text: str) -> list[int]:
 
 
 def embed_distractors(
-    network: ReIDNetwork, shards: ShardSet, config: Config, console: Console
+    network: ReIDNetwork, shards: ShardSet, config: Config, console: Console, ranks: Ranks
 ) -> NDArray[np.float32]:
-    """(N, D) of every image of every split."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """(N, D) of every image of every split, on rank 0. All of `ranks` take part."""
     rows = []
     for name in sorted(shards.splits):
-        with progress_bar(f"distractors: {name}", console) as progress:
-            rows.append(embed_split(network, shards.split(name), config, device, progress))
+        work, split = f"distractors: {name}", shards.split(name)
+        with progress_bar(work, console) as progress:
+            own = embed_share(network, split, config, ranks, work, progress)
+        ranks.wait()
+        rows.append(rows_on_first(own, len(split), ranks))
     return np.concatenate(rows)
 
 

@@ -40,10 +40,7 @@ def facts_of_rank(
 
     Not compared: host names, the folders of shards, cache, runs and sources, the model of a GPU.
     """
-    settings = {
-        key: value for key, value in flat(config.model_dump(mode="json")).items() if key not in MAY_DIFFER
-    }
-    facts = {key: Fact(value, json.dumps(value)) for key, value in settings.items()}
+    facts = _settings(config)
     facts["--resume"] = Fact(resume, str(resume).lower())
     facts["the shards' fingerprint"] = _shown_with_place(
         split.fingerprint, without_secrets(config.data.shards)
@@ -52,7 +49,30 @@ def facts_of_rank(
         facts["the fingerprint of run.evaluate_shards"] = _shown_with_place(
             validation.fingerprint, validation.location
         )
-    facts["the device"] = _plain(device.type)
+    return facts | _software(config, device)
+
+
+def facts_of_evaluation(
+    config: Config, device: torch.device, shards: Mapping[str, ShardSet], options: Mapping[str, object]
+) -> dict[str, Fact]:
+    """The recipe of the network, the shards by what they are for, the command's options (with what names the
+    network), and what computes, by the name a line gives them."""
+    facts = _settings(config)
+    for name, opened in shards.items():
+        facts[f"the fingerprint of the {name}"] = _shown_with_place(opened.fingerprint, opened.location)
+    facts |= {name: Fact(value, json.dumps(value)) for name, value in options.items()}
+    return facts | _software(config, device)
+
+
+def _settings(config: Config) -> dict[str, Fact]:
+    """The recipe's, but for places of a machine."""
+    settings = flat(config.model_dump(mode="json"))
+    return {key: Fact(value, json.dumps(value)) for key, value in settings.items() if key not in MAY_DIFFER}
+
+
+def _software(config: Config, device: torch.device) -> dict[str, Fact]:
+    """The versions and sources of what computes."""
+    facts = {"the device": _plain(device.type)}
     python = ".".join(platform.python_version_tuple()[:2])
     facts["the version of python"] = _plain(python)
     facts["the version of torch"] = _plain(torch.__version__)

@@ -103,10 +103,15 @@ def _by_variables(environment: Mapping[str, str]) -> bool:
 
 class LauncherWatch:
     """Looks after the launchers of this process, in a thread: `start` it, and tell it `ask` once there is a
-    training that can be asked to stop. Before that, and 25 s after it was asked, it ends the process."""
+    training that can be asked to stop. Before that, and 25 s after it was asked, it ends the process.
 
-    def __init__(self, rank: int, environment: Mapping[str, str] = os.environ) -> None:
-        self.rank = rank
+    what: that the launcher has gone before, as a line says it.
+    """
+
+    def __init__(
+        self, rank: int, environment: Mapping[str, str] = os.environ, what: str = "the training began"
+    ) -> None:
+        self.rank, self.what = rank, what
         self.ask: Callable[[], None] | None = None
         ancestors = ancestors_of(os.getpid())
         launchers = launched_by(ancestors, environment)
@@ -134,7 +139,7 @@ class LauncherWatch:
                 return
         discard_lost_output()
         if self.ask is None:
-            self._say("its launcher has gone, before the training began; it leaves")
+            self._say(f"its launcher has gone, before {self.what}; it leaves")
             end_process(exit_status.START_AGAIN)
         else:
             self.ask()

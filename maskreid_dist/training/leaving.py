@@ -24,6 +24,7 @@ import torch.distributed as dist
 from maskreid_dist import exit_status
 from maskreid_dist.errors import TrainingError, UserError
 from maskreid_dist.terminal import say
+from maskreid_dist.training.environment import Place
 from maskreid_dist.training.launcher_watch import NOTICE_S
 from maskreid_dist.training.meeting import (
     LAST_WORDS,
@@ -31,6 +32,7 @@ from maskreid_dist.training.meeting import (
     POLL_S,
     Meeting,
     PeersLost,
+    open_store,
     store_is_of_agent,
 )
 from maskreid_dist.training.pulse import BEAT_S, Listener, end_process, print_stacks
@@ -60,6 +62,15 @@ class Silent:
 
     still: bool
     doing: str
+
+
+def meet(place: Place, timeout_s: float) -> Meeting | None:
+    """The launch's meeting; None, and a line of why, where this rank cannot reach it."""
+    try:
+        return Meeting(place, open_store(place, timeout_s), timeout_s)
+    except OSError as error:  # nobody to tell
+        print_errors([f"rank {place.rank} on {socket.gethostname()}: {last_words(error).text}"])
+        return None
 
 
 def last_words(error: Exception) -> LastWords:

@@ -8,6 +8,7 @@ rank.
 
 import errno
 import json
+import math
 import os
 import queue
 import socket
@@ -63,7 +64,8 @@ class Member:
 
 @dataclass
 class Meeting:
-    """This rank among all. Every method but `who` is for all ranks: each must call it, in the same order."""
+    """This rank among all. Every method but `who` and `look` is for all ranks: each must call it, in the same
+    order."""
 
     place: Place
     store: Store
@@ -108,14 +110,29 @@ class Meeting:
 
         Raises PeersLost: another rank is leaving, or one has not come within `timeout_s`.
         """
+        return self._gather(value, self.timeout_s)
+
+    def wait_for_all(self) -> None:
+        """Wait until all ranks have come here, for as long as they live.
+
+        Raises PeersLost: another rank is leaving, or has had no pulse for DEAD_S.
+        """
+        self._gather(None, math.inf)
+
+    def look(self) -> None:
+        """Raise PeersLost if another rank is leaving. For this rank alone."""
+        if self.store.check([LEAVING]):
+            raise PeersLost("another rank is leaving")
+
+    def _gather(self, value: T, timeout_s: float) -> list[T]:
         self.rounds += 1
         key = f"round_{self.rounds}"
         self.store.set(f"{key}/{self.place.rank}", json.dumps(value))
         if self.is_first:
-            texts = self._wait([f"{key}/{rank}" for rank in range(self.place.size)], self.timeout_s)
+            texts = self._wait([f"{key}/{rank}" for rank in range(self.place.size)], timeout_s)
             self.store.set(key, f"[{','.join(texts)}]")
         # Rank 0 says who is missing: the others give it the time.
-        (text,) = self._wait([key], self.timeout_s + 5)
+        (text,) = self._wait([key], timeout_s + 5)
         values: list[T] = json.loads(text)
         return values
 
@@ -170,7 +187,7 @@ class Meeting:
             absent = [int(key.rpartition("/")[2]) for key in missing if "/" in key] or [0]
             if time.monotonic() - start > timeout_s:
                 raise PeersLost(f"{self.who(absent)} did not come within {timeout_s:g} s", waited=True)
-            if self.is_first:
+            if self.is_first or timeout_s == math.inf:
                 dead = [
                     rank for rank in absent if listener.quiet_s(rank) > DEAD_S and listener.has_heard(rank)
                 ]

@@ -72,6 +72,14 @@ def choose_device(place: Place) -> torch.device:
     return torch.device("cuda", place.local_rank)
 
 
+def take_threads(meeting: Meeting) -> None:
+    """Use this rank's part of its machine's processors on a CPU, or OMP_NUM_THREADS where it is set."""
+    own = meeting.members[meeting.place.rank].processors
+    threads = threads_of_rank(os.environ, own, (member.processors for member in meeting.beside()))
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def start_world(meeting: Meeting, device: torch.device) -> World:
     """Join the process group: NCCL with one GPU a rank, gloo without. All ranks take part."""
     import deepspeed  # here, not at the top: it takes seconds to import and prints while it does
@@ -83,10 +91,7 @@ def start_world(meeting: Meeting, device: torch.device) -> World:
         if place.size > 1:
             options["device_id"] = device
     else:
-        own, beside = meeting.members[place.rank], meeting.beside()
-        threads = threads_of_rank(os.environ, own.processors, (member.processors for member in beside))
-        if threads is not None:
-            torch.set_num_threads(threads)
+        take_threads(meeting)
         # DeepSpeed would compile a shared-memory all-reduce at the first start (needs g++) and leave a 69 MB
         # file in /dev/shm for each rank. Plain gloo does without both.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,0 +1,261 @@
+"""`maskreid evaluate`: the figures of a trained network, and its report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.options import Cache, CameraIds, FiguresFile, RankedShards, RunOrCheckpoint
+from maskreid_dist.cli.ranks import share_work
+from maskreid_dist.errors import UserError
+from maskreid_dist.terminal import Terminal, say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from maskreid_dist.evaluation.evaluate import Extras, Ranked
+    from maskreid_dist.evaluation.ranks import Ranks
+    from maskreid_dist.model.checkpoint import Checkpoint
+    from maskreid_dist.retrieval import ReRanking, RetrievalResult
+    from maskreid_shards import ShardSet
+
+
+@one_line_errors
+def evaluate(
+    checkpoint: RunOrCheckpoint,
+    shards: RankedShards,
+    ap: Annotated[
+        Literal["hits", "trapezoid"],
+        typer.Option(help="Definition of AP that orders the queries of the report."),
+    ] = "hits",
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report with ranked lists here.")] = None,
+    output: FiguresFile = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Of a run directory: its best checkpoint, not its newest.")
+    ] = False,
+    cache: Cache = None,
+    cameras: CameraIds = "labels",
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="95 % bootstrap intervals over queries.")
+    ] = False,
+    multiple_query: Annotated[
+        bool, typer.Option("--multiple-query", help="Also with the queries of a person and camera averaged.")
+    ] = False,
+    single_shot: Annotated[
+        int, typer.Option(min=0, help="Also CMC with one gallery image a person: draws to average; 0: not.")
+    ] = 0,
+    camera_pairs: Annotated[
+        bool, typer.Option("--camera-pairs", help="Also every pair of cameras by itself.")
+    ] = False,
+    verification: Annotated[
+        bool,
+        typer.Option("--verification", help="Also true match rates over pairs."),
+    ] = False,
+    distractors: Annotated[
+        str | None, typer.Option(help="Also with galleries that grow by the images of these shards.")
+    ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(help="Of those galleries: 20k,100k,1M. Default: the largest.")
+    ] = None,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="Also with k-reciprocal re-ranking (Zhong et al. 2017).")
+    ] = False,
+    k1: Annotated[int, typer.Option("--rerank-k1", help="Neighbours of its sets.")] = 20,
+    k2: Annotated[int, typer.Option("--rerank-k2", help="Neighbours of its mean; 1: no mean.")] = 6,
+    weight: Annotated[
+        float, typer.Option("--rerank-weight", help="Of the distance beside the sets', 0 to 1.")
+    ] = 0.3,
+    power: Annotated[
+        Literal["squared", "fourth"],
+        typer.Option("--rerank-power", help="Distances squared (the paper) or d^4 (the Python ports)."),
+    ] = "squared",
+    expand: Annotated[
+        int,
+        typer.Option(
+            "--expand-queries", min=0, help="Also with each query plus its K nearest images; 0: not."
+        ),
+    ] = 0,
+) -> None:
+    """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
+
+    def work(ranks: "Ranks") -> None:
+        from maskreid_dist.evaluation.evaluate import Extras
+        from maskreid_dist.model.checkpoint import best_checkpoint
+
+        run = best_checkpoint(checkpoint) if best else checkpoint
+        _check_places((report, output) if ranks.is_first else ())
+        options = _re_ranking(k1, k2, weight, power) if rerank else None
+        if cameras == "none" and (multiple_query or camera_pairs):
+            raise UserError("--multiple-query and --camera-pairs need camera ids: leave out --cameras none")
+        extras = Extras(multiple_query, single_shot, camera_pairs, intervals, verification)
+        grown = _grown(distractors, sizes)
+        asked = Asked(run, shards, cache, ap, cameras, extras, options, expand, grown)
+        _evaluate(asked, ranks, report, output)
+
+    share_work(work)
+
+
+@dataclass(frozen=True)
+class Grown:
+    """Galleries of these sizes, None: the largest, that are filled up from the shards `distractors`."""
+
+    distractors: str
+    sizes: list[int] | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be evaluated, and how."""
+
+    run: Path
+    shards: str
+    cache: Path | None
+    ap: Literal["hits", "trapezoid"]
+    cameras: Literal["labels", "none"]
+    extras: "Extras"
+    rerank: "ReRanking | None"
+    expand: int
+    grown: Grown | None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """refined: the same features, ranked with what is asked for besides, by name; growth: by size of the
+    gallery."""
+
+    checkpoint: "Checkpoint"
+    shards: "ShardSet"
+    ranked: "Ranked"
+    refined: "dict[str, Ranked]"
+    growth: "dict[int, RetrievalResult]"
+
+
+def _check_places(paths: "Sequence[Path | None]") -> None:
+    from maskreid_dist.files import check_writable
+
+    for path in paths:
+        if path:
+            check_writable(path)
+
+
+def _re_ranking(k1: int, k2: int, weight: float, power: Literal["squared", "fourth"]) -> "ReRanking":
+    from maskreid_dist.retrieval import ReRanking
+
+    try:
+        return ReRanking(k1, k2, weight, power)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _grown(distractors: str | None, sizes: str | None) -> Grown | None:
+    from maskreid_dist.evaluation.growth import parse_sizes
+
+    if sizes and not distractors:
+        raise UserError("--sizes are those of galleries with --distractors SHARDS")
+    wanted = parse_sizes(sizes) if sizes else None
+    return Grown(distractors, wanted) if distractors else None
+
+
+def _evaluate(asked: Asked, ranks: "Ranks", report: Path | None, output: Path | None) -> None:
+    """All ranks embed and rank; what follows is rank 0's."""
+    console = Terminal(quiet=not ranks.is_first)
+    found = _evaluated(asked, ranks, console)
+    if found is None:
+        return
+    _print(found, asked, console)
+    if output:
+        _write_figures(output, found, asked.cameras)
+    if report:
+        _write_report(report, found, asked.cameras)
+
+
+def _evaluated(asked: Asked, ranks: "Ranks", console: Terminal) -> Evaluated | None:
+    """The long work; None on other ranks than the first."""
+    from maskreid_dist.evaluation.evaluate import (
+        check_queries,
+        checkpoint_of,
+        load_network,
+        name_of,
+        rank_network,
+        refined,
+    )
+    from maskreid_dist.evaluation.growth import embed_distractors, grown
+
+    shards, others = _opened(asked)
+    check_queries(shards, asked.cameras)
+    found = checkpoint_of(asked.run, console)
+    _agree(ranks, found, shards, others, asked)
+    network = load_network(found)
+    how = asked.ap, asked.cameras
+    ranked = rank_network(name_of(found), network, found.config, shards, console, *how, ranks)
+    more = None
+    if others is not None:
+        more = embed_distractors(network, others, found.config, console, ranks)
+    if not ranks.is_first:
+        return None
+    rows = refined(ranked, shards, *how, asked.rerank, asked.expand)
+    growth: dict[int, RetrievalResult] = {}
+    if asked.grown and more is not None:
+        growth = grown(ranked, shards, more, asked.grown.sizes, *how)
+    return Evaluated(found, shards, ranked, rows, growth)
+
+
+def _opened(asked: Asked) -> "tuple[ShardSet, ShardSet | None]":
+    """The shards, and those of the distractors."""
+    from maskreid_shards import open_shards
+
+    shards = open_shards(asked.shards, cache=asked.cache)
+    return shards, open_shards(asked.grown.distractors, cache=asked.cache) if asked.grown else None
+
+
+def _agree(
+    ranks: "Ranks", checkpoint: "Checkpoint", shards: "ShardSet", others: "ShardSet | None", asked: Asked
+) -> None:
+    """Raise UserError on every rank where ranks would not do the same. All ranks take part."""
+    if ranks.size == 1:
+        return
+    from maskreid_dist.training.facts import facts_of_evaluation
+
+    opened = {"shards": shards, **({"distractors": others} if others else {})}
+    saved = f"step {checkpoint.step}, weights {checkpoint.weights_sha256[:12]}"
+    options = {"--ap": asked.ap, "--cameras": asked.cameras, "the checkpoint": saved}
+    ranks.agree(facts_of_evaluation(checkpoint.config, ranks.device, opened, options))
+
+
+def _print(found: Evaluated, asked: Asked, console: Terminal) -> None:
+    from maskreid_dist.evaluation.calibration_file import load_for
+    from maskreid_dist.evaluation.evaluate import print_extras, print_table, ranked_doubts
+
+    ranked, result = found.ranked, found.ranked.result
+    print_table(console, [ranked, *found.refined.values()])
+    elsewhere = "no match in another camera" if asked.cameras == "labels" else "no other image of the person"
+    console.print(f"{result.valid_queries} valid queries, {result.skipped_queries} skipped ({elsewhere})")
+    if asked.cameras == "none":
+        console.print("without cameras: only the query's own image was left out of its list, by its key")
+    if calibration := load_for(found.checkpoint.path, found.checkpoint.weights_sha256):
+        for line in ranked_doubts(calibration, ranked, found.shards):
+            console.print(f"warning: {line}", highlight=False, markup=False)
+    for size, grew in found.growth.items():
+        figures = f"mAP {100 * grew.mAP:.2f} (AP by {grew.ap}), Rank-1 {100 * grew.rank(1):.2f}"
+        console.print(f"gallery of {size} images: {figures}", highlight=False)
+    print_extras(console, ranked, found.shards, asked.extras, asked.ap, asked.cameras)
+
+
+def _write_figures(path: Path, found: Evaluated, cameras: str) -> None:
+    from maskreid_dist.evaluation.evaluate import percentages, write_json
+
+    more: dict[str, object] = {key: percentages(row.result) for key, row in found.refined.items()}
+    if found.growth:
+        more["gallery_size"] = {size: percentages(grew) for size, grew in found.growth.items()}
+    write_json(path, {"unit": "percent", "cameras": cameras, **percentages(found.ranked.result), **more})
+    say(f"figures: {path.absolute()}")
+
+
+def _write_report(path: Path, found: Evaluated, cameras: Literal["labels", "none"]) -> None:
+    from maskreid_dist.evaluation.run_report import write_run_report
+
+    rows = [found.ranked, *found.refined.values()]
+    write_run_report(path, found.checkpoint, found.shards, rows, found.ranked, cameras)
+    say(f"report: {path.absolute()}")
