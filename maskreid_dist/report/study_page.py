@@ -7,7 +7,7 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
-from maskreid_dist.report.page import write_page
+from maskreid_dist.report.page import Fitting, write_page
 from maskreid_dist.report.statistics import BLUE, ORANGE
 
 GREY = "#888888"
@@ -73,17 +73,17 @@ def write_study_page(path: Path, page: StudyPage, picture: bytes) -> None:
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row.cells) + "</tr>" for row in page.rows
     )
     data = base64.b64encode(picture).decode()
-    parts = [
-        f"<p class='note'>{escape(page.standing)}.</p>",
-        "<h2>Rows, in per cent: mean ± the standard deviation of a seed</h2>",
+    parts: dict[str, str | Fitting] = {
+        "Standing": f"<p class='note'>{escape(page.standing)}.</p>",
+        "Rows": "<h2>Rows, in per cent: mean ± the standard deviation of a seed</h2>"
         f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>",
-        f"<p><img src='data:image/png;base64,{data}' style='max-width:100%' "
+        "Picture": f"<p><img src='data:image/png;base64,{data}' style='max-width:100%' "
         "alt='mAP of every row, and its difference to the base row'></p>",
-    ]
+    }
     if page.claims:
         items = "".join(
             f"<li><b>{escape(name)}: {escape(verdict)}.</b> {escape(sentence)}</li>"
             for name, verdict, sentence in page.claims
         )
-        parts.append(f"<h2>Claims</h2><p class='note'>{escape(page.rule)}</p><ul>{items}</ul>")
+        parts["Claims"] = f"<h2>Claims</h2><p class='note'>{escape(page.rule)}</p><ul>{items}</ul>"
     write_page(path, f"Study {page.name}", parts)
