@@ -100,7 +100,9 @@ def problem_of_launch(words: list[str]) -> str | None:
     if not starts:
         return None if words[1].startswith("tests/") else "starts nothing of ours"
     rest = words[starts[0] + 1 :]
-    return TABLE[("train",)].problem(rest[1:] if words[starts[0]] == "maskreid_dist" else rest)
+    if words[starts[0]] == "maskreid_dist":
+        return TABLE[(rest[0],)].problem(rest[1:])
+    return TABLE[("train",)].problem(rest)
 
 
 def check_syntax(block: Block) -> None:
