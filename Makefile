@@ -8,7 +8,7 @@ TRITON_TESTS := $(addprefix tests/test_kernels_,\
 INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters
 
-.PHONY: help install demo test docs docs-pages docs-commands faults exactness step-cost kills cluster hostile lint types \
+.PHONY: help install demo test docs docs-pages docs-commands faults exactness step-cost kills cluster hostile fuzz lint types \
   golden speed ranks-alike calibration kernels-report kernels-predictions kernels-gpu-path launch-counts gpu-cache gpu test-adapters kernels-alone steady wheels clean
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make ranks-alike RUN=runs/demo  evaluate and embed with 1, 2, 3 ranks against one process: seconds, bytes"
 	@echo "make calibration  20 times, a threshold of half of the walkers' persons measured on the others (RUN=...)"
 	@echo "make hostile  what a user may be given: links, pipes, lies, odd servers (SECURITY.md)"
+	@echo "make fuzz    an hour of odd inputs for everything that reads given files (OPTIONS=--help)"
 	@echo "make lint    ruff, format and rules"
 	@echo "make types   mypy"
 	@echo "make golden  compare training, losses and a conversion with a commit's, bit for bit (BASE=COMMIT)"
@@ -120,6 +121,9 @@ calibration: $(INSTALLED)
 
 hostile: $(INSTALLED)
 	$(BIN)/python -m pytest -q tests/test_hostile_*.py tests/test_checkpoint_damage.py --durations=5
+
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(OPTIONS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
