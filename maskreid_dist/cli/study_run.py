@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,10 +86,12 @@ class StudyRun:
     def train_all(self, state: "State", waiting: "list[Task]", results: Path, runs: Path) -> int:
         import torch
 
+        from maskreid_dist.study.result import read_result
         from maskreid_dist.study.side_by_side import SideBySide
         from maskreid_dist.study.training import result_path
 
         pace = self.pace(state)
+        done = dict(state.done)
         left = list(waiting)
         if waiting:
             minutes = pace.minutes(state, waiting) / self.jobs
@@ -102,14 +105,14 @@ class StudyRun:
             statuses[task.name] = status
             left.remove(task)
             if status == exit_status.DONE:
-                from maskreid_dist.study.result import read_result
-
-                figures = read_result(result_path(results, task)).figures
+                done[task.name] = read_result(result_path(results, task))
+                figures = done[task.name].figures
                 said = f"mAP {figures['mAP_hits']:.2f}, Rank-1 {figures['rank1']:.2f}"
             else:
                 said = "stopped and saved" if status == exit_status.STOPPED else f"ended with status {status}"
                 said += f" ({self._log(task, runs)}){last_line(self._log(task, runs))}"
-            more = f"; {len(left)} to go, about {pace.minutes(state, left) / self.jobs:.0f} minutes"
+            minutes = self.pace(replace(state, done=done)).minutes(state, left) / self.jobs
+            more = f"; {len(left)} to go, about {minutes:.0f} minutes"
             self.say(f"{task.name}: {said}" + (more if left else ""))
 
         def asking() -> None:
@@ -169,6 +172,7 @@ class StudyRun:
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.file.flush()  # into a file, too: a study takes hours
 
 
 def last_line(log: Path) -> str:

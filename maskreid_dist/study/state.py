@@ -60,6 +60,7 @@ def look(loaded: LoadedStudy, results: Path) -> State:
     missing: dict[str, str] = {}
     tflop: dict[str, float] = {}
     opened: dict[str, ShardSet] = {}
+    counted: dict[tuple[object, ...], float] = {}
     for task in loaded.tasks:
         name = task.row.name
         if name in missing or name in tflop:
@@ -68,7 +69,7 @@ def look(loaded: LoadedStudy, results: Path) -> State:
             missing[name] = absent
             continue
         try:
-            tflop[name] = _tflop(task, opened)
+            tflop[name] = _tflop(task, opened, counted)
         except (UserError, ShardError) as error:
             raise UserError(f"{loaded.path}: row {name}: {error}") from None
     return State(loaded, done, stale, missing, tflop)
@@ -103,12 +104,17 @@ def _absent_shards(task: Task) -> str:
     return f"{location}: not there" + (f" ({task.row.note})" if task.row.note else "")
 
 
-def _tflop(task: Task, opened: dict[str, ShardSet]) -> float:
-    data = task.config.data
+def _tflop(task: Task, opened: dict[str, ShardSet], counted: dict[tuple[object, ...], float]) -> float:
+    """counted: a step's, of the networks and batches so far; of rows that differ in their loss alone, one is
+    counted (it hardly counts beside the network)."""
+    config = task.config
+    data = config.data
     if data.shards not in opened:
         opened[data.shards] = open_recipe_shards(data)
         check_queries(opened[data.shards])
-    everything = Rates(memory_gb=1e9)  # whether it fits is plan-run's to say
-    plan: dict[str, Any] = run_plan(task.config, opened[data.shards].split("train"), 1, everything)
-    per_step: float = plan["flops"]["network_tflop"] + plan["flops"]["loss_tflop"]
-    return per_step * task.config.optimizer.steps
+    key = (data.shards, data.height, data.width, config.model, config.batch, config.loss.classifies)
+    if key not in counted:
+        everything = Rates(memory_gb=1e9)  # whether it fits is plan-run's to say
+        plan: dict[str, Any] = run_plan(config, opened[data.shards].split("train"), 1, everything)
+        counted[key] = plan["flops"]["network_tflop"] + plan["flops"]["loss_tflop"]
+    return counted[key] * config.optimizer.steps
