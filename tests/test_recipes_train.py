@@ -235,3 +235,7 @@ def test_two_steps_on_shards_of_its_layout(
     assert found.step == 2
     assert (found.config.loss, found.config.batch.sampling) == (config.loss, config.batch.sampling)
     assert found.config.model.backbone == config.model.backbone
+    manifest = open_shards(shards_of(config)).manifest
+    assert found.data["dataset"] == manifest.dataset and found.data["layout"] == manifest.layout
+    assert found.data["images"] == manifest.splits["train"].samples
+    assert found.data["bad_masks"]["policy"] == "full"

@@ -155,7 +155,7 @@ class _Training:
         self.replicas = Replicas(self.start)
         weights = self.initial.facts() if self.initial else checkpoint and checkpoint.initial_weights
         facts = {"classes": head_classes, "shards_fingerprint": split.fingerprint, "changes": self.changes}
-        facts |= {"initial_weights": weights, "origin": self.origin}
+        facts |= {"initial_weights": weights, "origin": self.origin, "data": prepared.data}
         self.save = partial(
             save_checkpoint, self.engine, folder,
             config=config, facts=facts, world=world, memory=self.memory, ema=self.ema,
