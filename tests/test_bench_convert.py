@@ -82,6 +82,13 @@ def test_the_scale_of_a_made_up_set(tmp_path: Path) -> None:
         "bench", "convert", "--pairs", 1000, "--folder", tmp_path, "--output", tmp_path / "scale.csv"
     )
     assert status == 0 and "peak memory of a process" in output, output
+    assert len([line for line in output.splitlines() if line.rstrip().endswith("PASS")]) == 4, output
     rows = (tmp_path / "scale.csv").read_text().splitlines()
     assert [row.split(",")[1] for row in rows[1:]] == ["convert", "verify --quick", "open", '"plan']
     assert [path.name for path in tmp_path.iterdir()] == ["scale.csv"]
+
+
+def test_a_made_up_set_that_does_not_fit_the_disk(tmp_path: Path) -> None:
+    status, output = run("bench", "convert", "--pairs", 10**13, "--folder", tmp_path)
+    assert status == 2 and output.count("\n") == 1 and "are free" in output, output
+    assert not list(tmp_path.iterdir())

@@ -1,7 +1,9 @@
 """Links, pipes and other people's folders that lie where this project writes or deletes: nothing outside
 changes, and what is refused is named."""
 
+import ast
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 from faulty_server import serving
-from market import write_market
+from market import png, write_market
 from maskreid_dist.gallery import Gallery
 from maskreid_dist.gallery.store import Model
 from maskreid_dist.model.checkpoint import finished_checkpoints
@@ -21,6 +23,8 @@ from maskreid_dist.training.saving import _prune
 from maskreid_shards import ShardError, convert_market1501, open_shards, verify
 from maskreid_shards.atomic import create, open_to_append, plain_folder, remove_folder, write_atomically
 from program import run
+from test_shards_convert import tree
+from test_shards_layouts import write_dgd, write_duke
 
 PRECIOUS = b"somebody else's"
 
@@ -258,3 +262,201 @@ def test_a_gallery_with_links_is_not_written(tmp_path: Path, precious: Path) -> 
     with pytest.raises(OSError, match="is a link"):
         Gallery.open(tmp_path / "gallery", writing=True)
     assert precious.read_bytes() == data
+
+
+# Images and masks that are links.
+
+
+def outside(tmp_path: Path, path: Path) -> Path:
+    """A link in place of a file, to a copy of it that is not in the data set."""
+    private = tmp_path / "private"
+    private.mkdir(exist_ok=True)
+    target = private / f"{len(list(private.iterdir()))}{path.suffix}"
+    path.rename(target)
+    path.symlink_to(target)
+    return target
+
+
+def market(tmp_path: Path) -> tuple[Path, list[Path], list[Path]]:
+    src = write_market(tmp_path / "market", identities=2, images=2)
+    return src, sorted(src.glob("*/*.jpg")), sorted(src.glob("*_seg/*.png"))
+
+
+def duke(tmp_path: Path) -> tuple[Path, list[Path], list[Path]]:
+    src = write_duke(tmp_path / "duke")
+    return src, sorted(src.glob("*/*.jpg")), []
+
+
+def dgd(tmp_path: Path) -> tuple[Path, list[Path], list[Path]]:
+    src = write_dgd(tmp_path / "dgd")
+    return src, sorted(src.glob("cam_*/*.*")), []
+
+
+def folder(tmp_path: Path) -> tuple[Path, list[Path], list[Path]]:
+    return identities(tmp_path / "folder")
+
+
+def layumi(tmp_path: Path) -> tuple[Path, list[Path], list[Path]]:
+    for part in ("train_all", "query", "gallery"):
+        identities(tmp_path / "layumi" / part)
+    src = tmp_path / "layumi"
+    return src, sorted(src.glob("[tqg]*/0*/*.png")), sorted(src.glob("*_seg/*/*.png"))
+
+
+def csv(tmp_path: Path) -> tuple[Path, list[Path], list[Path]]:
+    src, images, _ = identities(tmp_path / "csv" / "images")
+    rows = [f"images/{path.relative_to(src)},{path.parent.name},1,train" for path in images]
+    (tmp_path / "csv" / "list.csv").write_text("\n".join(["path,pid,camid,split", *rows]))
+    return tmp_path / "csv" / "list.csv", images, []
+
+
+def far_csv(tmp_path: Path) -> tuple[Path, list[Path], list[Path]]:
+    """A list with absolute paths of images and masks that lie elsewhere."""
+    _, images, masks = identities(tmp_path / "far" / "images")
+    rows = [f"{one},{one.parent.name},1,train,{mask}" for one, mask in zip(images, masks, strict=True)]
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "list.csv").write_text("\n".join(["path,pid,camid,split,mask", *rows]))
+    return tmp_path / "lists" / "list.csv", images, masks
+
+
+def identities(src: Path) -> tuple[Path, list[Path], list[Path]]:
+    """A folder per identity, with masks beside it."""
+    masks = src.with_name(f"{src.name}_seg")
+    for pid in (1, 2):
+        for number in range(2):
+            for path, data in ((src, png(pid)), (masks, png(200))):
+                (path / f"000{pid}").mkdir(parents=True, exist_ok=True)
+                (path / f"000{pid}" / f"{number}_c1.png").write_bytes(data)
+    return src, sorted(src.glob("*/*.png")), sorted(masks.glob("*/*.png"))
+
+
+DataSet = Callable[[Path], tuple[Path, list[Path], list[Path]]]
+DATA_SETS: dict[str, tuple[str, DataSet]] = {
+    "market1501": ("market1501", market),
+    "dukemtmc": ("dukemtmc", duke),
+    "dgd": ("dgd", dgd),
+    "folder": ("folder", folder),
+    "layumi": ("layumi", layumi),
+    "csv": ("csv", csv),
+    "far csv": ("csv", far_csv),
+}
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_links_out_of_the_data_set_are_refused_and_followed_where_allowed(name: str, tmp_path: Path) -> None:
+    layout, write = DATA_SETS[name]
+    src, images, masks = write(tmp_path)
+    command = ("convert", layout, src, tmp_path / "out", "--workers", 1, "--on-bad-mask", "full")
+    assert run(*command)[0] == 0
+    before = tree(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    for what, path in (("image", images[0]), ("mask", masks[0] if masks else None)):
+        if path is None:
+            continue
+        target = outside(tmp_path, path)
+        status, output = run(*command)
+        assert status == 2 and output.count("\n") == 1, output
+        assert f"{path}: is a link to {target}, out of the data set; 1 {what} lie" in output
+        assert "--follow-links" in output and not (tmp_path / "out").exists()
+        target.rename(path)
+    outside(tmp_path, images[0])
+    counted = "1 image"
+    if masks:
+        outside(tmp_path, masks[0])
+        counted += " and 1 mask"
+    status, output = run(*command, "--follow-links")
+    assert status == 0 and f"{counted} lie behind links out of the data set, which were followed" in output
+    assert tree(tmp_path / "out") == before
+
+
+def test_every_layout_names_its_folders() -> None:
+    """Or its links out would be held against the folders of the images alone."""
+    for path in Path("shards/maskreid_shards/layouts").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Layout":
+                assert "roots" in {keyword.arg for keyword in node.keywords}, path
+
+
+@pytest.mark.parametrize("linked", ["data set", "within", "to nothing", "mask folder given"])
+def test_links_that_do_not_leave_the_data_set(tmp_path: Path, linked: str) -> None:
+    src, images, masks = market(tmp_path)
+    more: tuple[object, ...] = ()
+    if linked == "data set":
+        (tmp_path / "elsewhere").mkdir()
+        src = src.rename(tmp_path / "elsewhere" / "data")
+        (tmp_path / "market").symlink_to(src)
+        src = tmp_path / "market"
+    elif linked == "within":
+        (src / "originals").mkdir()
+        for path in (images[0], masks[0]):
+            path.rename(src / "originals" / path.name)
+            path.symlink_to(Path("..", "originals", path.name))
+    elif linked == "to nothing":
+        images[0].unlink()
+        images[0].symlink_to(tmp_path / "private" / "gone.jpg")
+        more = ("--on-bad-image", "skip")
+    else:
+        (tmp_path / "own").mkdir()
+        for path in masks:
+            place = tmp_path / "own" / path.parent.name.removesuffix("_seg")
+            place.mkdir(exist_ok=True)
+            path.rename(place / path.name)
+        (tmp_path / "masks").symlink_to(tmp_path / "own")
+        more = ("--masks", tmp_path / "masks")
+    status, output = run("convert", "market1501", src, tmp_path / "out", "--workers", 1, *more)
+    assert status == 0 and "behind links" not in output, output
+
+
+@pytest.mark.parametrize("which", ["bounding_box_train", "query_seg"])
+def test_a_linked_folder_counts_all_that_lies_in_it(tmp_path: Path, which: str) -> None:
+    src, _, _ = market(tmp_path)
+    (src / which).rename(tmp_path / "private")
+    (src / which).symlink_to(tmp_path / "private")
+    count = len(list((tmp_path / "private").iterdir()))
+    what = "mask" if which.endswith("_seg") else "image"
+    status, output = run("convert", "market1501", src, tmp_path / "out", "--workers", 1)
+    assert status == 2 and output.count("\n") == 1, output
+    assert f"{src / which}: is a link to {tmp_path / 'private'}, out of" in output
+    assert f"{count} {what}s lie behind" in output
+    status, output = run("convert", "market1501", src, tmp_path / "out", "--workers", 1, "--follow-links")
+    assert status == 0 and f"{count} {what}s lie behind links" in output, output
+
+
+def test_merged_data_sets_have_their_own_folders(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, images, _ = market(tmp_path / "a")
+    second, _, _ = folder(tmp_path / "b")
+    parts = (f"a=market1501:{first}", f"b=folder:{second}")
+    command = ("convert", "merge", tmp_path / "out", *parts, "--workers", 1)
+    path = next(path for path in images if path.parent.name == "bounding_box_train")
+    target = outside(tmp_path, path)
+    status, output = run(*command)
+    assert status == 2 and f"{path}: is a link to {target}" in output, output
+    assert run(*command, "--follow-links")[0] == 0
+
+
+def test_a_file_of_many_images_that_is_a_link(tmp_path: Path) -> None:
+    lmdb = pytest.importorskip("lmdb")
+    src = tmp_path / "lmdb"
+    with lmdb.open(str(src)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"00001_1_0", png(1))
+        transaction.put(b"00001_1_1", png(2))
+    target = outside(tmp_path, src / "data.mdb")
+    command = ("convert", "lmdb", src, tmp_path / "out", "--workers", 1, "--on-bad-mask", "full")
+    status, output = run(*command)
+    assert status == 2 and f"{src / 'data.mdb'}: is a link to {target}" in output, output
+    status, output = run(*command, "--follow-links")
+    assert status == 0 and "2 images lie behind links" in output, output
+
+
+def test_images_behind_links_are_not_segmented_either(tmp_path: Path) -> None:
+    src, images, _ = folder(tmp_path)
+    target = outside(tmp_path, images[0])
+    state = tmp_path / "weights.pt"
+    state.write_bytes(b"none")
+    flags = ("--model", "fcn_resnet50", "--weights", state, "--device", "cpu")
+    status, output = run("segment", "folder", src, tmp_path / "masks", *flags)
+    assert status == 2 and f"{images[0]}: is a link to {target}" in output, output
+    status, output = run("segment", "folder", src, tmp_path / "masks", *flags, "--follow-links")
+    assert status == 2 and "not a file of weights" in output, output

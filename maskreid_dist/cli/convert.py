@@ -18,6 +18,7 @@ from maskreid_dist.terminal import say
 from maskreid_shards import SHARD_BYTES, Layout, convert, convert_part, finish_parts
 from maskreid_shards.convert import check_fresh
 from maskreid_shards.job import JobOptions
+from maskreid_shards.parts import images_of_part
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 LEAST_SHARD_BYTES = 10_000
@@ -64,6 +65,7 @@ def convert_layout(
         ),
     ] = "fail",
     on_orientation: flags.OnOrientation = "fail",
+    follow_links: flags.FollowLinks = False,
     recipe: Annotated[Path | None, typer.Option(help="Take data.on_bad_mask from this recipe.")] = None,
     masks: flags.Masks = None,
     mask_kind: flags.MaskKind = None,
@@ -126,8 +128,6 @@ def convert_layout(
     share = parse_part(part) if part else None
     if part and finish:
         raise UserError("--part and --finish: write all parts first, then --finish")
-    if part and segment:
-        raise UserError("--part and --segment: make the masks first (maskreid segment), then give --masks")
     options: JobOptions = {
         "dataset": dataset or name,
         "on_bad_mask": on_bad_mask,
@@ -136,6 +136,7 @@ def convert_layout(
         "on_bad_image": on_bad_image,
         "shard_bytes": shard_size,
         "seed": seed,
+        "follow_links": follow_links,
     }
     processes = workers or len(os.sched_getaffinity(0))
     try:
@@ -144,8 +145,10 @@ def convert_layout(
             _check_published(layout)
         check_fresh(out)  # before masks are made: that may take hours
         check_writable(out, folder=True)
-        for line in mask_flags.make(layout, mask_options, on_orientation, on_bad_image):
-            say(line)
+        if not finish:
+            mine = _images_of_part(layout, share, options) if share and segment else layout
+            for line in mask_flags.make(mine, mask_options, on_orientation, on_bad_image, follow_links):
+                say(line)
         with progress_bar("converting") as progress:
             if share:
                 done = convert_part(layout, out, share, workers=processes, progress=progress, **options)
@@ -161,6 +164,11 @@ def convert_layout(
     lines = report.lines()
     end = len(lines) - len(report.warnings)  # which stay last
     say("\n".join([*lines[:end], f"masks: `maskreid masks {out}` judges them", *lines[end:]]))
+
+
+def _images_of_part(layout: Layout, part: tuple[int, int], options: JobOptions) -> Layout:
+    dataset, shard_bytes, seed = options["dataset"], options["shard_bytes"], options["seed"]
+    return images_of_part(layout, part, dataset=dataset, shard_bytes=shard_bytes, seed=seed)
 
 
 def _policy_of(recipe: Path) -> Literal["fail", "full", "skip"]:

@@ -41,6 +41,14 @@ OnOrientation = Annotated[
         "made and expected for what is stored."
     ),
 ]
+FollowLinks = Annotated[
+    bool,
+    typer.Option(
+        "--follow-links",
+        help="Read images and masks that are links out of the data set's folder: only of a data set that you "
+        "trust.",
+    ),
+]
 Segment = Annotated[Model | None, typer.Option(help="Make the masks with this network; resumable.")]
 Weights = Annotated[
     Path | None,
@@ -103,7 +111,8 @@ class MaskFlags:
             raise UserError(
                 f"--masks {self.masks}: with --segment this is the folder for the masks, without fields"
             )
-        return MaskOptions(self.masks or str(out.with_name(f"{out.name}-masks")), landmarks=self.landmarks)
+        location = self.masks or str(out.with_name(f"{out.name}-masks"))
+        return MaskOptions(location, landmarks=self.landmarks, made=True)
 
     def make(
         self,
@@ -111,6 +120,7 @@ class MaskFlags:
         options: MaskOptions,
         on_orientation: Literal["fail", "transpose", "ignore"] = "fail",
         on_bad_image: Literal["fail", "skip"] = "fail",
+        follow_links: bool = False,
     ) -> list[str]:
         """Segment what has no mask yet, if that was asked for; returns the report's lines."""
         if self.segment is None or options.location is None:
@@ -129,6 +139,7 @@ class MaskFlags:
                 landmarks=self.landmarks,
                 on_orientation=on_orientation,
                 on_bad_image=on_bad_image,
+                follow_links=follow_links,
                 progress=progress,
             )
         return report.lines()

@@ -31,6 +31,7 @@ def segment_layout(
         ),
     ] = None,
     on_orientation: flags.OnOrientation = "fail",
+    follow_links: flags.FollowLinks = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 16,
     height: flags.PixelHeight = None,
@@ -52,6 +53,7 @@ def segment_layout(
                 input_height=height,
                 landmarks=landmarks,
                 on_orientation=on_orientation,
+                follow_links=follow_links,
                 progress=progress,
             )
     except KeyboardInterrupt:

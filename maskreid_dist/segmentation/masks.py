@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +25,12 @@ from maskreid_dist.segmentation.networks import (
 )
 from maskreid_dist.segmentation.pose import PoseSegmenter
 from maskreid_shards import Layout, ShardError, Source
-from maskreid_shards.atomic import write_atomically
+from maskreid_shards.atomic import PARTIAL, write_atomically
 from maskreid_shards.bad_inputs import OnBadImage
 from maskreid_shards.checks import check_layout, check_mask_is_no_image
 from maskreid_shards.decode import IMAGE_FORMATS, as_rgb, decode
 from maskreid_shards.image_policy import OnOrientation, OrientationError, orientation_message
+from maskreid_shards.links import check_links
 from maskreid_shards.masks.landmarks import landmarks_file
 from maskreid_shards.masks.maker import NOTE
 from maskreid_shards.masks.options import mirrored
@@ -61,11 +62,13 @@ class SegmentationReport:
     kept: int
     empty: int
     unreadable: int = 0
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         return [
+            *self.notes,
             f"masks: {self.made} made, {self.kept} kept in {self.folder}; {self.empty} of those made are "
-            "empty" + (f"; {self.unreadable} images cannot be read" if self.unreadable else "")
+            "empty" + (f"; {self.unreadable} images cannot be read" if self.unreadable else ""),
         ]
 
 
@@ -81,6 +84,7 @@ def segment(
     landmarks: bool = False,
     on_orientation: OnOrientation = "fail",
     on_bad_image: OnBadImage = "fail",
+    follow_links: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> SegmentationReport:
     """Write a mask for every image of the layout that has none in `folder` yet.
@@ -88,9 +92,10 @@ def segment(
     To resume is to run it again. `folder` can then be given as `MaskOptions(location=...)`. `device` "auto"
     is the GPU where there is one; `input_height` None is `default_height(model)`. `progress(done, total)`
     counts images; a download has a bar of torch's own. `landmarks`: of pose, a file beside each mask too
-    (`maskreid_shards.masks.landmarks`).
+    (`maskreid_shards.masks.landmarks`). `follow_links`: of images that are links out of the data set too.
 
-    Raises UserError: see `find_weights`, `load_segmenter`, `write_masks`; an unknown device.
+    Raises UserError: see `find_weights`, `load_segmenter`, `write_masks`; an unknown device. ShardError: see
+    `check_layout`, `check_links`.
     """
     where = _device(device)
     if landmarks and model != "pose":
@@ -104,6 +109,7 @@ def segment(
     sources = [source for part in layout.splits.values() for source in part]
     # All that can be refused is, before the folder is there.
     check_layout(layout)
+    notes = check_links(layout, None, follow=follow_links)
     new = is_new_folder(folder, settings)
     mask_files(sources, folder)
     segmenter = load_segmenter(model, file, where, input_height=height)
@@ -111,7 +117,7 @@ def segment(
         note = {**asdict(settings), "licence": licence_of(model, weights)}
         write_atomically(folder / NOTE, (json.dumps(note, indent=1) + "\n").encode())
     try:
-        return write_masks(
+        report = write_masks(
             sources,
             folder,
             segmenter,
@@ -123,6 +129,7 @@ def segment(
         )
     except OrientationError as error:
         raise UserError(orientation_message(error, sources)) from None
+    return replace(report, notes=tuple(notes))
 
 
 def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:
@@ -152,7 +159,8 @@ def is_new_folder(folder: Path, settings: SegmentationSettings) -> bool:
                 "remove it"
             )
         return False
-    if folder.exists() and any(folder.iterdir()):
+    # Another part's program may be writing its note at this moment.
+    if folder.exists() and not all(PARTIAL.fullmatch(path.name) for path in folder.iterdir()):
         raise UserError(
             f"{folder}: holds no {NOTE}, so its files are not ours; choose a new folder for the masks"
         )

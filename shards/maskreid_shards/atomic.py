@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -17,6 +18,7 @@ from typing import BinaryIO
 
 from .errors import ShardError
 
+PARTIAL = re.compile(r"\.maskreid-[0-9a-f]{16}\.partial")  # a file that is being written
 A_LINK = "is a link, and nothing is written through links; remove it"
 
 

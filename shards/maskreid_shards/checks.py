@@ -24,7 +24,7 @@ def check_layout(layout: Layout) -> list[str]:
     notes = check_splits(layout)
     shared: dict[tuple[str, str], int] = {}
     for source in layout.sources():
-        relative_name(source.name)
+        check_relative(source.name)
         if source.mask_path is not None and source.array is None:
             check_mask_is_no_image(source.mask_path, source)
     for other, source in repeats(lambda: _places(layout)):
@@ -77,14 +77,19 @@ def _places(layout: Layout) -> Iterator[tuple[Hashable, Source]]:
 
 
 def relative_name(name: str) -> PurePosixPath:
-    """The name of an image, fit to be joined to a folder. Raises ShardError: it is absolute or holds `..`."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.name:
+    """The name of an image, fit to be joined to a folder. Raises ShardError as `check_relative` does."""
+    check_relative(name)
+    return PurePosixPath(name)
+
+
+def check_relative(name: str) -> None:
+    """Raises ShardError: the name is absolute, holds `..`, or names nothing."""
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts or not set(parts) - {"", "."}:
         raise ShardError(
             f"{name!r}: an image's name must be relative to the data set, without ..: it is joined to the "
             "masks' folder, and stored"
         )
-    return path
 
 
 def check_mask_is_no_image(mask: Path, source: Source) -> None:

@@ -39,6 +39,7 @@ def convert_market1501(
     on_bad_image: OnBadImage = "fail",
     shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
+    follow_links: bool = False,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> ConversionReport:
@@ -60,6 +61,7 @@ def convert_market1501(
         on_bad_image=on_bad_image,
         shard_bytes=shard_bytes,
         seed=seed,
+        follow_links=follow_links,
         workers=workers,
         progress=progress,
     )
@@ -76,6 +78,7 @@ def convert(
     on_bad_image: OnBadImage = "fail",
     shard_bytes: int = SHARD_BYTES,
     seed: int = 0,
+    follow_links: bool = False,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> ConversionReport:
@@ -86,12 +89,14 @@ def convert(
     folder first, is synced and then renamed to `out`. After a failure, a kill or KeyboardInterrupt the same
     call keeps its finished shards, once their sha256 is checked; where there is none, the sibling is removed.
     Before the first byte all inputs are looked at (`check_inputs`); all bad ones are named together, up to
-    `bad_inputs.CAP`, or left out and counted (`on_bad_image`, `on_bad_mask`). `shard_bytes` is
-    the size aimed at: an identity is never divided, so shards may exceed it. `progress(done, total)` is
-    called with counts of samples.
+    `bad_inputs.CAP`, or left out and counted (`on_bad_image`, `on_bad_mask`). `follow_links`: read images and
+    masks that are links out of the data set (`check_links`) too. `shard_bytes` is the size aimed at: an
+    identity is never divided, so shards may exceed it. `progress(done, total)` is called with counts of
+    samples.
 
     Raises ShardError: `out` is not new or empty, or a mount point, a bad image or mask under the policy
-    "fail", a split left without samples, no space to write; an image with an EXIF orientation under "fail".
+    "fail", a split left without samples, no space to write; an image with an EXIF orientation under "fail";
+    links out of the data set that are not to be followed.
     """
     if workers < 1:
         raise ShardError(f"{workers} workers: give at least 1")
@@ -105,6 +110,7 @@ def convert(
         on_bad_image=on_bad_image,
         shard_bytes=shard_bytes,
         seed=seed,
+        follow_links=follow_links,
     )
     return write_job(job, out, workers=workers, progress=progress)
 
@@ -145,6 +151,7 @@ def write_job(
     notes = [
         *layout.notes,
         *job.odd,
+        *job.links,
         *job.leftovers.lines(),
         *change_lines(change for shard in written for change in shard.changes),
     ]

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from .decode import GREY_16_MODES, IMAGE_MODES, UPRIGHT, CheckedPicture, header_orientation
 from .errors import BadImageError, ShardError
-from .opening import regular_only
+from .opening import read_head
 from .samples import Source
 
 OnOrientation = Literal["fail", "transpose", "ignore"]
@@ -108,8 +108,7 @@ def orientation_message(error: OrientationError, sources: Iterable[Source]) -> s
 
 def _orientation(source: Source) -> int:
     try:
-        with open(source.path, "rb", opener=regular_only) as file:
-            return header_orientation(file.read(HEADER_BYTES))
+        return header_orientation(read_head(source.path, HEADER_BYTES)[0])
     except OSError:
         return UPRIGHT
 

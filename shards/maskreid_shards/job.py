@@ -12,6 +12,7 @@ from .errors import ShardError
 from .image_policy import OnOrientation, check_orientation_policy
 from .index_limits import fit_index
 from .leftovers import Leftovers, find_leftovers
+from .links import check_links
 from .masks.inversion import find_inverted
 from .masks.maker import read_maker
 from .masks.options import MaskOptions, place_masks
@@ -32,6 +33,7 @@ class JobOptions(TypedDict, total=False):
     on_bad_image: OnBadImage
     shard_bytes: int
     seed: int
+    follow_links: bool
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Job:
     seed: int
     maker: dict[str, str]
     odd: tuple[str, ...]
+    links: tuple[str, ...]
     leftovers: Leftovers
     warnings: tuple[str, ...]
 
@@ -70,13 +73,16 @@ class Job:
                 self.on_orientation,
                 self.on_bad_image,
             )
-            for name, number, sources in dealt(self.layout, self.dataset, self.shard_bytes, self.seed)
+            for name, number, sources in dealt(
+                self.layout, self.dataset, self.shard_bytes, self.seed, made_masks=self.mask_options.made
+            )
         ]
 
 
 def checked_job(layout: Layout, **options: Unpack[JobOptions]) -> Job:
     """Raises ShardError: an unknown policy, a shard size below 1, a layout that nothing may be written from
-    (`check_layout`), masks that cannot be placed (`place_masks`) or look inverted (`find_inverted`; under
+    (`check_layout`), links out of the data set (`check_links`), masks that cannot be placed (`place_masks`)
+    or look inverted (`find_inverted`; under
     the policy "fail", a warning under others), a note beside them that is none (`read_maker`)."""
     on_bad_mask = options.get("on_bad_mask", "fail")
     on_orientation = options.get("on_orientation", "fail")
@@ -91,6 +97,7 @@ def checked_job(layout: Layout, **options: Unpack[JobOptions]) -> Job:
     layout = place_masks(layout, mask_options)
     odd = check_layout(layout)
     layout = fit_index(layout)
+    links = check_links(layout, mask_options, follow=options.get("follow_links", False))
     inverted = find_inverted(layout, mask_options)
     if inverted is not None and on_bad_mask == "fail":
         raise ShardError(f"{inverted}; if they are right, choose --on-bad-mask skip or full")
@@ -105,6 +112,7 @@ def checked_job(layout: Layout, **options: Unpack[JobOptions]) -> Job:
         options.get("seed", 0),
         read_maker(mask_options.location),
         tuple(odd),
+        tuple(links),
         find_leftovers(layout),
         (f"MOST MASKS LOOK INVERTED: {inverted}",) if inverted is not None else (),
     )

@@ -26,13 +26,15 @@ from .convert import (
     write_job,
     write_missing,
 )
+from .dealing import dealt
 from .errors import ShardError
-from .job import Job, JobOptions, checked_job
+from .index_limits import fit_index
+from .job import SHARD_BYTES, Job, JobOptions, checked_job
 from .manifest import VERSION
 from .opening import MANIFEST_BYTES, read_file
 from .report import ConversionReport
 from .resume import RECORDS, ShardTask
-from .samples import Layout
+from .samples import Layout, Sources
 from .writing import WrittenShard
 
 MARKER = "part.json"
@@ -67,6 +69,22 @@ def part_folder(out: Path, number: int, count: int) -> Path:
     return out.with_name(f"{out.name}.part-{number}-of-{count}")
 
 
+def images_of_part(
+    layout: Layout, part: tuple[int, int], *, dataset: str, shard_bytes: int = SHARD_BYTES, seed: int = 0
+) -> Layout:
+    """The layout with the images of a part alone, where masks are made for the conversion
+    (`MaskOptions.made`): those whose masks the part's machine makes."""
+    number, count = part
+    shards = [*dealt(fit_index(layout), dataset, shard_bytes, seed, made_masks=True)][number - 1 :: count]
+    splits = {
+        split: Sources.of(
+            source for name, _, sources in shards if name.startswith(f"{split}/") for source in sources
+        )
+        for split in layout.splits
+    }
+    return replace(layout, splits=splits)
+
+
 def convert_part(
     layout: Layout,
     out: Path,
@@ -95,7 +113,8 @@ def convert_part(
     marker = {"part": [number, count], "shards": len(tasks), "plan": _plan(job, tasks)}
     mine = tasks[number - 1 :: count]
     images = sum(len(task.sources) for task in mine)
-    report = PartReport(place, number, count, len(mine), len(tasks), images, True, job.warnings)
+    said = (*job.links, *job.warnings)
+    report = PartReport(place, number, count, len(mine), len(tasks), images, True, said)
     if place.exists():
         _check_same(place, marker)
         if all(task.finished() is not None for task in mine):

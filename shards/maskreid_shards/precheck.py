@@ -1,7 +1,6 @@
 """Cheap looks at all inputs before the first byte is written: are they there, are they what they are
 called, is there room for them?"""
 
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from .bad_inputs import CAP, BadInput, BadInputs, ImageKind, OnBadImage, bad_ima
 from .errors import BadImageError, ShardError
 from .file_kinds import HEAD_BYTES, misnamed
 from .masks.policy import OnBadMask, find_mask
-from .opening import regular_only
+from .opening import read_head
 from .samples import Source
 from .writing import bad_mask, image_format, no_file, read_or_refuse
 
@@ -59,9 +58,7 @@ def _image(source: Source) -> tuple[int, BadInput | None]:
     try:
         suffix, expected = image_format(source)
         try:
-            with open(source.path, "rb", buffering=0, opener=regular_only) as file:
-                size = os.fstat(file.fileno()).st_size
-                head = file.read(HEAD_BYTES)
+            head, size = read_head(source.path, HEAD_BYTES)
         except OSError as error:
             raise no_file(source, error) from error
         if wrong := misnamed(head, size, suffix, expected):

@@ -40,7 +40,7 @@ class ShardTask:
 
     def run(self, tick: Callable[[], None]) -> WrittenShard:
         """Write the shard, then the record of it. Raises ShardError as `write_shard` does."""
-        digest = self.digest()  # first: a file that changes meanwhile must not look unchanged later
+        digest, names = self.digests()  # first: a file that changes meanwhile must not look unchanged later
         written = write_shard(
             self.folder,
             self.name,
@@ -55,7 +55,7 @@ class ShardTask:
         )
         record = {
             "digest": digest,
-            "names": self.digest(same_times=False),
+            "names": names,
             "entry": asdict(written.entry),
             "rows": base64.b64encode(written.rows.tobytes()).decode(),
             "problems": [asdict(problem) for problem in written.problems],
@@ -67,15 +67,15 @@ class ShardTask:
         return written
 
     def finished(self, *, same_times: bool = True) -> WrittenShard | None:
-        """What an earlier run wrote for these inputs and options, if it is there and whole; `same_times` as
-        in `digest`."""
+        """What an earlier run wrote for these inputs and options, if it is there and whole. `same_times`: of
+        the very files; otherwise copies of them, of the same names and sizes, will do."""
         try:
             record = json.loads(read_file(self.record, MANIFEST_BYTES))
             entry = ShardEntry(**record["entry"])
             with open(self.folder / self.name, "rb", opener=regular_only) as file:
                 whole = hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
-            expected = self.digest(same_times=same_times)
-            if not whole or record["digest" if same_times else "names"] != expected:
+            digest, names = self.digests()
+            if not whole or (record["digest"] != digest if same_times else record["names"] != names):
                 return None
             rows = np.frombuffer(base64.b64decode(record["rows"]), INDEX_DTYPE)
             problems = tuple(MaskProblem(**problem) for problem in record["problems"])
@@ -95,35 +95,37 @@ class ShardTask:
     def record(self) -> Path:
         return self.folder / RECORDS / (self.name.replace("/", "-") + ".json")
 
-    def digest(self, *, same_times: bool = True) -> str:
-        """sha256 over the sources (names and sizes of their files), the options and Pillow's version; with
-        `same_times` over the files' paths and times too, which a copy on another machine does not share."""
-        about = hashlib.sha256()
-        options = (
-            self.name,
-            self.dataset,
-            replace(self.mask_options, location=self.mask_options.location if same_times else None),
-            self.on_orientation,
-            VERSION,
-            PIL.__version__,
-        )
-        about.update(repr(options).encode())
+    def digests(self) -> tuple[str, str]:
+        """Two sha256 over the sources, the options and Pillow's version: one with the paths, sizes and times
+        of the sources' files, one with their names and sizes, which a copy on another machine shares."""
+        files, names = hashlib.sha256(), hashlib.sha256()
+        for about, location in ((files, self.mask_options.location), (names, None)):
+            options = (
+                self.name,
+                self.dataset,
+                replace(self.mask_options, location=location),
+                self.on_orientation,
+                VERSION,
+                PIL.__version__,
+            )
+            about.update(repr(options).encode())
         for source in self.sources:
-            files = [source.path, source.mask_path]
+            paths = [source.path, source.mask_path]
             if self.mask_options.landmarks and source.mask_path is not None:
-                files.append(landmarks_file(source.mask_path))
-            states = tuple(map(_state, files))
-            if same_times:
-                about.update(repr((source, *states)).encode())
-            else:
-                who = (source.name, source.pid, source.camid, source.split, source.key, source.dataset)
-                about.update(repr((*who, [state and state[0] for state in states])).encode())
-        return about.hexdigest()
+                paths.append(landmarks_file(source.mask_path))
+            states = [_state(path) for path in paths]
+            who = (source.name, source.pid, source.camid, source.split, source.key, source.dataset)
+            where = (str(source.path), str(source.mask_path), source.array, source.identity)
+            files.update(repr((who, where, states)).encode())
+            names.update(repr((*who, [state and state[0] for state in states])).encode())
+        return files.hexdigest(), names.hexdigest()
 
 
 def _state(path: Path | None) -> tuple[int, int] | None:
+    if path is None:
+        return None
     try:
-        found = path.stat() if path is not None else None
+        found = path.stat()
     except OSError:
         return None
-    return (found.st_size, found.st_mtime_ns) if found else None
+    return found.st_size, found.st_mtime_ns

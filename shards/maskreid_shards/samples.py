@@ -90,8 +90,8 @@ class _Paths:
 
 
 class _Columns:
-    """The fields of sources, column by column. Of a small set the sources too: a conversion goes through them
-    seven times, and making them anew each time took as long as a third of the writing."""
+    """The fields of sources: a few as they were given, more of them packed, column by column. A conversion
+    goes through them seven times, and to make each anew costs as much as to read its image."""
 
     def __init__(self, sources: Iterable[Source]) -> None:
         self.pids = array("q")
@@ -100,19 +100,23 @@ class _Columns:
         self.camids, self.splits, self.datasets, self.identities = _Shared(), _Shared(), _Shared(), _Shared()
         self.kept: list[Source] | None = []
         for source in sources:
-            self._append(source)
-            if self.kept is not None:
+            try:
+                self.pids.append(source.pid)
+            except OverflowError:
+                raise ShardError(too_long(source)) from None
+            if self.kept is None:
+                self._pack(source)
+            else:
                 self.kept.append(source)
-                self.kept = self.kept if len(self.kept) <= KEPT else None
+                if len(self.kept) > KEPT:
+                    kept, self.kept = self.kept, None
+                    for one in kept:
+                        self._pack(one)
         shared = (self.camids, self.splits, self.datasets, self.identities)
         for column in (*shared, self.paths.folders, self.masks.folders, self.names.folders):
-            column.known = {}
+            column.known = {}  # needed while packing alone
 
-    def _append(self, source: Source) -> None:
-        try:
-            self.pids.append(source.pid)
-        except OverflowError:
-            raise ShardError(too_long(source)) from None
+    def _pack(self, source: Source) -> None:
         self.paths.append(str(source.path))
         self.masks.append(None if source.mask_path is None else str(source.mask_path))
         self.names.append(source.name)
@@ -122,9 +126,6 @@ class _Columns:
         self.splits.append(source.split)
         self.datasets.append(source.dataset)
         self.identities.append(source.identity)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"kept": None}  # another process makes the few it needs
 
     def source(self, at: int) -> Source:
         if self.kept is not None:
@@ -143,10 +144,36 @@ class _Columns:
             self.identities[at],
         )
 
+    def camid(self, at: int) -> int:
+        """Like the next two, without making a source."""
+        camid: int = self.camids[at] if self.kept is None else self.kept[at].camid
+        return camid
+
+    def split(self, at: int) -> str:
+        split: str = self.splits[at] if self.kept is None else self.kept[at].split
+        return split
+
+    def places(self, order: Iterable[int], masks: bool) -> set[str]:
+        """The folders of the images or masks, as they begin the paths."""
+        if self.kept is None:
+            folders = (self.masks if masks else self.paths).folders
+            found = {folders.codes[at] for at in order}
+            return {folder for folder in map(folders.values.__getitem__, found) if folder is not None}
+        sources = [self.kept[at] for at in order]
+        paths = [source.mask_path if masks else source.path for source in sources]
+        texts = (str(path).rpartition("/") for path in paths if path is not None)
+        return {folder + slash for folder, slash, _ in texts}
+
+    @property
+    def any_arrays(self) -> bool:
+        if self.kept is None:
+            return bool(self.arrays.data)
+        return any(source.array is not None for source in self.kept)
+
 
 class Sources(Sequence[Source]):
     """Sources in a few flat buffers: about 150 bytes each where an object and its paths take 1,800. They are
-    made anew when they are asked for."""
+    made anew when they are asked for, but those of a small set (KEPT)."""
 
     def __init__(self, columns: _Columns, order: NDArray[np.int64]) -> None:
         self._columns, self._order = columns, order
@@ -172,8 +199,10 @@ class Sources(Sequence[Source]):
         return self._columns.source(int(self._order[at]))
 
     def __iter__(self) -> Iterator[Source]:
-        for at in self._order:
-            yield self._columns.source(int(at))
+        kept = self._columns.kept
+        if kept is not None:
+            return map(kept.__getitem__, self._order.tolist())
+        return map(self._columns.source, map(int, self._order))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sources) and list(self) == list(other)
@@ -192,23 +221,55 @@ class Sources(Sequence[Source]):
 
     @property
     def camids(self) -> set[int]:
-        """Those that occur. Like the next two, without making a source."""
-        return {self._columns.camids[at] for at in self._order.tolist()}
+        """Those that occur."""
+        return set(map(self._columns.camid, self._order.tolist()))
 
     @property
     def splits(self) -> list[str]:
         """Of each."""
-        return [self._columns.splits[at] for at in self._order.tolist()]
+        return list(map(self._columns.split, self._order.tolist()))
 
     @property
     def folders(self) -> set[Path]:
         """Where the images lie."""
-        return {Path(folder) for folder in {self._columns.paths.folders[at] for at in self._order.tolist()}}
+        return set(map(Path, self.places()))
+
+    def places(self, *, masks: bool = False) -> set[str]:
+        """The folders of the images, or of the masks, as they begin the paths: empty, or with a slash at the
+        end."""
+        return self._columns.places(self._order.tolist(), masks)
+
+    @property
+    def any_arrays(self) -> bool:
+        """Whether any, or any that they share the buffers with, is an image inside a larger file."""
+        return self._columns.any_arrays
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process gets these alone, not all that share the buffers."""
-        columns = _Columns(self)
-        return Sources, (columns, np.arange(len(self)))
+        """Another process gets these alone, not all that share the buffers, and as plain values: paths are
+        slow to hand over."""
+        return _of_rows, ([_row(source) for source in self],)
+
+
+def _row(source: Source) -> tuple[Any, ...]:
+    mask = source.mask_path
+    return (
+        str(source.path),
+        None if mask is None else str(mask),
+        source.pid,
+        source.camid,
+        source.split,
+        source.key,
+        source.name,
+        source.array,
+        source.dataset,
+        source.identity,
+    )
+
+
+def _of_rows(rows: Iterable[tuple[Any, ...]]) -> Sources:
+    return Sources.of(
+        Source(Path(path), None if mask is None else Path(mask), *others) for path, mask, *others in rows
+    )
 
 
 def too_long(source: Source) -> str:
@@ -226,7 +287,8 @@ class Layout:
     list's images are relative to, where the list did not say; `searched` are the folders below which every
     image is converted, a mask, or counted in the report. `numbering` says what became of pids and cameras
     that are numbered here: {"pid" or "camid": {as it stands in the source: as it is here}}. `home` is the
-    folder that a relative pattern of masks may start from, the data set's; `warnings` end the report.
+    folder that a relative pattern of masks may start from, the data set's; `roots` are those out of which no
+    link may lead (`links`). `warnings` end the report.
     """
 
     name: str
@@ -239,6 +301,7 @@ class Layout:
     searched: tuple[Path, ...] = ()
     numbering: dict[str, dict[str, int]] = field(default_factory=dict)
     home: Path | None = None
+    roots: tuple[Path, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

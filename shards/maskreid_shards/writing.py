@@ -184,7 +184,7 @@ def _read_pairs(
 ) -> Iterator[tuple[Source, ReadImage | BadInput, ReadMask]]:
     """Each source with what `read_image` and `read_mask` say of it; no mask is read for a bad image."""
     for first in range(0, len(sources), TOGETHER):
-        part = sources[first : first + TOGETHER]
+        part = list(sources[first : first + TOGETHER])
         images = [read_or_refuse(source, on_orientation) for source in part]
         masks: list[ReadMask] = [
             (None, ())

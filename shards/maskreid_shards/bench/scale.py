@@ -3,8 +3,9 @@
 import multiprocessing
 import os
 import resource
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..convert import convert
+from ..errors import ShardError
 from ..layouts.table import scan_csv
 from ..plan import Plan
 from ..reading import open_shards
@@ -22,6 +24,7 @@ from ..verification.folder import verify
 PICTURES = 256  # different pairs; all others are hard links to them
 IMAGES = 4  # of an identity
 FOLDER = 1000  # images in a folder
+PAIR_BYTES = 5_000  # on the disk, with folders' entries, shards, records and index
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,16 @@ class StageCost:
     cpu_s: float
     peak_mb: float
     workers_peak_mb: float
+
+
+def check_room(folder: Path, pairs: int) -> None:
+    """Raise ShardError where the set and its shards would not fit the disk of `folder`."""
+    needed, free = pairs * PAIR_BYTES, shutil.disk_usage(folder).free
+    if needed > free:
+        raise ShardError(
+            f"{folder}: {pairs} pairs and their shards take about {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free; choose another --folder, or fewer --pairs"
+        )
 
 
 def write_pairs(folder: Path, pairs: int) -> Path:
@@ -64,8 +77,8 @@ def write_pairs(folder: Path, pairs: int) -> Path:
     return folder / "list.csv"
 
 
-def measure_scale(folder: Path, pairs: int, workers: int, shard_bytes: int) -> list[StageCost]:
-    """The stages on a set that `write_pairs` makes in `folder`."""
+def measure_scale(folder: Path, pairs: int, workers: int, shard_bytes: int) -> Iterator[StageCost]:
+    """The stages on a set that `write_pairs` makes in `folder`, each when it is done."""
     table, out = write_pairs(folder, pairs), folder / "out"
     stages: list[tuple[str, Callable[..., None], tuple[object, ...]]] = [
         ("convert", _convert, (table, out, workers, shard_bytes)),
@@ -73,7 +86,8 @@ def measure_scale(folder: Path, pairs: int, workers: int, shard_bytes: int) -> l
         ("open", _open, (out,)),
         ("plan, first step", _plan, (out,)),
     ]
-    return [_measured(name, pairs, stage, arguments) for name, stage, arguments in stages]
+    for name, stage, arguments in stages:
+        yield _measured(name, pairs, stage, arguments)
 
 
 def _convert(table: Path, out: Path, workers: int, shard_bytes: int) -> None:

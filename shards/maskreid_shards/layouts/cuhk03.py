@@ -92,6 +92,7 @@ def scan_cuhk03(src: Path, *, boxes: Boxes = "labeled", test_set: int = 1) -> La
             "test sets": len(test_sets),
             **{f"pair {pair} identities": size for pair, size in enumerate(pair_sizes, 1)},
         },
+        roots=(src,) if src.is_dir() else (src, src.parent),
         notes=(
             f"classic protocol, test set {test_set} of {len(test_sets)}, {boxes} boxes; arrays stored as PNG",
         ),

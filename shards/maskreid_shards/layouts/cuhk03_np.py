@@ -50,6 +50,7 @@ def scan_cuhk03_np(src: Path, *, boxes: Boxes = "labeled") -> Layout:
         published,
         notes=(f"new protocol, {boxes} boxes",),
         searched=(src / boxes,),
+        roots=(src,),
     )
 
 

@@ -58,7 +58,7 @@ def scan_dgd(src: Path) -> Layout:
     published: dict[str, int] = {}
     for word, counts in PUBLISHED.items():
         published |= counts if is_named(src, (word,)) else {}
-    return Layout("dgd", splits, published=published, searched=(src,))
+    return Layout("dgd", splits, published=published, searched=(src,), roots=(src,))
 
 
 def _belongs(split: str, view: int, *, probe: bool, gallery: bool) -> bool:

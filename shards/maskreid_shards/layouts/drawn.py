@@ -49,6 +49,7 @@ def drawn_layout(
         {split: sources(src, split, part) for split, part in splits.items()},
         tuple(strays),
         searched=(src,),
+        roots=(src,),
         notes=(
             f"{len(train)} train identities drawn with split seed {seed}; queries are camera 1, the gallery "
             "camera 2",

@@ -30,5 +30,5 @@ def scan_dukemtmc(src: Path) -> Layout:
     found, strays = scan_named(src, FOLDERS, NAME, FORM)
     splits = {split: sources(src, split, images) for split, images in found.items()}
     note = "DukeMTMC was withdrawn by its authors in 2019; check that you may use it"
-    layout = Layout("dukemtmc", splits, strays, notes=(note,), searched=(src,))
+    layout = Layout("dukemtmc", splits, strays, notes=(note,), searched=(src,), roots=(src,))
     return with_published(layout, src, NAMES, PUBLISHED)

@@ -62,7 +62,14 @@ def scan_folder(src: Path, *, camera: str | None = None, pattern: str | None = N
             raise ShardError(f"{src / folder}: no image in a folder per identity below it{_hint(src, parts)}")
         root, inside = (src.parent, src.name) if folder == "." else (src, folder)
         splits[split] = sources(root, split, [replace(entry, folder=inside) for entry in found])
-    return Layout("folder", splits, tuple(strays), notes=_notes(names, empty), searched=(src,))
+    return Layout(
+        "folder",
+        splits,
+        tuple(strays),
+        notes=_notes(names, empty),
+        searched=(src,),
+        roots=(src, src.with_name(f"{src.name}{MASK_SUFFIX}")),  # without splits, masks are beside the folder
+    )
 
 
 def _parts(src: Path) -> dict[str, str]:

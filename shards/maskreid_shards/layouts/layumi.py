@@ -56,7 +56,7 @@ def scan_layumi(src: Path, *, multi_query: bool = False) -> Layout:
         ]
     splits = {split: sources(root, split, images) for split, images in found.items()}
     notes = [] if train == ["train"] else [f"train is {' and '.join(train)}"]
-    layout = Layout("layumi", splits, tuple(strays), notes=tuple(notes), searched=(root,))
+    layout = Layout("layumi", splits, tuple(strays), notes=tuple(notes), searched=(root,), roots=(src,))
     layout = with_published(layout, root, MARKET_NAMES, MARKET_PUBLISHED)
     return with_published(layout, root, DUKE_NAMES, DUKE_PUBLISHED)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import BadImageError, ShardError
 from ..samples import Layout
-from .images import ImageEntry, sources
+from .images import MASK_SUFFIX, ImageEntry, sources
 from .numbering import as_mapping, camera_numbers, pid_numbers
 
 # LUPerson-NL's keys are <video>_<identity>_...; those of LUPerson, <country>_<city>_<video>_<number>, name no
@@ -28,10 +28,10 @@ def scan_lmdb(src: Path, *, pattern: str = DEFAULT) -> Layout:
     Raises ShardError: no environment, no package lmdb, a pattern without the group pid, a key that it does
     not find.
     """
-    place = next((path for path in (src, src / "lmdb") if (path / "data.mdb").is_file()), None)
+    root = src.resolve()
+    place = next((path for path in (root, root / "lmdb") if (path / "data.mdb").is_file()), None)
     if place is None:
         raise ShardError(f"{src}: no data.mdb in it; give the folder of the LMDB")
-    place = place.resolve()
     try:
         compiled = re.compile(pattern, re.ASCII)
     except re.error as error:
@@ -59,6 +59,7 @@ def scan_lmdb(src: Path, *, pattern: str = DEFAULT) -> Layout:
     return Layout(
         "lmdb",
         {"train": sources(place.parent, "train", entries)},
+        roots=(root, place.with_name(f"{place.name}{MASK_SUFFIX}")),
         notes=(*pids.note("identities"), *cameras.note("cameras")),
         numbering=as_mapping({"pid": pids, "camid": cameras}),
     )

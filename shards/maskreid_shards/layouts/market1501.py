@@ -47,7 +47,7 @@ def scan_market1501(src: Path, *, multi_query: bool = False) -> Layout:
         more_counts["gt_bbox images"] = len(images)
         published = {**PUBLISHED, "gt_bbox images": 25259}
     splits = {split: sources(src, split, images) for split, images in found.items()}
-    layout = Layout("market1501", splits, strays, more_counts=more_counts, searched=(src,))
+    layout = Layout("market1501", splits, strays, more_counts=more_counts, searched=(src,), roots=(src,))
     return with_published(layout, src, NAMES, published)
 
 

@@ -53,6 +53,7 @@ def scan_mars(src: Path) -> Layout:
         },
         published=PUBLISHED,
         searched=(src,),
+        roots=(src,),
         more_counts={
             "train tracklets": len(train),
             "test tracklets": len(test),

@@ -55,7 +55,8 @@ def merge_train(layouts: Mapping[str, Layout]) -> Layout:
         replace(source, key=key) for source, key in zip(itertools.chain(*merged), keys, strict=True)
     )
     strays = tuple(f"{name}/{stray}" for name, layout in layouts.items() for stray in layout.strays)
-    return Layout("merge", {"train": train}, strays, notes=tuple(notes), warnings=warnings)
+    roots = tuple(root for layout in layouts.values() for root in layout.roots)
+    return Layout("merge", {"train": train}, strays, notes=tuple(notes), roots=roots, warnings=warnings)
 
 
 def _copies(layouts: Mapping[str, Layout]) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ def scan_msmt17(src: Path) -> Layout:
         {split: sources(src, split, images) for split, images in found.items()},
         published=PUBLISHED,
         searched=(src / train_folder, src / test_folder),
+        roots=(src,),
         more_counts={f"list_{name} images": len(lists[name]) for name in ("train", "val")},
         notes=(f"MSMT17 {version}; test identities are numbered after the {last} of train",),
     )

@@ -103,6 +103,7 @@ def _layout(src: Path, found: list[_Named]) -> Layout:
         "folder",
         splits,
         searched=(src,),
+        roots=(src, src.with_name(f"{src.name}{MASK_SUFFIX}")),  # the masks of a flat folder are beside it
         notes=(*pids.note("identities"), *cameras.note("cameras")),
         numbering=as_mapping({"pid": pids, "camid": cameras}),
     )

@@ -81,6 +81,7 @@ def scan_csv(src: Path) -> Layout:
         splits,
         root=root,
         searched=_searched(found),
+        roots=(src.parent, *_listed_folders(found)),
         notes=(*pids.note("identities"), *cameras.note("cameras")),
         numbering=as_mapping({"pid": pids, "camid": cameras}),
     )
@@ -231,6 +232,14 @@ def _searched(rows: Sources) -> tuple[Path, ...]:
     theirs where that is the root of all."""
     common = _common_folder(rows)
     return (common,) if len(common.parts) > 1 else ()
+
+
+def _listed_folders(rows: Sources) -> Iterator[Path]:
+    """Where the list says that images and masks are: what they have in common below each top folder."""
+    tops: dict[str, list[str]] = {}
+    for folder in (*rows.places(), *rows.places(masks=True)):
+        tops.setdefault(folder.split("/")[1], []).append(folder)
+    return (Path(os.path.commonpath(folders)) for folders in tops.values())
 
 
 def _absolute(src: Path, listed: str) -> Path:

@@ -2,7 +2,7 @@
 
 import string
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args
@@ -38,6 +38,8 @@ class MaskOptions:
         "parsing" is person where the value is above 0. Values of a palette picture are its indices.
     invert: what is not person by these rules is; soft values are subtracted from 255.
     landmarks: each sample's json gets the landmarks that lie beside its mask (`masks.landmarks`).
+    made: the masks are made for this conversion, a part of them on each of its machines: images are dealt to
+        shards before masks are there, by `dealing.MADE_MASK_BYTES`. No more depends on it.
 
     Raises ShardError: labels without the kind "label" or the reverse, a label outside 0..65535, an unknown
     field in a pattern.
@@ -48,6 +50,7 @@ class MaskOptions:
     person_labels: tuple[int, ...] = ()
     invert: bool = False
     landmarks: bool = False
+    made: bool = field(default=False, repr=False)  # what is recorded of a shard's options does not hold it
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(MaskKind):
@@ -78,10 +81,10 @@ def _check_pattern(pattern: str) -> None:
         ]
     except ValueError as error:
         raise ShardError(f"mask pattern {pattern!r}: {error}; write braces around field names only") from None
-    for field in fields:
-        if field not in known:
+    for name in fields:
+        if name not in known:
             raise ShardError(
-                f"mask pattern {pattern!r}: unknown field {{{field}}}; "
+                f"mask pattern {pattern!r}: unknown field {{{name}}}; "
                 f"there are {', '.join(f'{{{name}}}' for name in known)}"
             )
     if not {"stem", "name"} & set(fields):

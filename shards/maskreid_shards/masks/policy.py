@@ -24,6 +24,7 @@ ChangeKind = Literal["resized", "aspect", "grey", "alpha", "format"]
 
 PERSON_LEVEL = 128
 MAX_LABELS = 16
+LOOKS = 256  # pixels that are looked at before all are
 EDGE = 3
 # What a mask may be on disk; in a shard it is a PNG.
 SOURCE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
@@ -243,13 +244,15 @@ def label_levels(mask: Image.Image, *, inverted: bool = False) -> tuple[int, ...
     pixels = mask.tobytes()
     if inverted:
         pixels = pixels.translate(_INVERTED)
-    # Deleting bytes is much faster than a histogram, and most masks end here.
+    # Deleting bytes is much faster than a histogram, and most hard masks end here.
     between = pixels.translate(None, b"\x00\xff")
     if not between:
         return ()
     high = between.translate(None, _LOW)
     one_high = high.count(high[0]) == len(high) and 255 not in pixels if high else 255 in pixels
     if (not high and 255 not in pixels) or len(high) == len(between):
+        return ()
+    if len(set(between[:LOOKS])) > MAX_LABELS:  # most soft masks end here
         return ()
     levels = sorted(set(pixels))
     if len(levels) > MAX_LABELS:
