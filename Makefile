@@ -23,7 +23,7 @@ help:
 	@echo "make steady  the tests that wait for other processes, 20 times each (OPTIONS=...)"
 	@echo "make kills   kill a training 60 times, at random moments (KILLS=NUMBER SEED=NUMBER)"
 	@echo "make cluster train over several hosts, namespaces of this machine, by every launcher (root; OPTIONS=--help)"
-	@echo "make exactness  1, 2, 4 ranks x ZeRO 0-3 x micro batches x memory against one process: a table"
+	@echo "make exactness  1, 2, 4 ranks x ZeRO 0-3 x micro batches x memory, and changes of both: tables"
 	@echo "make step-cost  a step beside bare forward, backward and optimizer; peak memory of micro_images"
 	@echo "make ranks-alike RUN=runs/demo  evaluate and embed with 1, 2, 3 ranks against one process: seconds, bytes"
 	@echo "make calibration  20 times, a threshold of half of the walkers' persons measured on the others (RUN=...)"
@@ -104,6 +104,7 @@ cluster: $(INSTALLED)
 
 exactness: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/exactness.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/changing_ranks.py
 
 step-cost: $(INSTALLED)
 	$(BIN)/python tests/step_cost.py $(OPTIONS)

@@ -94,10 +94,9 @@ CASES = [Case(*values) for values in product(range(4), (False, True), (False, Tr
 
 
 def one_process(
-    memory: bool, steps: int, network: nn.Module, layout: torch.memory_format = torch.contiguous_format
+    config: Config, steps: int, network: nn.Module, layout: torch.memory_format = torch.contiguous_format
 ) -> Tensor:
     """(steps, P) all weights after each step, without ranks, DeepSpeed, micro batches and `Memory`."""
-    config = Case(0, False, memory).config()
     optimizer = make_optimizer(network, config.optimizer)
     past: deque[Rows] = deque(maxlen=PAST)
     trajectory = []
@@ -105,7 +104,7 @@ def one_process(
         batch = global_batch(step, ROWS)
         labels = torch.searchsorted(PIDS, batch.pids_B)
         output = network(batch.image_B3HW.to(memory_format=layout), batch.mask_B1HW)
-        held = list(past) if memory and step >= START else None
+        held = list(past) if config.loss.memory and step >= START else None
         loss, _ = objective(output, labels, config.loss, None, held)
         optimizer.zero_grad()
         loss.backward()
@@ -146,7 +145,8 @@ def largest_distances(world: int, cases: list[Case], steps: int, folder: Path) -
 
 
 def save_expected(steps: int, folder: Path) -> dict[str, Tensor]:
-    expected = {str(memory): one_process(memory, steps, TinyNetwork()) for memory in (False, True)}
+    configs = {str(memory): Case(0, False, memory).config() for memory in (False, True)}
+    expected = {memory: one_process(config, steps, TinyNetwork()) for memory, config in configs.items()}
     save_file(expected, folder / "expected.safetensors")
     return expected
 
@@ -170,7 +170,7 @@ def main() -> int:
     print(f"\nworst {worst:.1e}, allowed {LIMIT:.0e}: {'PASS' if worst <= LIMIT else 'MISS'}")
     config = Case(0, False, False).config()
     layouts = (torch.contiguous_format, torch.channels_last)
-    one, other = (one_process(False, STEPS, frozen_network(config), layout) for layout in layouts)
+    one, other = (one_process(config, STEPS, frozen_network(config), layout) for layout in layouts)
     off = (one - other).abs().amax(1)
     print(f"MaskReID in one process, in two layouts: {off[1]:.1e} after 2 steps, {off[-1]:.1e} after {STEPS}")
     return 0 if worst <= LIMIT else 1

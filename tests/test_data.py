@@ -144,14 +144,13 @@ def test_batches_are_the_plans_whatever_the_workers(workers: int) -> None:
 def test_ranks_share_one_global_batch_without_repeating_an_identity() -> None:
     split = open_shards(WALKERS).split("train")
     plan = make_plan(split, BatchConfig(identities=12, images=4), 0, 1)
-    whole = [draws.samples.tolist() for draws in PlannedSteps(plan, 0, 20, 0, 1)]
+    alone = list(PlannedSteps(plan, 0, 20, 0, 1))
     for world_size in (2, 3, 4):
         ranks = [list(PlannedSteps(plan, 0, 20, rank, world_size)) for rank in range(world_size)]
-        joined = [
-            np.concatenate([part.samples for part in parts]).tolist() for parts in zip(*ranks, strict=True)
-        ]
-        assert joined == whole
-    for samples in whole:
+        for whole, parts in zip(alone, zip(*ranks, strict=True), strict=True):
+            assert np.array_equal(np.concatenate([part.samples for part in parts]), whole.samples)
+            assert np.array_equal(np.concatenate([part.seeds for part in parts]), whole.seeds)
+    for samples in (draws.samples.tolist() for draws in alone):
         assert len(np.unique(split.pids[samples])) == 12
 
 

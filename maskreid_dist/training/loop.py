@@ -39,7 +39,7 @@ from maskreid_dist.training.objective import objective
 from maskreid_dist.training.origin import origin_of
 from maskreid_dist.training.preparing import Preparation, initial_weights_alike, prepare_alike
 from maskreid_dist.training.replicas import Replicas
-from maskreid_dist.training.resuming import changes_of, checkpoint_to_continue, load_engine
+from maskreid_dist.training.resuming import changes_of, checkpoint_to_continue, continued_engine
 from maskreid_dist.training.run_folder import RunFolder, hold_run_folder
 from maskreid_dist.training.run_log import RunLog
 from maskreid_dist.training.saving import save_checkpoint
@@ -266,14 +266,14 @@ def _start_engine(
     config = prepared.config
     torch.manual_seed(config.seed)  # every rank starts from the same weights
     network = build_network(config, classes)
-    initial = None
-    if config.model.init and not checkpoint:
-        initial = initial_weights_alike(network, Path(config.model.init), world.meeting)
     rows = int(prepared.plan.summary().batch) // world.size
-    engine = start_engine(network, config, rows, world.size, folder.path if world.is_first else None)
+    run = folder.path if world.is_first else None
     if checkpoint:
-        load_engine(engine, checkpoint)
-    return engine, initial
+        return continued_engine(network, config, rows, world.size, run, checkpoint), None
+    initial = None
+    if config.model.init:
+        initial = initial_weights_alike(network, Path(config.model.init), world.meeting)
+    return start_engine(network, config, rows, world.size, run), initial
 
 
 def _agree_on_step(

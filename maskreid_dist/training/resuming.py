@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from maskreid_dist.config import Config
+from torch import nn
+
+from maskreid_dist.config import Config, EngineConfig
 from maskreid_dist.errors import CheckpointError
 from maskreid_dist.model.checkpoint import (
     MANIFEST,
@@ -13,8 +15,10 @@ from maskreid_dist.model.checkpoint import (
     read_manifest,
 )
 from maskreid_dist.terminal import say
+from maskreid_dist.training.engine import start_engine
 from maskreid_dist.training.facts import flat
 from maskreid_dist.training.meeting import Meeting
+from maskreid_dist.training.redividing import divides_anew, set_states, weights_to_divide
 from maskreid_dist.training.run_folder import RunFolder
 from maskreid_dist.training.unpickling import tensors_only
 from maskreid_shards.opening import read_json
@@ -24,8 +28,8 @@ from maskreid_shards.shown import without_secrets
 MAY_CHANGE_ON_RESUME = {"name", "data.shards", "data.workers", "data.on_bad_mask"}
 MAY_CHANGE_ON_RESUME |= {f"data.{key}" for key in ("cache", "cache_gb", "prefetch", "bad_samples")}
 MAY_CHANGE_ON_RESUME |= {"engine.activation_checkpointing"}
-# The stage has a check of its own.
-MAY_CHANGE_ON_RESUME |= {"engine.collective_timeout_s", "engine.world", "engine.zero_stage"}
+# How the optimizer's state is divided may change with the ranks (maskreid_dist.training.redividing).
+MAY_CHANGE_ON_RESUME |= {"engine.collective_timeout_s", "engine.world", "engine.zero_stage", "engine.offload"}
 # May differ too, and makes another training of it: kept in the manifests and events.jsonl.
 RECORDED = {"optimizer.lr", "optimizer.steps"}
 
@@ -47,7 +51,7 @@ def checkpoint_to_continue(
         if len({listed[keeper].get(name) for keeper in keepers}) > 1:
             passed_over.append(f"{name}: is not there, of the same save, on all machines")
             continue
-        manifest, problem = _verified(folder, name) if folder.is_keeper else (None, None)
+        manifest, problem = _verified(folder, name, config.engine) if folder.is_keeper else (None, None)
         problems = meeting.lines(meeting.gather(problem))
         if not problems:
             manifest = meeting.from_first(manifest)
@@ -57,7 +61,7 @@ def checkpoint_to_continue(
             if meeting.is_first:
                 for line in passed_over:
                     say(f"warning: passed over {line}", flush=True)
-                say(f"continuing from {checkpoint.path}", flush=True)
+                say(f"continuing from {checkpoint.path}{_divided(checkpoint, config, meeting)}", flush=True)
             return checkpoint
         passed_over += problems
     if len(keepers) == 1:
@@ -83,21 +87,40 @@ def _saves(checkpoints: Path) -> dict[str, str]:
     return saves
 
 
-def _verified(folder: RunFolder, name: str) -> tuple[dict[str, Any] | None, str | None]:
+def _verified(folder: RunFolder, name: str, engine: EngineConfig) -> tuple[dict[str, Any] | None, str | None]:
     """The manifest of a checkpoint whose files are all here, or what is wrong with it."""
     path = folder.checkpoints / name
     try:
         manifest = read_manifest(path)
+        saved = described_checkpoint(path, manifest)
     except CheckpointError as error:
         return None, str(error)
-    missing = set(folder.ranks) - set(manifest.get("ranks", folder.ranks))
-    if missing and manifest["config"]["engine"]["zero_stage"]:
-        return (
-            None,
-            f"{path}: the pieces of ranks {sorted(missing)} are not here; start each rank on its machine of "
-            "before",
+    if not saved.config.engine.zero_stage:  # all of it is in every copy
+        return manifest, None
+    anew = divides_anew(saved.config.engine, saved.world_size, engine, len(folder.keepers))
+    wanted = set(range(saved.world_size) if anew else folder.ranks)
+    missing = sorted(wanted - set(manifest.get("ranks") or wanted))
+    if not missing:
+        return manifest, None
+    mend = "start each rank on its machine of before"
+    if anew:
+        before = saved.config.engine
+        mend = (
+            "dividing them anew needs all of them in one run directory, so continue with "
+            f"{saved.world_size} ranks, engine.zero_stage = {before.zero_stage}, engine.offload = "
+            f'"{before.offload}", each rank on its machine of before'
         )
-    return manifest, None
+    return None, f"{path}: the pieces of ranks {missing} are not here; {mend}"
+
+
+def _divided(checkpoint: Checkpoint, config: Config, meeting: Meeting) -> str:
+    saved, now, ranks = checkpoint.config.engine, config.engine, meeting.place.size
+    if not divides_anew(saved, checkpoint.world_size, now, ranks):
+        return ""
+    return (
+        f": saved by {checkpoint.world_size} rank(s) with ZeRO stage {saved.zero_stage}, divided anew for "
+        f"{ranks} with stage {now.zero_stage}"
+    )
 
 
 def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any, Any]]:
@@ -143,13 +166,6 @@ def check_continues(checkpoint: Checkpoint, config: Config, shards_fingerprint: 
         )
     if config.data.access == "stream":
         _check_same_readers(checkpoint, config, world_size)
-    stages = {checkpoint.config.engine.zero_stage, config.engine.zero_stage}
-    if stages != {0} and (len(stages) > 1 or checkpoint.world_size != world_size):
-        raise CheckpointError(
-            f"{checkpoint.path}: saved by {checkpoint.world_size} ranks with ZeRO stage "
-            f"{checkpoint.config.engine.zero_stage}; continue with the same, the optimizer's state is split "
-            "that way"
-        )
 
 
 def _check_same_readers(checkpoint: Checkpoint, config: Config, world_size: int) -> None:
@@ -166,8 +182,31 @@ def _check_same_readers(checkpoint: Checkpoint, config: Config, world_size: int)
         )
 
 
+def continued_engine(
+    network: nn.Module,
+    config: Config,
+    rows_per_rank: int,
+    world_size: int,
+    run: Path | None,
+    checkpoint: Checkpoint,
+) -> Any:
+    """`start_engine` with the weights and optimizer states of a verified checkpoint, whatever number of ranks
+    and ZeRO stage saved it. All ranks take part.
+
+    Raises CheckpointError: a file holds more than tensors, or not what this network needs.
+    """
+    if not divides_anew(checkpoint.config.engine, checkpoint.world_size, config.engine, world_size):
+        engine = start_engine(network, config, rows_per_rank, world_size, run)
+        load_engine(engine, checkpoint)
+        return engine
+    pieces = weights_to_divide(network, checkpoint, config)
+    engine = start_engine(network, config, rows_per_rank, world_size, run)
+    set_states(engine, pieces)
+    return engine
+
+
 def load_engine(engine: Any, checkpoint: Checkpoint) -> None:
-    """Load a verified checkpoint into the engine. All ranks take part.
+    """Load a verified checkpoint into the engine, on the ranks and at the stage that saved it. All take part.
 
     Raises CheckpointError: a file holds more than tensors, or DeepSpeed finds none.
     """
