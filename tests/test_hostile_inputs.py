@@ -292,7 +292,7 @@ def test_no_secret_of_a_url_is_kept(tmp_path: Path, url: str, shown: str) -> Non
 # The network and the program's own folder.
 
 
-def test_one_process_listens_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_of_one_process_listens_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from maskreid_dist.errors import UserError
+from maskreid_dist.training.listening import GLOO, LOOPBACK, address_of
 
 DEFAULT_PORT = "29500"  # torch's own
 
@@ -67,6 +68,8 @@ def tell_libraries(place: Place, environment: MutableMapping[str, str] = os.envi
         "RANK" not in environment and place.size == 1
     ):  # alone: a port of its own, beside others that are alone
         environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    if place.size == 1 and address_of(LOOPBACK) is not None:
+        environment[GLOO] = LOOPBACK  # gloo of one process listens too, and need not where others reach it
     environment.setdefault("MASTER_PORT", DEFAULT_PORT)
     environment.update(RANK=str(place.rank), WORLD_SIZE=str(place.size), LOCAL_RANK=str(place.local_rank))
 

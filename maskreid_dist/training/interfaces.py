@@ -5,24 +5,22 @@ Both take an interface by themselves: gloo that of the address that the host nam
 machine listens at the address that its gloo takes, and one of the next machine connects.
 """
 
-import fcntl
 import ipaddress
 import os
 import secrets
 import socket
-import struct
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from maskreid_dist.errors import UserError
+from maskreid_dist.training.listening import GLOO, address_of, own_addresses
 from maskreid_dist.training.meeting import Meeting
 
-GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+NCCL = "NCCL_SOCKET_IFNAME"
 LOOPBACK = "127.0.0.1"
 CONNECT_S = 10.0
-SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,12 @@ def gloo_interface(environment: Mapping[str, str]) -> Interface:
     towards = _towards(environment.get("MASTER_ADDR", LOOPBACK))
     if named := environment.get(GLOO):
         name = named.split(",")[0]
-        return Interface(_address_of(name), f"{GLOO} names {name}", towards)
+        return Interface(address_of(name), f"{GLOO} names {name}", towards)
     host = socket.gethostname()
-    address = next(_usable_addresses(host), None)
-    if address is None:
+    found = next(own_addresses(host), None)
+    if found is None:
         return Interface(LOOPBACK, "the host name resolves to no address of the machine", towards)
-    return Interface(address, "the host name resolves to it", towards)
+    return Interface(str(found[1][0]), "the host name resolves to it", towards)
 
 
 def is_loopback(interface: Interface) -> bool:
@@ -158,30 +156,6 @@ def _answers(address: str, port: int, token: str) -> bool:
         return False
 
 
-def _usable_addresses(host: str) -> Iterator[str]:
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return
-    for family, kind, protocol, _, address in found:
-        with closing(socket.socket(family, kind, protocol)) as probe:
-            try:
-                probe.bind(address)
-            except OSError:
-                continue
-        yield str(address[0])
-
-
-def _address_of(interface: str) -> str | None:
-    """The IPv4 address of an interface, None without one."""
-    request = struct.pack("256s", interface.encode()[:15])
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probe:
-        try:
-            return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)[20:24])
-        except OSError:
-            return None
-
-
 def _towards(host: str) -> str:
     """The interface through which this machine reaches a host; nothing is sent. Empty where unknown."""
     try:
@@ -191,5 +165,5 @@ def _towards(host: str) -> str:
             address = str(probe.getsockname()[0])
     except OSError:
         return ""
-    name = next((name for name in interface_names() if _address_of(name) == address), None)
+    name = next((name for name in interface_names() if address_of(name) == address), None)
     return name if name and not address.startswith("127.") else ""

@@ -24,6 +24,7 @@ from torch.distributed import DistError, HashStore, PrefixStore, Store, TCPStore
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.training.environment import Place
+from maskreid_dist.training.listening import store_socket
 from maskreid_dist.training.machine import network_here, processors_here
 from maskreid_dist.training.pulse import DEAD_S, Listener, Pulse
 
@@ -203,11 +204,22 @@ def store_is_of_agent() -> bool:
 
 
 def open_store(place: Place, timeout_s: float) -> Store:
-    """The launch's store at MASTER_ADDR:MASTER_PORT. Raises OSError with that as its file name."""
+    """The launch's store at MASTER_ADDR:MASTER_PORT, that of rank 0 at no other address where `store_socket`
+    can say so. Raises OSError with that as its file name."""
     of_agent = store_is_of_agent()
     if place.size == 1 and not of_agent:
         return PrefixStore("maskreid", HashStore())  # alone: nothing listens
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_master = place.is_first and not of_agent
+    taken = OSError(
+        errno.EADDRINUSE, "the port is taken; give the launcher another (--master_port)", f"{address}:{port}"
+    )
+    try:
+        listening = store_socket(address, port) if is_master else None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise taken from None
+        raise OSError(error.errno, error.strerror, f"{address}:{port}") from None
     done: queue.Queue[Store | DistError] = queue.Queue()
 
     def connect() -> None:
@@ -216,9 +228,10 @@ def open_store(place: Place, timeout_s: float) -> Store:
                 address,
                 port,
                 place.size,
-                is_master=place.is_first and not of_agent,
+                is_master=is_master,
                 timeout=timedelta(seconds=timeout_s),
                 wait_for_workers=False,  # it would not say who is missing
+                master_listen_fd=None if listening is None else listening.detach(),
             )
         except DistError as error:
             done.put(error)
@@ -232,8 +245,7 @@ def open_store(place: Place, timeout_s: float) -> Store:
     except queue.Empty:
         store = DistError("no answer")
     if isinstance(store, DistError) and "EADDRINUSE" in str(store):
-        reason = "the port is taken; give the launcher another (--master_port)"
-        raise OSError(errno.EADDRINUSE, reason, f"{address}:{port}")
+        raise taken
     if isinstance(store, DistError):
         reason = (
             f"rank 0 does not answer there within {timeout_s:g} s; see its log, and MASTER_ADDR and "
