@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters
 
 .PHONY: help install demo test docs docs-pages docs-commands faults exactness step-cost kills cluster hostile fuzz lint types \
-  golden speed ranks-alike calibration kernels-report kernels-predictions kernels-gpu-path launch-counts gpu-cache gpu test-adapters kernels-alone steady wheels clean
+  golden speed ranks-alike calibration kernels-report kernels-predictions kernels-gpu-path launch-counts gpu-cache gpu test-adapters retrieval-peers kernels-alone steady wheels clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
@@ -18,6 +18,7 @@ help:
 	@echo "make docs-pages     write the pages that are made of the code (commands, keys of a recipe, recipes)"
 	@echo "make docs-commands  run the documentation's commands that train (the others are in make test)"
 	@echo "make test-adapters  test the losses in the calling forms of other libraries against those libraries"
+	@echo "make retrieval-peers  the exact ranking beside Torchreid, torchmetrics and an argsort; some 4 minutes"
 	@echo "make kernels-alone  the losses in a fresh environment: size, import, tests (TORCH=torch==VERSION)"
 	@echo "make faults  the tests of dead, stuck and failing ranks that take minutes"
 	@echo "make steady  the tests that wait for other processes, 20 times each (OPTIONS=...)"
@@ -88,6 +89,9 @@ $(ADAPTERS)/.installed: $(INSTALLED) tests/adapters.txt
 
 test-adapters: $(ADAPTERS)/.installed
 	ADAPTERS=all $(ADAPTERS)/bin/python -m pytest -q tests/test_kernels_adapters.py tests/test_kernels_readme.py
+
+retrieval-peers: $(ADAPTERS)/.installed
+	OMP_NUM_THREADS=1 $(ADAPTERS)/bin/python -m maskreid_dist bench retrieval --size market1501 $(OPTIONS)
 
 faults: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m faults --durations=0

@@ -4,9 +4,11 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pytest
 from typer.testing import CliRunner
 
-from maskreid_dist.bench import retrieval
+from maskreid_dist.bench import retrieval, retrieval_peers, retrieval_sizes
 from maskreid_dist.cli.app import app
 from maskreid_dist.retrieval import evaluate_retrieval
 
@@ -16,7 +18,7 @@ def test_figures_csv_and_status(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments)
     missed = "MISS" in result.output
     assert result.exit_code == (1 if missed else 0), result.output
-    assert result.output.count("MISS") + result.output.count("PASS") == 4
+    assert result.output.count("MISS") + result.output.count("PASS") == 5
     (path,) = tmp_path.glob("*-retrieval.csv")
     rows = list(csv.DictReader(path.open()))
     assert [row["case"] for row in rows] == [case.name for case in retrieval.cases(0.02)]
@@ -27,7 +29,70 @@ def test_promises_divide_by_the_floor_and_by_random_rows_of_that_size() -> None:
     cost = retrieval.Cost("random", 1, 1, 256, 1.0, 2.0, 1.0, 1.0)
     names = [case.name for case in retrieval.cases(1)]
     costs = [replace(cost, case=name, evaluation_s=2.0 + n) for n, name in enumerate(names)]
-    assert [promise.value for promise in retrieval.promises(costs)] == [2.0, 3.0, 2.0, 6.0 / 5.0]
+    assert [promise.value for promise in retrieval.promises(costs)] == [2.0, 3.0, 2.0, 2.5, 7.0 / 6.0]
+    assert [promise.value for promise in retrieval.promises([costs[0], costs[3]])] == [2.0, 2.5]
+
+
+def test_a_case_comes_with_what_it_is_compared_with() -> None:
+    known = retrieval.cases(0.02)
+    assert [case.name for case in retrieval.chosen(known, ["nearly-equal"])] == ["random", "nearly equal"]
+    assert [case.name for case in retrieval.chosen(known, ["random-long"])] == ["random, long"]
+    assert retrieval.chosen(known, []) == known
+    refused = CliRunner().invoke(app, ["bench", "retrieval", "--case", "all"])
+    assert refused.exit_code == 2 and "nearly-equal" in refused.output
+
+
+def peer_lists() -> retrieval_peers.Lists:
+    rng = np.random.default_rng(0)
+    pids, camids = (rng.integers(0, most, 330) for most in (12, 4))
+    rows = rng.standard_normal((330, 16)) + rng.standard_normal((12, 16))[pids]
+    q, g = slice(0, 30), slice(30, None)
+    features = rows.astype(np.float32)
+    return retrieval_peers.Lists(features[q], features[g], (pids[q], camids[q]), (pids[g], camids[g]))
+
+
+@pytest.mark.parametrize("name", retrieval_peers.PEERS)
+def test_peers_find_our_map(name: str) -> None:
+    if not retrieval_peers.installed(name):
+        pytest.skip(f"{name} is not installed")
+    lists = peer_lists()
+    sides = lists.query, *lists.query_labels, lists.gallery, *lists.gallery_labels
+    ours = evaluate_retrieval(*sides).mAP
+    assert 0.3 < ours < 1 and abs(retrieval_peers.PEERS[name](lists) - ours) < 1e-6
+
+
+def test_sizes_beside_peers_that_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval_sizes, "installed", lambda name: name.startswith("argsort"))
+    monkeypatch.setattr(retrieval_sizes, "_in_a_process", retrieval_sizes.cost_of)
+    arguments = ["bench", "retrieval", "--share", "0.01", "--output", str(tmp_path)]
+    for name in retrieval_sizes.SIZES:
+        arguments += ["--size", name]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == (1 if "MISS" in result.output else 0), result.output
+    assert result.output.count("MISS") + result.output.count("PASS") == 4
+    assert result.output.count("not installed") == 2
+    (path,) = tmp_path.glob("*-retrieval-sizes.csv")
+    rows = list(csv.DictReader(path.open()))
+    works = [
+        (size.name, work)
+        for size in retrieval_sizes.SIZES.values()
+        for work in ("ours", "product", *size.peers)
+    ]
+    assert [(row["size"], row["work"]) for row in rows] == works
+    found = {(row["size"], row["work"]): row["mAP"] for row in rows}
+    for size in ("market1501", "msmt17"):
+        assert abs(float(found[size, "ours"]) - float(found[size, "argsort, NumPy"])) < 1e-6
+
+
+def test_a_size_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    size = replace(retrieval_sizes.MILLION, peers=())
+    retrieval_sizes._write_gallery(size, 0.001, tmp_path / "gallery.npy")
+    cost = retrieval_sizes._in_a_process(size, 0.001, "ours", tmp_path / "gallery.npy")
+    assert cost.seconds and cost.mAP and cost.peak_mb and 50 < cost.peak_mb < 4000
+    refused = CliRunner().invoke(app, ["bench", "retrieval", "--size", "all"])
+    assert refused.exit_code == 2 and "msmt17" in refused.output
+    both = CliRunner().invoke(app, ["bench", "retrieval", "--size", "million", "--case", "random"])
+    assert both.exit_code == 2
 
 
 def test_cases_are_what_their_names_say() -> None:
@@ -35,6 +100,7 @@ def test_cases_are_what_their_names_say() -> None:
         data = retrieval._data(case)
         assert (len(data.query), len(data.gallery)) == (case.queries, case.gallery)
         assert (data.gallery == data.gallery[0]).all() == case.same
+        assert np.allclose(data.gallery, data.gallery[0], rtol=2e-7) == (case.same or case.ulp)
         found = evaluate_retrieval(data.query, *data.query_labels, data.gallery, *data.gallery_labels)
         assert (found.mAP > 0.5) == (case.noise is not None or (case.same and case.identities == 1))
 

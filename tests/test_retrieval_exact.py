@@ -30,7 +30,7 @@ from maskreid_dist.retrieval.distance import (
     precisions,
     row_norms,
 )
-from maskreid_dist.retrieval.inputs import image_set
+from maskreid_dist.retrieval.inputs import ImageSet, image_set
 from test_retrieval import slow
 
 Array = NDArray[Any]
@@ -264,6 +264,41 @@ def test_neither_precision_nor_merging_changes_a_bit(
             monkeypatch.setattr(counting, "_CHUNK_ITEMS", 1000)
             monkeypatch.setattr(counting, "_CHUNK_COLUMNS", 50)
             assert same(evaluate_retrieval(*data, metric=metric), whole)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sorting_exact_distances_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, metric: Metric, kind: str
+) -> None:
+    """Whole blocks of them, of merged copies too; rows one ulp apart go there by themselves."""
+    rng = np.random.default_rng(1)
+    q, g = (hard_features(kind, rng, count, 24).float() for count in (30, 500))
+    labels = [
+        rng.integers(1, 5, 30),
+        rng.integers(0, 4, 30),
+        rng.integers(-1, 5, 500),
+        rng.integers(0, 4, 500),
+    ]
+    data: tuple[Any, ...] = (q, *labels[:2], g, *labels[2:])
+    monkeypatch.setattr(counting, "_SORTED_SHARE", 2)
+    whole = evaluate_retrieval(*data, metric=metric)
+    blocks: list[int] = []
+    exact_block = tile.Tile.exact_block
+
+    def noted(self: tile.Tile, query: ImageSet) -> Array:
+        blocks.append(len(query))
+        return exact_block(self, query)
+
+    monkeypatch.setattr(tile.Tile, "exact_block", noted)
+    monkeypatch.setattr(evaluate, "GALLERY_TILE", 300)
+    monkeypatch.setattr(counting, "_SORTED_SHARE", 1 / 8)
+    assert same(evaluate_retrieval(*data, metric=metric), whole)
+    assert len(blocks) == 2 or kind != "one ulp apart"
+    monkeypatch.setattr(evaluate, "precisions", lambda *_: (DOUBLE,))
+    monkeypatch.setattr(counting, "_SORTED_SHARE", -1)
+    blocks.clear()
+    assert same(evaluate_retrieval(*data, metric=metric), whole) and len(blocks) == 2
 
 
 def test_a_product_in_bfloat16_is_not_taken_for_one_in_float32() -> None:

@@ -1,6 +1,7 @@
 """The exact k nearest, against a sort of all distances: ties, copies, near copies, tiles, ranks; query
 expansion."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,25 @@ def test_ties_are_ordered_by_gallery_index() -> None:
     assert np.array_equal(found.index_QK, expected)
     same = nearest(query[:2], np.repeat(gallery[:1], 10_000, axis=0), 7)
     assert np.array_equal(same.index_QK, np.tile(np.arange(7), (2, 1)))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("copies", [1, 9])
+def test_rows_one_ulp_apart(monkeypatch: pytest.MonkeyPatch, metric: Metric, copies: int) -> None:
+    """All are candidates, and mostly tied: whole blocks of exact distances, two tiles, merged copies too."""
+    rng = np.random.default_rng(6)
+    rows = (1 + 2.0**-23 * rng.integers(0, 2, (60, 40))).astype(np.float32)
+    gallery = rows[rng.permutation(np.repeat(np.arange(60), copies))]
+    ids = np.zeros(len(gallery), np.int64)
+    images = image_set("query", gallery, ids, ids, metric=metric)
+    sides = images.features, images.norms
+    exact = block_distances(*sides, *sides, metric).numpy()
+    module = importlib.import_module("maskreid_dist.retrieval.nearest")  # the package has its function
+    monkeypatch.setattr(module, "LARGEST_TILE", 50 * copies)
+    for k in (1, 3, 55 * copies, 70 * copies):
+        index, largest = nearest_and_largest(images, k, metric)
+        assert np.array_equal(index, exact.argsort(axis=1, kind="stable")[:, :k])
+        assert np.array_equal(largest, exact.max(axis=1))
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-4])

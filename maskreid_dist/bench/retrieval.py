@@ -14,17 +14,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from maskreid_dist.errors import UserError
 from maskreid_dist.retrieval import evaluate_retrieval
 from maskreid_kernels.bench.figures import Promise
 
 DIMENSIONS = 256
 CAMERAS = 6
+BESIDE = {"all rows the same": "random", "nearly equal": "random", "10 identities": "random, long"}
 _FLOAT_TILE = (128, 8192)  # the evaluation's own: a product in one piece would also pay for its memory
 
 
 @dataclass(frozen=True)
 class Case:
-    """noise: of features around their identity's centre; None: no centre. same: every row a copy of one."""
+    """noise: of features around their identity's centre; None: no centre. same: every row a copy of one.
+
+    ulp: every row is one row, of whose elements about half are the next float32.
+    """
 
     name: str
     queries: int
@@ -32,6 +37,12 @@ class Case:
     identities: int
     noise: float | None = None
     same: bool = False
+    ulp: bool = False
+
+    @property
+    def option(self) -> str:
+        """As it is given on the command line."""
+        return self.name.replace(",", "").replace(" ", "-")
 
 
 @dataclass(frozen=True)
@@ -90,9 +101,20 @@ def cases(share: float) -> list[Case]:
         Case("random", *market, 751),
         Case("clustered", *market, 751, noise=2.0),
         Case("all rows the same", *market, 751, same=True),
+        Case("nearly equal", *market, 751, ulp=True),
         Case("random, long", *long, 751),
         Case("10 identities", *long, 10),
     ]
+
+
+def chosen(known: Sequence[Case], names: Sequence[str]) -> list[Case]:
+    """The cases named by their options, and those that they are compared with; all where none is named."""
+    by_option = {case.option: case for case in known}
+    if unknown := [name for name in names if name not in by_option]:
+        raise UserError(f"--case {unknown[0]}: choose of {', '.join(by_option)}")
+    wanted = {by_option[name].name for name in names} or {case.name for case in known}
+    wanted |= {BESIDE[name] for name in wanted & set(BESIDE)}
+    return [case for case in known if case.name in wanted]
 
 
 def measure(chosen: Sequence[Case], rounds: int, progress: Callable[[str], None] | None = None) -> list[Cost]:
@@ -119,8 +141,11 @@ def promises(costs: Sequence[Cost]) -> list[Promise]:
     kept = [
         Promise(f"{name}: times the bare float32 product", by_name[name].products, 3, False)
         for name in ("random", "clustered")
+        if name in by_name
     ]
-    for name, beside in (("all rows the same", "random"), ("10 identities", "random, long")):
+    for name, beside in BESIDE.items():
+        if name not in by_name:
+            continue
         times = by_name[name].evaluation_s / by_name[beside].evaluation_s
         kept.append(Promise(f"{name}: times random rows of that size", times, 3, False))
     return kept
@@ -136,6 +161,12 @@ def _data(case: Case) -> _Data:
         centre = rng.standard_normal((case.identities + 1, DIMENSIONS), dtype=np.float32)
         query = centre[q_pids] + np.float32(case.noise) * query
         gallery = centre[pids] + np.float32(case.noise) * gallery
+    if case.ulp:
+        row = rng.standard_normal(DIMENSIONS, dtype=np.float32)
+        query, gallery = (
+            np.where(rng.integers(0, 2, x.shape, dtype=np.int8) > 0, np.nextafter(row, np.float32(9)), row)
+            for x in (query, gallery)
+        )
     if case.same:
         query[:] = gallery[:] = gallery[0]
     camids = [rng.integers(0, CAMERAS, count) for count in (case.queries, case.gallery)]

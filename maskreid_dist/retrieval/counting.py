@@ -36,6 +36,8 @@ from maskreid_dist.retrieval.tile import Tile
 _OPEN_SHARE = (
     1 / 16
 )  # of a block's pairs with a tile; above it the next precision is cheaper than exact pairs
+# Above it in float64 the exact distances of a whole block are cheaper than those of pairs.
+_SORTED_SHARE = 1 / 8
 _CHUNK_ITEMS = 1 << 17  # compared exactly at once
 _MANY_GOOD = 256  # good images of a query from which on its identity's distances are computed as a block
 _CHUNK_COLUMNS = 4096  # of such a block
@@ -143,7 +145,8 @@ class BlockCounter:
     def add(self, tile: Tile, precision: Precision, last: bool) -> bool:
         """Count, or leave all to a later precision if this one leaves much open (and from then on at once).
 
-        last: there is no later one. Returns whether the tile was counted.
+        last: there is no later one, and where it leaves most open, as in a gallery of near copies, all pairs'
+        exact distances are computed and sorted. Returns whether the tile was counted.
         """
         if not self.good.index_BR.size or not len(tile.index_N):
             return True
@@ -155,14 +158,28 @@ class BlockCounter:
             _take_out(keys_BU, *unlisted)
         keys_BU = _sort_rows(keys_BU)
         intervals = self._intervals(tile, keys_BU, precision)
-        if not last and intervals.items() > _OPEN_SHARE * keys_BU.numel():
+        open_share = intervals.items() / keys_BU.numel()
+        if not last and open_share > _OPEN_SHARE:
             self._too_coarse = precision
             return False
+        if last and open_share > _SORTED_SHARE:
+            self._sort_exactly(tile, *unlisted)
+            return True
         counted = _Counted(self.query, self.good, tile, precision, unlisted, keys_BU, intervals)
         self.before_BR += counted.decided()
         for items in counted.items():
             counted.decide(*items, self.before_BR)
         return True
+
+    def _sort_exactly(self, tile: Tile, query_rows: IntArray, positions: IntArray) -> None:
+        """Count by the exact distances of all pairs, those of copies among them."""
+        distance_BN = tile.exact_block(self.query)
+        distance_BN[query_rows, positions] = np.inf
+        sorted_BN = np.sort(distance_BN, axis=1)
+        position_BR = tile.index_N.searchsorted(self.good.index_BR)
+        for b, number in enumerate(self.good.number_B):
+            good = self.good.distance_BR[b, :number], position_BR[b, :number]
+            self.before_BR[b, :number] += _before(distance_BN[b], sorted_BN[b], *good)
 
     def _unlisted(self, tile: Tile) -> tuple[IntArray, IntArray]:
         """Good images, ordered already, and junk: (query rows, positions in the tile)."""
@@ -328,6 +345,21 @@ class _Counted:
         copies = _between(self.tile.member_N, u * N, u * N + position)
         start = (row * U + u) * N
         return copies - _between(self.unlisted_members, start, start + position)
+
+
+def _before(
+    distance_N: NDArray[np.float64],
+    sorted_N: NDArray[np.float64],
+    good_R: NDArray[np.float64],
+    position_R: IntArray,
+) -> IntArray:
+    """How many images come before each good one at `good_R`: nearer, or as near and of a lower position."""
+    first_R = sorted_N.searchsorted(good_R)
+    tied = np.flatnonzero(sorted_N.searchsorted(good_R, side="right") > first_R)
+    for value in np.unique(good_R[tied]):
+        own = tied[good_R[tied] == value]
+        first_R[own] += np.flatnonzero(distance_N == value).searchsorted(position_R[own])
+    return first_R
 
 
 def move(

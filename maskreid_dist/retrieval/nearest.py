@@ -26,6 +26,8 @@ from maskreid_kernels.options import check_group
 QUERY_BLOCK = 128
 _SEGMENT = 64  # keys whose least one is looked at first
 _OPEN_SHARE = 1 / 16  # of a block's pairs with a tile; above it float64 products are cheaper than exact pairs
+# Above it in float64 the exact distances of a whole block are cheaper than those of pairs.
+_SORTED_SHARE = 1 / 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,15 +128,33 @@ class _BlockLists:
             near = _below(keys_BU, self._limits(tile, keys_BU, precision))
             far = self._far(tile, keys_BU, precision)
             enough = max(_OPEN_SHARE * keys_BU.numel(), 4 * self.k * len(keys_BU))
-            if precision is levels[-1] or len(near[0]) + len(far[0]) <= enough:
+            if len(near[0]) + len(far[0]) <= enough:
                 break
+            if precision is levels[-1] and len(near[0]) + len(far[0]) > _SORTED_SHARE * keys_BU.numel():
+                self._take_all(tile)
+                return
         self._take(tile, *near)
         np.maximum.at(self.largest_B, far[0].cpu().numpy(), tile.exact(self.query, *far).cpu().numpy())
 
     def _take(self, tile: Tile, b: Tensor, u: Tensor) -> None:
         """Merge the candidates, by their exact distances, into the lists."""
         distance_I = tile.exact(self.query, b, u).cpu().numpy()
-        row_I, index_I, distance_I = _images(tile, b.cpu().numpy(), u.cpu().numpy(), distance_I, self.k)
+        self._merge(*_images(tile, b.cpu().numpy(), u.cpu().numpy(), distance_I, self.k))
+
+    def _take_all(self, tile: Tile) -> None:
+        """The same where most are candidates: all exact distances, of which those up to the k-th."""
+        distance_BN = tile.exact_block(self.query)
+        N = distance_BN.shape[1]
+        if N > self.k:
+            last_B = np.partition(distance_BN, self.k - 1, axis=1)[:, self.k - 1]
+            row_I, position_I = _first_ties(distance_BN, last_B, self.k)
+        else:
+            row_I, position_I = (x.ravel() for x in np.indices(distance_BN.shape))
+        self._merge(row_I, tile.index_N[position_I], distance_BN[row_I, position_I])
+        if self.wants_largest:
+            np.maximum(self.largest_B, distance_BN.max(axis=1), out=self.largest_B)
+
+    def _merge(self, row_I: IntArray, index_I: IntArray, distance_I: NDArray[np.float64]) -> None:
         B, K = self.index_BK.shape
         rows = np.concatenate([np.repeat(np.arange(B), K), row_I])
         index = np.concatenate([self.index_BK.ravel(), index_I])
@@ -165,6 +185,20 @@ class _BlockLists:
         else:
             return keys_BU.new_full((len(keys_BU),), torch.iinfo(keys_BU.dtype).max)
         return (step_B + 1) << COLUMN_BITS
+
+
+def _first_ties(
+    distance_BN: NDArray[np.float64], last_B: NDArray[np.float64], k: int
+) -> tuple[IntArray, IntArray]:
+    """Rows and positions of what is nearer than the k-th, and of the first of those as near, k a row."""
+    nearer_BN, tied_BN = distance_BN < last_B[:, None], distance_BN == last_B[:, None]
+    missing_B = k - nearer_BN.sum(axis=1)
+    row_I, position_I = tied_BN.nonzero()
+    number_B = np.bincount(row_I, minlength=len(last_B))
+    within_I = np.arange(len(row_I)) - np.repeat(np.cumsum(number_B) - number_B, number_B)
+    first_I = within_I < missing_B[row_I]
+    row_J, position_J = nearer_BN.nonzero()
+    return np.concatenate([row_J, row_I[first_I]]), np.concatenate([position_J, position_I[first_I]])
 
 
 def _clamped(step_B: Tensor, precision: Precision) -> Tensor:

@@ -14,6 +14,7 @@ from maskreid_dist.retrieval.distance import (
     COLUMN_BITS,
     Metric,
     Precision,
+    block_distances,
     gallery_operand,
     pair_distances,
     place_line,
@@ -97,6 +98,12 @@ class Tile:
             self._operands[precision] = gallery_operand(*args)
         a_BK = query_operand(query.features, query.norms, self.metric, self.scale, precision)
         return a_BK, self._operands[precision]
+
+    def exact_block(self, query: ImageSet) -> NDArray[np.float64]:
+        """(B, N) distances of all pairs of a query and an image."""
+        q, g = (query.features, query.norms), (self.features, self.norms)
+        distance_BU = block_distances(*q, *g, self.metric).cpu().numpy()
+        return distance_BU if self.member_N is None else distance_BU[:, self.row_N]
 
     def exact(self, query: ImageSet, query_rows: Tensor, rows: Tensor) -> Tensor:
         """(N,) float64 distances of chosen pairs."""
