@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from maskreid_dist.errors import RecipeError, UserError
 from maskreid_dist.retrieval.paired import paired_differences
 from maskreid_dist.study.differences import NORMAL, STUDENT, Interval, row_difference, seed_paired_interval
-from maskreid_dist.study.result import RowResult, packed_queries, read_result
+from maskreid_dist.study.result import RowResult, packed_queries, read_result, write_result
 from maskreid_dist.study.side_by_side import SideBySide, environment_of
 from maskreid_dist.study.state import look, part_of
 from maskreid_dist.study.study_file import Task, load_study
 from maskreid_dist.study.summary import Figure, summarise
 from maskreid_dist.study.tables import markdown, rows_csv
+from maskreid_shards import open_shards
 from program import run
 from test_compare import result as ranked_result
 
@@ -406,3 +407,23 @@ def test_a_row_whose_shards_are_not_here_is_named_and_left_out(converted: Path, 
     status, said = run("study", path, "--list", "--runs", tmp_path / "runs")
     assert status == 0 and "row raw cannot run here: not_made: not there (convert first)" in said
     assert "4 trainings: 0 done, 2 to run" in said and "no shards" in said
+
+
+def test_what_is_not_run_yet_is_named_and_makes_no_row(converted: Path, tmp_path: Path) -> None:
+    loaded = load_study(write_study(tmp_path, converted))
+    kept, page = tmp_path / "results" / "small", tmp_path / "page.html"
+    recipe = loaded.tasks[0].config.model_dump(mode="json")
+    write_result(kept / "both-s1.json", row_result(1.0, 1, recipe=recipe))
+    status, said = run("study", loaded.path, "--list")
+    assert status == 0 and "0 done" in said and "both-s1.json: of other shards, recipe" in said
+    shards = open_shards(converted).split("train").fingerprint
+    write_result(kept / "both-s1.json", row_result(1.0, 1, recipe=recipe, shards=shards))
+    status, said = run("study", loaded.path, "--report", "--html", page, "--runs", tmp_path / "runs")
+    assert status == 0 and "1 of 4 trainings are done, 0 of 2 rows with every seed; on: P, 1 thread" in said
+    for text in (said, (kept / "table.md").read_text(), page.read_text()):
+        assert "Rows not yet run: raw." in text and "Claims not yet judged: masks." in text
+        assert "undecided" not in text.replace("and is undecided otherwise", "")
+    (damaged,) = kept.glob("*.json")
+    damaged.write_text("{")
+    status, said = run("study", loaded.path, "--list")
+    assert status == 2 and said.count("\n") == 1 and "both-s1.json: no result of a study" in said

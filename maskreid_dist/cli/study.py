@@ -131,7 +131,7 @@ def _write_report(job: "StudyRun", html: Path | None) -> None:
     """Table on the terminal; table.md, rows.csv and figure.png beside the results; the page."""
     from maskreid_dist.report.study_page import study_figure, write_study_page
     from maskreid_dist.study.summary import summarise
-    from maskreid_dist.study.tables import COLUMNS, markdown, rows_csv, study_page
+    from maskreid_dist.study.tables import COLUMNS, SHORT, markdown, rows_csv, study_page
     from maskreid_shards.atomic import write_atomically
 
     state = job.look() if job.results.is_dir() else None
@@ -141,14 +141,14 @@ def _write_report(job: "StudyRun", html: Path | None) -> None:
     summary = summarise(state)
     page = study_page(summary)
     table = Table(box=None, pad_edge=False)
-    for number, name in enumerate(COLUMNS):
-        table.add_column(name, no_wrap=number == 0)
+    for number in SHORT:
+        table.add_column(COLUMNS[number], no_wrap=number == 0)
     for row in page.rows:
-        table.add_row(*row.cells)
+        table.add_row(*(row.cells[number] for number in SHORT))
     job.console.print(table)
     job.say(summary.standing())
-    for claim in summary.claims:
-        job.say(claim.sentence())
+    for line in [*(claim.sentence() for claim in summary.judged()), *summary.to_come()]:
+        job.say(line)
     picture = study_figure(page)
     write_atomically(job.results / "table.md", markdown(summary).encode())
     write_atomically(job.results / "rows.csv", rows_csv(summary).encode())

@@ -41,7 +41,7 @@ class StudyRun:
 
         state = look(self.loaded, self.results)
         for stale in state.stale:
-            self._warn(f"{stale}: of another recipe, row or seed than the study's: not counted")
+            self._warn(f"{stale}: of other shards, recipe, row or seed than the study's: not counted")
         for row, why in state.missing.items():
             self._warn(f"row {row} cannot run here: {why}")
         return state

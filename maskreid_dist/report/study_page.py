@@ -26,7 +26,8 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class StudyPage:
-    """claims: name, verdict and sentence. rule: how a verdict follows."""
+    """rows: of which a seed is done. claims: name, verdict and sentence; rule: how a verdict follows.
+    to_come: lines that name the rows and claims that there is nothing of yet."""
 
     name: str
     standing: str
@@ -35,16 +36,16 @@ class StudyPage:
     base_row: str
     rule: str
     claims: Sequence[tuple[str, str, str]]
+    to_come: Sequence[str] = ()
 
 
 def study_figure(page: StudyPage) -> bytes:
     """A PNG: mAP of every seed by row, and the difference to the base row with its interval."""
     from matplotlib.figure import Figure
 
-    shown = [row for row in page.rows if row.values]
-    figure = Figure(figsize=(9, 1.4 + 0.28 * max(1, len(shown))), dpi=110, layout="constrained")
+    figure = Figure(figsize=(9, 1.4 + 0.28 * len(page.rows)), dpi=110, layout="constrained")
     seeds, differences = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    for place, row in enumerate(shown):
+    for place, row in enumerate(page.rows):
         seeds.plot(row.values, [place] * len(row.values), "o", color=BLUE, markersize=4, alpha=0.7)
         seeds.plot([sum(row.values) / len(row.values)], [place], "|", color=ORANGE, markersize=12)
         if row.points:
@@ -52,7 +53,7 @@ def study_figure(page: StudyPage) -> bytes:
             clear = low > 0 or high < 0
             differences.plot([low, high], [place, place], "-", color=BLUE if clear else GREY)
             differences.plot([value], [place], "o", color=BLUE if clear else GREY, markersize=4)
-    seeds.set_yticks(range(len(shown)), [row.name for row in shown], fontsize=8)
+    seeds.set_yticks(range(len(page.rows)), [row.name for row in page.rows], fontsize=8)
     seeds.invert_yaxis()
     seeds.set_xlabel("mAP (hits), per cent: seeds, and their mean", fontsize=8)
     differences.axvline(0, color=GREY, linewidth=0.8)
@@ -86,4 +87,5 @@ def write_study_page(path: Path, page: StudyPage, picture: bytes) -> None:
             for name, verdict, sentence in page.claims
         )
         parts["Claims"] = f"<h2>Claims</h2><p class='note'>{escape(page.rule)}</p><ul>{items}</ul>"
+    parts["To come"] = "".join(f"<p class='note'>{escape(line)}</p>" for line in page.to_come)
     write_page(path, f"Study {page.name}", parts)

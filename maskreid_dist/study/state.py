@@ -16,8 +16,9 @@ from maskreid_shards import ShardError, ShardSet
 
 @dataclass(frozen=True)
 class State:
-    """done: results by task name. stale: files of other recipes, or of seeds and rows that the study no
-    longer has. missing: row names whose shards are not there, and why. tflop: of a whole training, by row."""
+    """done: results by task name. stale: files of other recipes, other shards, or of seeds and rows that the
+    study no longer has. missing: row names whose shards are not there, and why. tflop: of a whole training,
+    by row."""
 
     loaded: LoadedStudy
     done: Mapping[str, RowResult]
@@ -49,14 +50,6 @@ class Pace:
 def look(loaded: LoadedStudy, results: Path) -> State:
     """Opens every row's shards and checks that it can train on them. Raises UserError and ShardError, naming
     the row."""
-    found = find_results(results)
-    tasks = {task.name: task for task in loaded.tasks}
-    done = {
-        name: one.result
-        for name, one in found.items()
-        if name in tasks and same_training(one.result.recipe, tasks[name].config)
-    }
-    stale = [one.path for name, one in found.items() if name not in done]
     missing: dict[str, str] = {}
     tflop: dict[str, float] = {}
     opened: dict[str, ShardSet] = {}
@@ -72,6 +65,14 @@ def look(loaded: LoadedStudy, results: Path) -> State:
             tflop[name] = _tflop(task, opened, counted)
         except (UserError, ShardError) as error:
             raise UserError(f"{loaded.path}: row {name}: {error}") from None
+    found = find_results(results)
+    tasks = {task.name: task for task in loaded.tasks}
+    done = {
+        name: one.result
+        for name, one in found.items()
+        if name in tasks and _is_of(one.result, tasks[name], opened)
+    }
+    stale = [one.path for name, one in found.items() if name not in done]
     return State(loaded, done, stale, missing, tflop)
 
 
@@ -94,6 +95,13 @@ def part_of(tasks: Sequence[Task], part: tuple[int, int] | None) -> list[Task]:
     """Every N-th of all tasks from the I-th, done or not: parts stay the same while they run."""
     number, count = part or (1, 1)
     return list(tasks[number - 1 :: count])
+
+
+def _is_of(result: RowResult, task: Task, opened: Mapping[str, ShardSet]) -> bool:
+    """Whether the task would be trained so again: its recipe, and its shards where they are here."""
+    shards = opened.get(task.config.data.shards)
+    same_data = shards is None or shards.split("train").fingerprint == result.shards
+    return same_data and same_training(result.recipe, task.config)
 
 
 def _absent_shards(task: Task) -> str:

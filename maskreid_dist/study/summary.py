@@ -63,9 +63,8 @@ class ClaimSummary:
 
     def sentence(self) -> str:
         """ "TEXT: holds (mAP +3.1 points, 95 % interval +1.2 to +5.0, 3 seeds)."."""
-        if self.interval is None:
-            why = f"{self.claim.better} and {self.claim.than} are not both done"
-        else:
+        why = "not yet run, or not on the same queries"
+        if self.interval:
             why = f"mAP {interval_text(self.interval)}, {_seeds(self.interval.seeds)}"
         return f"{self.claim.text}: {self.verdict} ({why})."
 
@@ -82,6 +81,21 @@ class Summary:
     done: int
     of: int
     made_by: Sequence[str]
+
+    def run(self) -> list[RowSummary]:
+        """Rows of which a seed is done."""
+        return [row for row in self.rows if row.seeds]
+
+    def judged(self) -> list[ClaimSummary]:
+        """Claims whose rows are done, with any seed that both have."""
+        return [claim for claim in self.claims if claim.interval]
+
+    def to_come(self) -> list[str]:
+        """Lines that name the rows and the claims that there is nothing of yet."""
+        rows = [row.row.name for row in self.rows if not row.seeds]
+        claims = [one.claim.name for one in self.claims if not one.interval]
+        found = (("Rows not yet run", rows), ("Claims not yet judged", claims))
+        return [f"{title}: {', '.join(names)}." for title, names in found if names]
 
     def standing(self) -> str:
         """How much of the study this is."""

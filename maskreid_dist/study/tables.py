@@ -8,14 +8,13 @@ from maskreid_dist.report.study_page import StudyPage, StudyRow
 from maskreid_dist.study.differences import Interval
 from maskreid_dist.study.summary import RULE, RowSummary, Summary
 
+SHORT = (0, 2, 3, 4, 6)  # those of a terminal
 COLUMNS = ("row", "claim", "seeds", "mAP", "Rank-1", "mINP", "less the base row: mAP", "Rank-1", "minutes")
 
 
 def cells(row: RowSummary, of_seeds: int, base_row: str) -> list[str]:
-    """One for each of COLUMNS."""
+    """Of a row that was run: one for each of COLUMNS."""
     seeds = f"{len(row.seeds)} of {of_seeds}"
-    if not row.seeds:
-        return [row.row.name, row.row.claim or "", seeds, "not yet run", "", "", "", "", ""]
     figures = [figure.text() if figure else "" for figure in (row.mAP, row.rank1, row.mINP)]
     if row.row.name == base_row:
         differences = ["the base row", ""]
@@ -29,7 +28,7 @@ def cells(row: RowSummary, of_seeds: int, base_row: str) -> list[str]:
 
 def markdown(summary: Summary) -> str:
     """The whole, to be committed."""
-    rows = [cells(row, _of_seeds(summary), summary.base_row) for row in summary.rows]
+    rows = [cells(row, _of_seeds(summary), summary.base_row) for row in summary.run()]
     lines = [
         f"# {summary.name}",
         "",
@@ -37,11 +36,13 @@ def markdown(summary: Summary) -> str:
         "",
         *_table(COLUMNS, rows),
     ]
-    if summary.claims:
+    if summary.judged():
         lines += ["", "## Claims", "", RULE, ""]
-        for claim in summary.claims:
+        for claim in summary.judged():
             source = f" {claim.claim.source}" if claim.claim.source else ""
             lines.append(f"- **{claim.claim.name}**: {claim.sentence()}{source}")
+    for line in summary.to_come():
+        lines += ["", line]
     return "\n".join(lines) + "\n"
 
 
@@ -68,16 +69,18 @@ def rows_csv(summary: Summary) -> str:
 def study_page(summary: Summary) -> StudyPage:
     """For report/study_page.py."""
     rows = []
-    for row in summary.rows:
+    for row in summary.run():
         one = row.differences["mAP"] if row.differences else None
         points = (100 * one.value, 100 * one.low, 100 * one.high) if one else None
         values = row.mAP.values if row.mAP else ()
         rows.append(StudyRow(row.row.name, cells(row, _of_seeds(summary), summary.base_row), values, points))
     claims = [
         (one.claim.name, one.verdict, f"{one.sentence()} {one.claim.source}".strip())
-        for one in summary.claims
+        for one in summary.judged()
     ]
-    return StudyPage(summary.name, summary.standing(), COLUMNS, rows, summary.base_row, RULE, claims)
+    return StudyPage(
+        summary.name, summary.standing(), COLUMNS, rows, summary.base_row, RULE, claims, summary.to_come()
+    )
 
 
 def _of_seeds(summary: Summary) -> int:
