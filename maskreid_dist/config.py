@@ -225,8 +225,9 @@ class LossConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _margin_of_the_loss(cls, values: object) -> object:
-        if isinstance(values, dict) and values.get("name") in DEFAULT_MARGINS:
-            return {"margin": DEFAULT_MARGINS[values["name"]], **values}
+        name = values.get("name") if isinstance(values, dict) else None
+        if isinstance(values, dict) and isinstance(name, str) and name in DEFAULT_MARGINS:
+            return {"margin": DEFAULT_MARGINS[name], **values}
         return values
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from maskreid_dist.config import Config
 from maskreid_dist.errors import RecipeError
 from maskreid_shards.opening import RECIPE_BYTES, read_text
+from maskreid_shards.shown import in_a_line
 
 RENAMED = {"engine.precision": "engine.autocast"}
 
@@ -87,7 +88,8 @@ def describe(error: ValidationError, keys: Sequence[str] = ()) -> str:
         text = f"key {key} is missing; add it"
     else:
         message = first["msg"].removeprefix("Value error, ")
-        got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {first['input']!r})"
+        shown = in_a_line(repr(first["input"]), 80)
+        got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {shown})"
         text = f"{key or 'recipe'}: {message}{got}" if key or not keys else f"{message}{got}"
     others = len({tuple(problem["loc"]) for problem in problems}) - 1
     return text + (f" (and {others} more)" if others else "")

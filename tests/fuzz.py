@@ -9,6 +9,7 @@ its seed. The same seed makes the same input: `python tests/fuzz.py --door recip
 import argparse
 import collections
 import contextlib
+import copy
 import io
 import json
 import os
@@ -32,10 +33,12 @@ from maskreid_dist.errors import UserError
 from maskreid_dist.model.checkpoint import read_checkpoint
 from maskreid_dist.recipe import load_recipe
 from maskreid_shards import ShardError, open_shards, scan_csv, verify
+from maskreid_shards.shown import in_a_line
 from maskreid_shards.stores import pace, remote
 
 ROOT = Path(__file__).parents[1]
 HANG_S = 120
+LONG = 4_000  # characters of a message
 MEMORY = 512 << 20  # more than any of these inputs may cost
 TEXTS = (
     b"", b"\0", b"\xff\xfe", b"\x1b[2J", b"\r\n", b'"', b"'", b",", b";", b"\t", b"[", b"]", b"{", b"}", b"=",
@@ -98,7 +101,7 @@ def changed_tree(tree: Any, random: random.Random) -> Any:
                 places.append((node, key))
                 stack.append(value)
         if not places:
-            return random.choice(VALUES)
+            return copy.deepcopy(random.choice(VALUES))
         node, key = random.choice(places)
         match random.randrange(4):
             case 0:
@@ -106,7 +109,9 @@ def changed_tree(tree: Any, random: random.Random) -> Any:
             case 1 if isinstance(node, dict):
                 node[random.choice(("", "\0", "a" * 300, "format", "../a", key + "x"))] = node.pop(key)
             case _:
-                node[key] = random.choice(VALUES)
+                node[key] = copy.deepcopy(
+                    random.choice(VALUES)
+                )  # one that is changed later is not the next one's
     return tree
 
 
@@ -197,10 +202,10 @@ class Doors:
     def _shards(
         self, name: str, change: Callable[[bytes, random.Random], bytes], random: random.Random
     ) -> None:
-        copy = self._copied(self.sound, name, change, random)
-        for problem in verify(copy, workers=1):
+        folder = self._copied(self.sound, name, change, random)
+        for problem in verify(folder, workers=1):
             one_line(problem.message)
-        shards = open_shards(copy)
+        shards = open_shards(folder)
         for split in shards.splits:
             opened = shards.split(split)
             for number in range(0, len(opened.index), max(len(opened.index) // 3, 1)):
@@ -232,13 +237,13 @@ class Doors:
         self, sound: Path, name: str, change: Callable[[bytes, random.Random], bytes], random: random.Random
     ) -> Path:
         """A folder whose files are the sound ones, but for one."""
-        copy = self.folder / "copy"
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(sound, copy, copy_function=os.link)
-        (copy / name).unlink()
+        folder = self.folder / "copy"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(sound, folder, copy_function=os.link)
+        (folder / name).unlink()
         self.given.write_bytes(change((sound / name).read_bytes(), random))
-        shutil.copyfile(self.given, copy / name)
-        return copy
+        shutil.copyfile(self.given, folder / name)
+        return folder
 
 
 @contextlib.contextmanager
@@ -266,8 +271,10 @@ def answering(answers: list[bytes]) -> Iterator[str]:
 
 
 def one_line(text: str) -> None:
-    if "\n" in text or not text.isprintable():
-        raise AssertionError(f"not one printable line: {text!r}")
+    """As the program prints it: control characters as escapes."""
+    shown = in_a_line(text)
+    if not shown.isprintable() or len(shown) > LONG:
+        raise AssertionError(f"{len(shown)} characters, or not one printable line: {shown[:200]!r}")
 
 
 class Hang(BaseException):

@@ -102,7 +102,15 @@ def test_recipes_and_lists_that_are_no_files(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a = " + "9" * 5_000, "a = " + "[" * 5_000, "a = 0x" + "f" * 9_999, "\0", "name = '\\u001b'\x1b"]
+    "text",
+    [
+        "loss.name = ['a']",
+        "a = " + "9" * 5_000,
+        "a = " + "[" * 5_000,
+        "a = 0x" + "f" * 9_999,
+        "\0",
+        "name = '\\u001b'\x1b",
+    ],
 )
 def test_odd_recipes_are_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "odd.toml").write_text(text)
@@ -123,6 +131,18 @@ def test_odd_lists_are_one_line(tmp_path: Path, row: str) -> None:
     (tmp_path / "list.csv").write_text(f"path,pid,camid,split\n{row}\n")
     status, output = run("convert", "csv", tmp_path / "list.csv", tmp_path / "out", "--on-bad-mask", "full")
     assert status == 2 and output.count("\n") == 1, output
+
+
+@pytest.mark.parametrize("header", ['"pa\nth",pid,camid,split', f'"{"x" * 9_999}\n",pid,camid,split'])
+def test_an_odd_header_is_a_short_line(tmp_path: Path, header: str) -> None:
+    (tmp_path / "list.csv").write_text(f"{header}\na.png,1,1,train\n")
+    status, output = run("convert", "csv", tmp_path / "list.csv", tmp_path / "out")
+    assert status == 2 and output.count("\n") == 1 and len(output) < 400 + len(str(tmp_path)), output
+
+
+def test_a_name_with_a_line_feed_is_one_line(tmp_path: Path) -> None:
+    status, output = run("verify", tmp_path / "no\nsuch")
+    assert status == 2 and output.count("\n") == 1 and "no\\nsuch" in output, output
 
 
 # HDF5.

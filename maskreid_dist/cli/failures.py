@@ -14,6 +14,7 @@ from maskreid_dist.exit_status import NEVER_AGAIN
 from maskreid_dist.terminal import Printable, say
 from maskreid_dist.training.environment import is_first_process
 from maskreid_shards import ShardError
+from maskreid_shards.shown import in_a_line
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,12 +33,13 @@ def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except (UserError, ShardError) as error:
             if is_first_process():
-                say(f"maskreid: error: {error}", file=sys.stderr, flush=True)
+                say(f"maskreid: error: {in_a_line(str(error))}", file=sys.stderr, flush=True)
             raise typer.Exit(NEVER_AGAIN) from None
         except OSError as error:
             if error.filename is None:  # not about a file: a defect, with its traceback
                 raise
-            say(f"maskreid: error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+            line = in_a_line(f"{error.filename}: {error.strerror}")
+            say(f"maskreid: error: {line}", file=sys.stderr, flush=True)
             raise typer.Exit(NEVER_AGAIN) from None
 
     return wrapped

@@ -16,6 +16,7 @@ from .bad_inputs import ImageReport
 from .errors import ShardError
 from .masks.policy import MaskReport
 from .opening import INDEX_BYTES, MANIFEST_BYTES, read_file
+from .shown import in_a_line
 
 FORMAT = "maskreid-shards"
 VERSION = 1
@@ -163,7 +164,7 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
         manifest = _parse(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ShardError(
-            f"{path}: a field is missing or odd ({error!r}); convert the data set again"
+            f"{path}: a field is missing or odd ({in_a_line(repr(error), 80)}); convert the data set again"
         ) from None
     if manifest.fingerprint != content.get("fingerprint"):
         raise ShardError(

@@ -28,6 +28,12 @@ def printable(text: str) -> str:
     return "".join(_escaped(letter) for letter in text)
 
 
+def in_a_line(text: str, limit: int | None = None) -> str:
+    """The text with all control characters as escapes; "..." for what is beyond so many characters."""
+    shown = printable(text).replace("\n", "\\n").replace("\t", "\\t")
+    return shown if limit is None or len(shown) <= limit else f"{shown[:limit]}..."
+
+
 def _escaped(letter: str) -> str:
     if letter in "\n\t" or unicodedata.category(letter) not in _CATEGORIES:
         return letter

@@ -15,6 +15,7 @@ from ..checks import repeats
 from ..errors import ShardError
 from ..opening import TEXT_BYTES, read_file
 from ..samples import DISTRACTOR_PID, JUNK_PID, Layout, Source, Sources, numbered
+from ..shown import in_a_line
 from .images import MASK_SUFFIX, need_file
 from .numbering import Numbers, as_mapping, camera_numbers, pid_numbers
 
@@ -103,12 +104,12 @@ def _rows(src: Path) -> Iterator[_Row]:
                 continue
             cell = {name: values[at].strip() if at < len(values) else "" for name, at in places.items()}
             where = f"{src}: line {reader.line_num}"
+            if any("\0" in text or len(text) > LONGEST for text in cell.values()):
+                raise ShardError(f"{where}: a cell of more than {LONGEST} letters, or with a NUL; mend it")
             if not cell["path"] or not SPLIT.match(cell["split"]):
                 raise ShardError(
                     f"{where}: path {cell['path']!r}, split {cell['split']!r}; a split is a-z, 0-9 and _"
                 )
-            if any("\0" in text or len(text) > LONGEST for text in cell.values()):
-                raise ShardError(f"{where}: a cell of more than {LONGEST} letters, or with a NUL; mend it")
             if not cell["pid"] or not cell["camid"]:
                 raise ShardError(f"{where}: pid {cell['pid']!r}, camid {cell['camid']!r}: give both")
             pid, camid, split = (texts.setdefault(cell[name], cell[name]) for name in COLUMNS[1:])
@@ -150,9 +151,10 @@ def _places(src: Path, header: list[str]) -> dict[str, int]:
         if name not in names:
             other = next((one for one in names if one in OTHER_NAMES[name]), None)
             hint = f"; is it {other}? Rename it" if other else ""
+            there = in_a_line(", ".join(filter(None, names)), 80)
             raise ShardError(
-                f"{src}: line 1: no column {name} (there are {', '.join(filter(None, names))}); the header "
-                f"is path,pid,camid,split[,mask]{hint}"
+                f"{src}: line 1: no column {name} (there are {there}); the header is "
+                f"path,pid,camid,split[,mask]{hint}"
             )
     return {name: names.index(name) for name in (*COLUMNS, "mask") if name in names}
 
