@@ -24,6 +24,7 @@ from maskreid_dist.model.build import build_network
 from maskreid_dist.recipe import describe, validate
 from maskreid_dist.run_directory import BEST, CHECKPOINTS
 from maskreid_shards.opening import read_json, regular_only
+from maskreid_shards.shown import in_a_line
 
 FORMAT = "maskreid-checkpoint-1"
 PARTIAL = ".partial"
@@ -114,7 +115,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{manifest_path}: not a checkpoint manifest; use another checkpoint")
         if found != FORMAT:
             raise CheckpointError(
-                f"{manifest_path}: format {found!r}, not {FORMAT!r}; save it again with this version"
+                f"{manifest_path}: format {in_a_line(repr(found), 80)}, not {FORMAT!r}; save it again with this "
+                "version"
             )
         files = Saved.model_validate(manifest).files
         for name, expected in files.items():

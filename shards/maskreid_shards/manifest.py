@@ -157,9 +157,8 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ShardError(f"{path}: not the manifest of a {FORMAT} folder")
     if content.get("version") != VERSION:
-        raise ShardError(
-            f"{path}: format version {content.get('version')}, this program reads {VERSION}; convert again"
-        )
+        found = in_a_line(repr(content.get("version")), 80)
+        raise ShardError(f"{path}: format version {found}, this program reads {VERSION}; convert again")
     try:
         manifest = _parse(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
