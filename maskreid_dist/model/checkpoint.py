@@ -114,9 +114,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if found is None:
             raise CheckpointError(f"{manifest_path}: not a checkpoint manifest; use another checkpoint")
         if found != FORMAT:
+            odd = in_a_line(repr(found), 80)
             raise CheckpointError(
-                f"{manifest_path}: format {in_a_line(repr(found), 80)}, not {FORMAT!r}; save it again with this "
-                "version"
+                f"{manifest_path}: format {odd}, not {FORMAT!r}; save it again with this version"
             )
         files = Saved.model_validate(manifest).files
         for name, expected in files.items():
