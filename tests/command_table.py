@@ -74,6 +74,15 @@ def commands() -> Iterator[Command]:
     yield from _of(app, ())
 
 
+def groups_of_commands() -> dict[str, str]:
+    """Words with several commands behind them, and what they are about."""
+    found = {}
+    for group in app.registered_groups:
+        assert group.typer_instance and isinstance(group.name, str)
+        found[group.name] = str(group.typer_instance.info.help)
+    return found
+
+
 def _of(group: typer.Typer, words: tuple[str, ...]) -> Iterator[Command]:
     for info in group.registered_commands:
         assert info.callback

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from command_table import Command, Parameter, commands
+from command_table import Command, Parameter, commands, groups_of_commands
 from maskreid_dist.config import Config
 from maskreid_dist.recipe import load_recipe
 
@@ -49,13 +49,15 @@ def stale_pages() -> dict[Path, str]:
 
 
 def replaced(text: str, name: str, part: str) -> str:
-    """The page with its generated part renewed; a page that has none is made of it."""
+    """The page with its generated part renewed; a page that has none is made of it. A title at the part's
+    beginning stays outside: a page's title is its first line."""
     first, last = f"<!-- generated: {name} -->", f"<!-- end of {name} -->"
-    whole = f"{first}\n\n{part.rstrip()}\n\n{last}\n"
+    title, _, rest = part.partition("\n\n") if part.startswith("# ") else ("", "", part)
+    whole = f"{first}\n\n{rest.strip()}\n\n{last}\n"
     if first not in text:
-        return whole
-    before, _, rest = text.partition(first)
-    return before + whole + rest.partition(f"{last}\n")[2]
+        return f"{title}\n\n{whole}"
+    before, _, after = text.partition(first)
+    return before + whole + after.partition(f"{last}\n")[2]
 
 
 # Commands.
@@ -79,11 +81,7 @@ def _summary(groups: dict[str, list[Command]]) -> Iterator[tuple[str, str]]:
         yield f"[`maskreid {name}`]({name}.md)", sentence(about)
 
 
-GROUPS = {
-    "convert": "Convert a data set into WebDataset shards.",
-    "segment": "Make person masks for a data set with a network.",
-    "bench": "Measure speed, memory and exactness; a promise that was missed is exit status 1.",
-}
+GROUPS = groups_of_commands()
 
 
 def _group_page(name: str, found: list[Command]) -> str:

@@ -84,6 +84,12 @@ def test_doctor_finds_copies_and_missing_packages(monkeypatch: pytest.MonkeyPatc
     assert found["ghosts"] == {"subject": "ghosts", "text": "needs no_such_module", "level": "note"}
 
 
+def test_doctor_finds_a_torchvision_of_another_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # importing it fails
+    found = findings(status=1)
+    assert found["torchvision"]["level"] == "problem" and "one index" in found["torchvision"]["text"]
+
+
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_init_writes_a_recipe_that_trains(tmp_path: Path, ranks: int) -> None:
     recipe = tmp_path / "first.toml"

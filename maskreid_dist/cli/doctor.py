@@ -50,7 +50,7 @@ def doctor(
 ) -> None:
     """Versions, GPUs, backends, disk and memory, and what is missing for which part: exit status 1 with a
     problem."""
-    found = [*_versions(), *_copies(), *_devices(), *_room(), *_extras()]
+    found = [*_versions(), *_builds(), *_copies(), *_devices(), *_room(), *_extras()]
     if as_json:
         say(json.dumps({"findings": [asdict(finding) for finding in found]}))
     else:
@@ -75,6 +75,19 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _builds() -> list[Finding]:
+    """torch and torchvision of different builds: what uses both ends with a traceback."""
+    try:
+        import torchvision  # noqa: F401  # whether it can be
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = (
+            f"{reason}: not of this torch's build; install both from one index, such as PyTorch's CPU wheels"
+        )
+        return [Finding("torchvision", text, "problem")]
+    return []
 
 
 def _copies() -> list[Finding]:
