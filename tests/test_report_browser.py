@@ -2,6 +2,7 @@
 a phone."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from browser import CHROMIUM, Page, chromium
 from maskreid_dist.report import write_report
 from maskreid_dist.report.compare_page import ChangedQuery, ComparePage, verdict, write_compare_page
+from maskreid_dist.report.html import CameraPairRow
 from test_report import FIGURES, query, report
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium in the PATH")
@@ -110,6 +112,29 @@ def test_it_fits_a_phone_light_and_dark(page: Page, tmp_path: Path, dark: bool) 
     assert light is not dark
     small = "[...document.querySelectorAll('select, .filters input[type=search], .shot')]"
     assert page.value(f"{small}.filter(e => e.getBoundingClientRect().height < 30).length") == 0
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_tables_scroll_in_their_own_boxes(browser: Page, tmp_path: Path, width: int) -> None:
+    """Longer and wider than a phone: every cell can be brought into sight, and the names stay there."""
+    path = tmp_path / "report.html"
+    whole = report(tmp_path / "none", [])
+    table = [("a method of a name " + n * "é", FIGURES) for n in (1, 400)]
+    pairs = [CameraPairRow(1, n, 5, 12.5, None) for n in range(2, 300)]
+    write_report(path, replace(whole, table=table, camera_pairs=pairs))
+    browser.open(path, width=width)
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    boxes = "[...document.querySelectorAll('.scroll')]"
+    assert browser.value(f"{boxes}.map(b => b.clientWidth < b.scrollWidth)")[0] is (width == 390)
+    assert browser.value(f"{boxes}.map(b => b.clientHeight < b.scrollHeight)")[1] is True
+    last = browser.value(
+        f"{boxes}.map(b => {{ b.scrollTo(9999, 99999); const box = b.getBoundingClientRect();"
+        "const cells = [...b.querySelectorAll('td')], end = cells.at(-1).getBoundingClientRect();"
+        "return [end.right <= box.right + 1, end.bottom <= box.bottom + 1, box.right <= innerWidth]; })"
+    )
+    assert last == [[True, True, True]] * 2
+    names = f"{boxes}[0].querySelector('td').getBoundingClientRect().left >= 0"
+    assert browser.value(names) and browser.value(f"{boxes}.map(b => b.tabIndex)") == [0, 0]
 
 
 def test_a_comparison_filters_moves_and_fits_a_phone(browser: Page, tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def _differences(differences: Mapping[str, tuple[float, float, float]]) -> str:
     return (
         "<h2>B less A, in points</h2><p class='note'>95 % intervals: queries drawn 1000 times, each time the "
         "same for both. They tell about other queries of the same persons, not about other persons, nor "
-        "about another training with another seed.</p><div class='scroll'><table class='differences'>"
+        "about another training with another seed.</p><div tabindex='0' class='scroll'>"
+        "<table class='differences'>"
         f"<thead><tr><th></th><th>difference</th><th>interval</th><th></th></tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -101,7 +102,7 @@ def _settings(settings: Mapping[str, tuple[str, str]]) -> str:
     )
     return (
         "<h2>What trained them</h2><p class='note'>The recipes' keys that differ, and where they come from."
-        "</p><div class='scroll'><table class='settings'><thead>"
+        "</p><div tabindex='0' class='scroll'><table class='settings'><thead>"
         "<tr><th></th><th>A</th><th>B</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
     )

@@ -110,7 +110,7 @@ def retrieval_table(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
         for name, figures in rows
     )
     return (
-        f"<div class='scroll last'><table><thead><tr><th></th>{head}</tr></thead>"
+        f"<div tabindex='0' class='scroll last'><table><thead><tr><th></th>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -156,7 +156,7 @@ def _camera_pairs(pairs: Sequence[CameraPairRow]) -> str:
     return (
         "<h2>Camera by camera</h2><p class='note'>Queries of one camera against the gallery images of "
         f"another alone; the hardest pair first. none: no query has a match.{part}</p>"
-        "<div class='scroll'><table><thead>"
+        "<div tabindex='0' class='scroll'><table><thead>"
         "<tr><th>cameras</th><th>queries</th><th>mAP</th><th>Rank-1</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
     )

@@ -77,7 +77,8 @@ def write_study_page(path: Path, page: StudyPage, picture: bytes) -> None:
     parts: dict[str, str | Fitting] = {
         "Standing": f"<p class='note'>{escape(page.standing)}.</p>",
         "Rows": "<h2>Rows, in per cent: mean ± the standard deviation of a seed</h2>"
-        f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>",
+        f"<div tabindex='0' class='scroll'><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>",
         "Picture": f"<p><img src='data:image/png;base64,{data}' style='max-width:100%' "
         "alt='mAP of every row, and its difference to the base row'></p>",
     }
