@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from maskreid_dist.training.environment import free_port
 from nodes import PYTHONPATH, ROOT
 
 
@@ -37,8 +38,8 @@ def main() -> int:
 
 def measure(ranks: int, run: Path, shards: Path) -> tuple[list[float], str]:
     """Of both commands, and a digest of what they wrote. ranks: 0 for a process without a launcher."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", "0"]
-    program = [sys.executable, *(launcher if ranks else []), "-m", "maskreid_dist"]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port"]
+    program = [sys.executable, *([*launcher, str(free_port())] if ranks else []), "-m", "maskreid_dist"]
     seconds, digest = [], hashlib.sha256()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
