@@ -194,15 +194,17 @@ def _recipes() -> list[str]:
     rows = []
     for path in sorted((ROOT / "launch" / "recipes").glob("*.toml")):
         recipe = load_recipe(path)
-        batch = f"{recipe.batch.identities} x {recipe.batch.images}"
+        batch = f"{recipe.batch.identities} x {recipe.batch.images} images"
         if recipe.batch.sampling == "paper":
-            batch = "the paper's"
+            batch = "the paper's batch"
         head = [line.removeprefix("#").strip() for line in path.read_text().split("\n\n")[0].splitlines()]
         loss = f"`{recipe.loss.name}`" + (" + `softmax`" if recipe.loss.identity_weight else "")
-        trunk = f"`{recipe.model.backbone}`"
+        parts = [loss, batch, f"{recipe.optimizer.steps:,} steps"]
+        if recipe.model.backbone != "inception":
+            parts.append(f"`{recipe.model.backbone}`")
         link = f"[{path.stem}](../launch/recipes/{path.name})"
-        rows.append((link, trunk, loss, batch, f"{recipe.optimizer.steps:,}", _expected(head)))
-    return table(("recipe", "trunk", "loss", "batch", "steps", "expected"), rows)
+        rows.append((link, ", ".join(parts), _expected(head)))
+    return table(("recipe", "trains", "expected"), rows)
 
 
 def _expected(head: list[str]) -> str:

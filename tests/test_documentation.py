@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from check_site import problems
 from checkpoints import SMALL, write_run
 from command_table import commands
 from documentation import PAGES, ROOT, Block, blocks_of, commands_of
@@ -246,6 +247,17 @@ def test_links_of_the_pages_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{name_of(page)}: {target}"
 
 
+def test_dead_links_of_a_site_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "index.html").write_text('<h1 id="top">A</h1><a href="../#here">home</a>')
+    home = tmp_path / "index.html"
+    home.write_text('<p id="here"><a href="a/#top">a</a> <a href="https://arxiv.org">elsewhere</a></p>')
+    assert problems(tmp_path) == []
+    home.write_text('<a href="b/"></a><a href="a/#gone"></a><script src="https://cdn.example/x.js"></script>')
+    found = problems(tmp_path)
+    assert [line.rpartition(": ")[2].split()[0] for line in found] == ["no", "no", "no", "fetches"]
+
+
 def test_llms_txt_names_every_page() -> None:
     folder = ROOT / "docs"
     named = set(re.findall(r"\]\(([^)]+\.md)\)", (folder / "llms.txt").read_text()))
@@ -256,6 +268,10 @@ def test_llms_txt_names_every_page() -> None:
 def test_the_figure_is_a_picture() -> None:
     figure = (ROOT / "docs" / "figures" / "way-of-a-batch.svg").read_text()
     assert figure.startswith("<svg") and "<title" in figure
+
+
+def test_the_readme_is_an_entrance() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 250
 
 
 def test_line_lengths() -> None:

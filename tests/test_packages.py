@@ -23,6 +23,7 @@ def project(folder: str) -> dict[str, Any]:
 def test_one_version_one_python_one_licence() -> None:
     kernels, shards, trainer = (project(folder) for folder in FOLDERS)
     assert kernels["version"] == shards["version"] == maskreid_dist.__version__
+    assert f"\nversion: {maskreid_dist.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     for key in ("requires-python", "license"):
         assert kernels[key] == shards[key] == trainer[key]
     for folder in ("kernels", "shards"):  # each archive carries the licence, which is one
