@@ -78,7 +78,7 @@ def describe(error: ValidationError, keys: Sequence[str] = ()) -> str:
     problems = error.errors()
     first = problems[0]
     location = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-"))]
-    key = ".".join(location)
+    key = in_a_line(".".join(location), 80)
     if first["type"] == "extra_forbidden":
         near = nearest_key(location, keys)
         text = f"unknown key {key}" + (f"; did you mean {near}?" if near else "")

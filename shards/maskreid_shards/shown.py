@@ -5,8 +5,9 @@ import unicodedata
 
 _SECRETS = re.compile(r"//[^/\s]*@")  # up to the last @ of the host's part: a password may hold one
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://\S+")
-# Control characters, which a terminal obeys, and those that turn the direction of writing.
-_CATEGORIES = ("Cc", "Cf", "Zl", "Zp")
+# Control characters, which a terminal obeys, those that turn the direction of writing, and halves of letters,
+# which no stream takes.
+_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def without_secrets(url: str) -> str:

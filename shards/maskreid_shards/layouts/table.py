@@ -107,9 +107,8 @@ def _rows(src: Path) -> Iterator[_Row]:
             if any("\0" in text or len(text) > LONGEST for text in cell.values()):
                 raise ShardError(f"{where}: a cell of more than {LONGEST} letters, or with a NUL; mend it")
             if not cell["path"] or not SPLIT.match(cell["split"]):
-                raise ShardError(
-                    f"{where}: path {cell['path']!r}, split {cell['split']!r}; a split is a-z, 0-9 and _"
-                )
+                path, split = (in_a_line(repr(cell[name]), 80) for name in ("path", "split"))
+                raise ShardError(f"{where}: path {path}, split {split}; a split is a-z, 0-9 and _")
             if not cell["pid"] or not cell["camid"]:
                 raise ShardError(f"{where}: pid {cell['pid']!r}, camid {cell['camid']!r}: give both")
             pid, camid, split = (texts.setdefault(cell[name], cell[name]) for name in COLUMNS[1:])
