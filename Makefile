@@ -12,7 +12,7 @@ ADAPTERS ?= $(VENV)-adapters
   golden speed ranks-alike calibration kernels-report kernels-predictions kernels-gpu-path launch-counts gpu-cache gpu test-adapters retrieval-peers kernels-alone steady wheels clean
 
 help:
-	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery"
+	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery (PRETRAINED=1: no training)"
 	@echo "make test    run the tests"
 	@echo "make docs    build the documentation into dist/site; warnings and dead links are errors"
 	@echo "make docs-pages     write the pages that are made of the code (commands, keys of a recipe, recipes)"
@@ -52,7 +52,7 @@ $(INSTALLED): pyproject.toml kernels/pyproject.toml shards/pyproject.toml constr
 	@touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/maskreid demo
+	$(BIN)/maskreid demo $(if $(PRETRAINED),--pretrained)
 
 # A process a core, a test file at a time; each with one thread, or they stand in each other's way.
 test: $(INSTALLED)

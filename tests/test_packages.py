@@ -55,3 +55,11 @@ def test_the_first_lines_of_the_kernels_run() -> None:
     names: dict[str, Any] = {}
     exec(code, names)
     assert names["embeddings"].grad.abs().sum() > 0
+
+
+def test_the_wheel_carries_the_pretrained_network_with_its_card() -> None:
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    files = {file.distribution_path for file in wheel.WheelBuilder(str(ROOT)).recurse_included_files()}
+    names = ("README.md", "manifest.json", "weights.safetensors")
+    assert {f"maskreid_dist/pretrained/walkers/{name}" for name in names} <= files
+    assert "maskreid_dist/README.md" not in files

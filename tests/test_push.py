@@ -81,8 +81,10 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
 def test_a_dry_run_sends_nothing_and_its_folder_is_a_checkpoint(converted: Path, tmp_path: Path) -> None:
     folder, out = write_run(tmp_path / "demo", origin=ORIGIN), tmp_path / "hub"
     command = ["push", folder, "me/walkers-small", "--dry-run", "--shards", converted, "--output", out]
+    command += ["--data-license", "CC0, rendered"]
     status, said = run(*command)
     assert status == 0, said
+    assert "- Training images: CC0, rendered." in said
     assert "nothing was sent to me/walkers-small" in said and "model-index" in said
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md",

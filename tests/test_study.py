@@ -427,3 +427,16 @@ def test_what_is_not_run_yet_is_named_and_makes_no_row(converted: Path, tmp_path
     damaged.write_text("{")
     status, said = run("study", loaded.path, "--list")
     assert status == 2 and said.count("\n") == 1 and "both-s1.json: no result of a study" in said
+
+
+def test_the_committed_table_is_what_the_committed_results_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = {"flops": {"network_tflop": 1.0, "loss_tflop": 0.0}}
+    monkeypatch.setattr("maskreid_dist.study.state.run_plan", lambda *_: plan)
+    monkeypatch.chdir(ROOT)
+    folder = ROOT / "launch" / "studies"
+    state = look(load_study(folder / "paper_walkers.toml"), folder / "results" / "paper_walkers")
+    assert state.done and not state.stale
+    summary = summarise(state)
+    kept = folder / "results" / "paper_walkers"
+    assert (kept / "table.md").read_text() == markdown(summary)
+    assert (kept / "rows.csv").read_text() == rows_csv(summary)

@@ -32,6 +32,7 @@ from maskreid_dist.cli.quiet import quiet_libraries
 from maskreid_dist.cli.runs import runs, top
 from maskreid_dist.cli.study import study
 from maskreid_dist.cli.supervise import supervise
+from maskreid_dist.errors import UserError
 from maskreid_dist.terminal import say
 
 app = typer.Typer(
@@ -123,10 +124,17 @@ def demo(
             show_default=False,
         ),
     ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Train nothing: the small network that comes along.")
+    ] = False,
 ) -> None:
     """Train on the shards of the repository, rank their gallery, and write a report to look at."""
-    from maskreid_dist.cli.demo import run_demo
+    from maskreid_dist.cli.demo import run_demo, show_pretrained
 
+    if pretrained:
+        if recipe or overrides:
+            raise UserError("--pretrained trains nothing: leave out --recipe and --set")
+        raise typer.Exit(show_pretrained("walkers", runs, shards))
     raise typer.Exit(run_demo(recipe, list(overrides or ()), runs, ranks, shards))
 
 

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.options import Cache, RunOrCheckpoint
+from maskreid_dist.errors import UserError
 from maskreid_dist.terminal import Terminal, say
 
 if TYPE_CHECKING:
@@ -60,8 +61,14 @@ def calibrate(
     from maskreid_dist.files import check_writable
     from maskreid_dist.gallery import Extractor
     from maskreid_dist.model.checkpoint import find_checkpoint
+    from maskreid_dist.model.pretrained import is_pretrained
     from maskreid_shards import open_shards
 
+    if is_pretrained(run):  # beside it is the package
+        raise UserError(
+            f"{run}: a calibration is kept beside its checkpoint; copy the network into a folder of yours "
+            f"first: maskreid push {run} me/mine --dry-run --output runs/mine/checkpoints/step_00000000"
+        )
     checkpoint, _ = find_checkpoint(run)
     path = calibration_path(checkpoint.path)
     check_writable(path)

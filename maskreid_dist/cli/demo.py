@@ -29,9 +29,11 @@ from maskreid_dist.evaluation.histogram import HISTOGRAM_BASELINES
 from maskreid_dist.evaluation.run_report import write_run_report
 from maskreid_dist.model import build_network
 from maskreid_dist.model.checkpoint import find_checkpoint, finished_checkpoints
+from maskreid_dist.model.pretrained import PREFIX, place_of
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_directory import CHECKPOINTS
 from maskreid_dist.terminal import Terminal, say
+from maskreid_shards import ShardSet
 
 CHECKOUT = Path(__file__).resolve().parents[2]  # if this package lies in one
 COPY = Path(__file__).with_name("demo.toml")  # of the recipe, for an installed package
@@ -87,7 +89,27 @@ def run_demo(
             console.print("the training ended before its last step; the same command continues")
         if status:
             return status
-    checkpoint, trained = evaluate_checkpoint(run, opened, console)
+    _show(run, run, opened, console)
+    console.print(f"this call took {(time.monotonic() - started) / 60:.1f} minutes")
+    return 0
+
+
+def show_pretrained(name: str, runs: Path, shards: str | None = None) -> int:
+    """The same of a network that comes with the package, without a training; returns the exit status."""
+    source = Path(f"{PREFIX}{name}")
+    place_of(source)  # is there
+    overrides = with_shards(own_recipe(), (), shards)
+    opened = open_recipe_shards(load_recipe(own_recipe(), overrides).data)
+    check_queries(opened)
+    _show((runs / f"pretrained_{name}").absolute(), source, opened, Terminal())
+    return 0
+
+
+def _show(run: Path, source: Path, opened: ShardSet, console: Terminal) -> None:
+    """Rank the gallery by the network `source` and by what needs no training: a table, and in the folder
+    `run` `metrics.json` and `report.html`."""
+    checkpoint, trained = evaluate_checkpoint(source, opened, console)
+    config = checkpoint.config
     torch.manual_seed(config.seed)
     untrained = rank_network("untrained network", build_network(config, 0), config, opened, console)
     histograms = [rank_histogram(b.name, opened, b.stripes, b.masked) for b in HISTOGRAM_BASELINES]
@@ -110,8 +132,6 @@ def run_demo(
     write_run_report(run / "report.html", checkpoint, opened, rows, rows[-1])
     # Plain print: rich would wrap and restyle paths.
     say(f"figures: {run / 'metrics.json'}\nreport:  {run / 'report.html'}")
-    console.print(f"this call took {(time.monotonic() - started) / 60:.1f} minutes")
-    return 0
 
 
 def _is_trained(run: Path, config: Config) -> bool:

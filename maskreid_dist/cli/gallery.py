@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from maskreid_dist.evaluation.ranks import Ranks
     from maskreid_dist.gallery import Extractor
 
-Run = Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.", show_default=False)]
+Run = Annotated[
+    Path,
+    typer.Argument(
+        help="A run directory, one of its checkpoints, or pretrained:walkers.", show_default=False
+    ),
+]
 Folder = Annotated[Path, typer.Argument(help="Folder of a gallery.", show_default=False)]
 Pictures = Annotated[list[Path], typer.Argument(help="Crops of persons.", show_default=False)]
 Masks = Annotated[

@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-RunOrCheckpoint = Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")]
+RunOrCheckpoint = Annotated[
+    Path, typer.Argument(help="A run directory, one of its checkpoints, or pretrained:walkers.")
+]
 RankedShards = Annotated[
     str,
     typer.Argument(help="Shards with the splits query and gallery, a folder or a URL.", show_default=False),

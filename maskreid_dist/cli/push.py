@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @one_line_errors
 def push(
-    checkpoint: Annotated[Path, typer.Argument(help="A run directory, or one of its checkpoints.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run directory, one of its checkpoints, or pretrained:walkers.")
+    ],
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The Hub's repository.")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would go there, and show the card; no network.")
@@ -30,6 +32,9 @@ def push(
     license_id: Annotated[
         str, typer.Option("--license", help="Of the weights, as the Hub names it; other: not stated.")
     ] = "other",
+    data_license: Annotated[
+        str | None, typer.Option(help="Of the training images, in words; shards do not record it.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Also keep the folder here.")] = None,
 ) -> None:
     """Publish weights, manifest and model card; --dry-run says what they are and sends nothing."""
@@ -47,7 +52,7 @@ def push(
     found, _ = find_checkpoint(checkpoint)
     measured = _measured(found.path, shards) if shards else None
     name = repository.partition("/")[2]
-    card = model_card(found, name=name, license_id=license_id, measured=measured)
+    card = model_card(found, name=name, license_id=license_id, data_license=data_license, measured=measured)
     with TemporaryDirectory() as place:
         folder = output or Path(place, name)
         sizes = write_published(found, folder, card)

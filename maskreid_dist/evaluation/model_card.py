@@ -31,10 +31,16 @@ class Measured:
 
 
 def model_card(
-    checkpoint: Checkpoint, *, name: str, license_id: str = "other", measured: Measured | None = None
+    checkpoint: Checkpoint,
+    *,
+    name: str,
+    license_id: str = "other",
+    data_license: str | None = None,
+    measured: Measured | None = None,
 ) -> str:
     """Markdown, from the checkpoint's manifest. license_id: of the weights, as the Hub names it; "other" says
-    that it is to be read below. measured: None leaves the model-index out, and says so."""
+    that it is to be read below. data_license: of the training images, in words. measured: None leaves the
+    model-index out, and says so."""
     return "\n".join(
         [
             *_front_matter(name, license_id, measured),
@@ -61,7 +67,7 @@ def model_card(
             "",
             "## Licences",
             "",
-            *_licences(checkpoint, license_id),
+            *_licences(checkpoint, license_id, data_license),
             "",
             "## Before it is used",
             "",
@@ -147,14 +153,14 @@ def _first_weights(init: str | None, initial: Mapping[str, Any]) -> str:
     return f"{init.rstrip('/').rpartition('/')[2]}, sha256 {initial.get('sha256', NOT_RECORDED)}"
 
 
-def _licences(checkpoint: Checkpoint, license_id: str) -> list[str]:
+def _licences(checkpoint: Checkpoint, license_id: str, data_license: str | None) -> list[str]:
     maker = checkpoint.data.get("mask_maker", {})
     dataset = checkpoint.data.get("dataset", "the data set")
     weights = "not stated; ask whoever publishes them" if license_id == "other" else license_id
     masks = maker.get("licence", NOT_RECORDED) if maker else f"{NOT_RECORDED}: see the data set's"
     return [
         f"- Weights: {weights}.",
-        f"- Training images: shards do not record a licence; read that of {dataset}.",
+        f"- Training images: {data_license or f'shards do not record a licence; read that of {dataset}'}.",
         f"- Mask network: {masks}.",
         "- Code: Apache-2.0.",
     ]

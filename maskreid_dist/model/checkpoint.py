@@ -21,6 +21,7 @@ from torch import nn
 from maskreid_dist.config import Config, Count, Positive, Section
 from maskreid_dist.errors import CheckpointError, RecipeError
 from maskreid_dist.model.build import build_network
+from maskreid_dist.model.pretrained import place_of
 from maskreid_dist.recipe import describe, validate
 from maskreid_dist.run_directory import BEST, CHECKPOINTS
 from maskreid_shards.opening import read_json, regular_only
@@ -202,11 +203,12 @@ def _check_weights(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def find_checkpoint(path: Path) -> tuple[Checkpoint, list[str]]:
-    """A checkpoint directory itself, or the newest one of a run directory that
-    verifies, with what was passed over.
+    """A checkpoint directory itself, a network of this package ("pretrained:NAME"), or the newest checkpoint
+    of a run directory that verifies, with what was passed over.
 
     Raises CheckpointError when there is none.
     """
+    path = place_of(path)
     if (path / MANIFEST).is_file():
         return read_checkpoint(path), []
     passed_over: list[str] = []

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from maskreid_dist.errors import CheckpointError
 from maskreid_dist.model.checkpoint import WEIGHTS, find_checkpoint
 from maskreid_dist.model.key_maps import fitted, in_timms_names
+from maskreid_dist.model.pretrained import place_of
 from maskreid_shards.opening import WEIGHTS_BYTES, read_file
 
 TORCH_SUFFIXES = {".pth", ".pt", ".bin", ".tar"}
@@ -54,10 +55,12 @@ class InitialWeights:
 
 
 def initial_file(path: Path) -> Path:
-    """The safetensors file of `model.init`: itself, of a run's newest usable checkpoint, or a checkpoint's.
+    """The safetensors file of `model.init`: itself, of a run's newest usable checkpoint, a checkpoint's, or
+    that of "pretrained:NAME".
 
     Raises CheckpointError: there is none, or it is damaged.
     """
+    path = place_of(path)
     if path.is_dir():
         return find_checkpoint(path)[0].path / WEIGHTS
     if not path.is_file():
