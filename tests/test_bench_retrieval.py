@@ -18,7 +18,7 @@ def test_figures_csv_and_status(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments)
     missed = "MISS" in result.output
     assert result.exit_code == (1 if missed else 0), result.output
-    assert result.output.count("MISS") + result.output.count("PASS") == 5
+    assert result.output.count("MISS") + result.output.count("PASS") == 7
     (path,) = tmp_path.glob("*-retrieval.csv")
     rows = list(csv.DictReader(path.open()))
     assert [row["case"] for row in rows] == [case.name for case in retrieval.cases(0.02)]
@@ -26,11 +26,17 @@ def test_figures_csv_and_status(tmp_path: Path) -> None:
 
 
 def test_promises_divide_by_the_floor_and_by_random_rows_of_that_size() -> None:
-    cost = retrieval.Cost("random", 1, 1, 256, 1.0, 2.0, 1.0, 1.0)
+    cost = retrieval.Cost("random", 1, 1, 256, 1.0, 2.0, 1.0, 1.0, 0.5)
     names = [case.name for case in retrieval.cases(1)]
     costs = [replace(cost, case=name, evaluation_s=2.0 + n) for n, name in enumerate(names)]
-    assert [promise.value for promise in retrieval.promises(costs)] == [2.0, 3.0, 2.0, 2.5, 7.0 / 6.0]
-    assert [promise.value for promise in retrieval.promises([costs[0], costs[3]])] == [2.0, 2.5]
+    assert [promise.value for promise in retrieval.promises(costs)] == [
+        2.0,
+        3.0,
+        *(2.0, 1.0),
+        *(2.5, 1.0),
+        7.0 / 6.0,
+    ]
+    assert [promise.value for promise in retrieval.promises([costs[0], costs[3]])] == [2.0, 2.5, 1.0]
 
 
 def test_a_case_comes_with_what_it_is_compared_with() -> None:
@@ -106,11 +112,13 @@ def test_cases_are_what_their_names_say() -> None:
 
 
 def test_the_cost_of_reranking(tmp_path: Path) -> None:
-    arguments = ["bench", "reranking", "--share", "0.03", "--output", str(tmp_path)]
+    arguments = ["bench", "reranking", "--share", "0.03", "--nearly-equal", "--output", str(tmp_path)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == (1 if "MISS" in result.output else 0), result.output
     (path,) = tmp_path.glob("*-reranking.csv")
-    (row,) = csv.DictReader(path.open())
+    row, equal = csv.DictReader(path.open())
+    assert (row["rows"], equal["rows"]) == ("persons", "one ulp")
+    assert result.output.count("MISS") + result.output.count("PASS") == 3
     assert row["images"] == str(round(0.03 * (3368 + 15913)))
     assert float(row["map_after"]) > float(row["map_before"]) > 0
     assert 50 < float(row["peak_mb"]) < 4000

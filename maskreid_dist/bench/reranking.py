@@ -8,12 +8,14 @@ loosely that re-ranking has something to mend.
 import multiprocessing
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
 
+from maskreid_dist.bench.retrieval import nearly_equal
 from maskreid_dist.retrieval import ReRanking, evaluate_reranked, evaluate_retrieval
 from maskreid_kernels.bench.figures import Promise
 
@@ -52,13 +54,18 @@ class Cost:
     product_s: float
     before: float
     after: float
+    ulp: bool = False
+
+    @property
+    def rows(self) -> str:
+        return "one ulp" if self.ulp else "persons"
 
 
-def measure(size: Size, share: float) -> Cost:
-    """share: of the images and persons."""
+def measure(size: Size, share: float, ulp: bool = False) -> Cost:
+    """share: of the images and persons. ulp: rows of which each element is one of two neighbours."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_measure, args=(size, share, sender))
+    child = context.Process(target=_measure, args=(size, share, ulp, sender))
     child.start()
     sender.close()
     try:
@@ -70,7 +77,7 @@ def measure(size: Size, share: float) -> Cost:
     return cost
 
 
-def _measure(size: Size, share: float, sender: Connection) -> None:
+def _measure(size: Size, share: float, ulp: bool, sender: Connection) -> None:
     rng = np.random.default_rng(0)
     queries, gallery, persons = (
         max(20, round(n * share)) for n in (size.queries, size.gallery, size.identities)
@@ -80,6 +87,8 @@ def _measure(size: Size, share: float, sender: Connection) -> None:
     rows = rng.standard_normal((len(pids), DIMENSIONS), dtype=np.float32)
     rows *= np.float32(NOISE)
     rows += centre[pids]
+    if ulp:
+        rows = nearly_equal(rows[0], len(rows), rng)
     camids = rng.integers(0, 6, len(pids))
     q, g = slice(0, queries), slice(queries, None)
     sides = rows[q], pids[q], camids[q], rows[g], pids[g], camids[g]
@@ -88,7 +97,7 @@ def _measure(size: Size, share: float, sender: Connection) -> None:
     clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     before = evaluate_retrieval(*sides)
-    sender.send(Cost(size, share, clock, cpu, peak, _product(rows), before.mAP, after.mAP))
+    sender.send(Cost(size, share, clock, cpu, peak, _product(rows), before.mAP, after.mAP, ulp))
 
 
 def _product(rows: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
@@ -100,8 +109,14 @@ def _product(rows: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
     return time.perf_counter() - start
 
 
-def promises(cost: Cost) -> list[Promise]:
-    return [
-        Promise(f"{cost.size.name}: seconds", cost.clock_s, cost.size.seconds, False),
-        Promise(f"{cost.size.name}: MB at most", cost.peak_mb, cost.size.megabytes, False),
-    ]
+def promises(costs: Sequence[Cost]) -> list[Promise]:
+    found = []
+    for cost in costs:
+        if cost.ulp:
+            beside = next(other for other in costs if other.size == cost.size and not other.ulp)
+            times = cost.cpu_s / beside.cpu_s
+            found.append(Promise(f"{cost.size.name}, rows one ulp apart: times others", times, 3, False))
+        else:
+            found.append(Promise(f"{cost.size.name}: seconds", cost.clock_s, cost.size.seconds, False))
+            found.append(Promise(f"{cost.size.name}: MB at most", cost.peak_mb, cost.size.megabytes, False))
+    return found

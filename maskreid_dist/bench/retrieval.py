@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from maskreid_dist.errors import UserError
-from maskreid_dist.retrieval import evaluate_retrieval
+from maskreid_dist.retrieval import evaluate_retrieval, nearest
 from maskreid_kernels.bench.figures import Promise
 
 DIMENSIONS = 256
 CAMERAS = 6
+NEAREST = 20
 BESIDE = {"all rows the same": "random", "nearly equal": "random", "10 identities": "random, long"}
 _FLOAT_TILE = (128, 8192)  # the evaluation's own: a product in one piece would also pay for its memory
 
@@ -57,6 +58,7 @@ class Cost:
     evaluation_s: float
     product_s: float
     argsort_s: float
+    nearest_s: float
 
     @property
     def products(self) -> float:
@@ -72,6 +74,9 @@ class _Data:
 
     def evaluate(self) -> None:
         evaluate_retrieval(self.query, *self.query_labels, self.gallery, *self.gallery_labels)
+
+    def nearest(self) -> None:
+        nearest(self.query, self.gallery, NEAREST)
 
     def product(self) -> None:
         for _ in _products(torch.from_numpy(self.query), torch.from_numpy(self.gallery)):
@@ -123,7 +128,7 @@ def measure(chosen: Sequence[Case], rounds: int, progress: Callable[[str], None]
     with _one_thread():
         for case in chosen:
             data = _data(case)
-            best = dict.fromkeys(("evaluate", "product", "argsort"), float("inf"))
+            best = dict.fromkeys(("evaluate", "product", "argsort", "nearest"), float("inf"))
             for number in range(rounds):
                 for work, least in best.items():
                     if progress:
@@ -146,8 +151,12 @@ def promises(costs: Sequence[Cost]) -> list[Promise]:
     for name, beside in BESIDE.items():
         if name not in by_name:
             continue
-        times = by_name[name].evaluation_s / by_name[beside].evaluation_s
+        one, other = by_name[name], by_name[beside]
+        times = one.evaluation_s / other.evaluation_s
         kept.append(Promise(f"{name}: times random rows of that size", times, 3, False))
+        if beside == "random":  # the rows are others
+            times = one.nearest_s / other.nearest_s
+            kept.append(Promise(f"{name}: the {NEAREST} nearest, times random rows", times, 3, False))
     return kept
 
 
@@ -163,14 +172,18 @@ def _data(case: Case) -> _Data:
         gallery = centre[pids] + np.float32(case.noise) * gallery
     if case.ulp:
         row = rng.standard_normal(DIMENSIONS, dtype=np.float32)
-        query, gallery = (
-            np.where(rng.integers(0, 2, x.shape, dtype=np.int8) > 0, np.nextafter(row, np.float32(9)), row)
-            for x in (query, gallery)
-        )
+        query, gallery = (nearly_equal(row, len(x), rng) for x in (query, gallery))
     if case.same:
         query[:] = gallery[:] = gallery[0]
     camids = [rng.integers(0, CAMERAS, count) for count in (case.queries, case.gallery)]
     return _Data(query, gallery, (q_pids, camids[0]), (pids, camids[1]))
+
+
+def nearly_equal(row_D: NDArray[np.float32], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Rows that hold, element by element, that of one row or the next float32."""
+    upper = rng.integers(0, 2, (count, len(row_D)), dtype=np.int8) > 0
+    found: NDArray[np.float32] = np.where(upper, np.nextafter(row_D, np.float32(np.inf)), row_D)
+    return found
 
 
 def _products(query: torch.Tensor, gallery: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -338,10 +338,10 @@ def bench_retrieval(
     table = Table(
         title=f"{retrieval.DIMENSIONS} dimensions, CPU seconds of one thread, the least of {rounds}", box=None
     )
-    for heading in ("case", "size", "good", "ranking", "product", "argsort", "/ product"):
+    for heading in ("case", "size", "good", "ranking", "product", "argsort", "nearest", "/ product"):
         table.add_column(heading, justify="left" if heading == "case" else "right", no_wrap=True)
     for cost in costs:
-        times = (cost.evaluation_s, cost.product_s, cost.argsort_s)
+        times = (cost.evaluation_s, cost.product_s, cost.argsort_s, cost.nearest_s)
         table.add_row(
             cost.case,
             f"{cost.queries} x {cost.gallery}",
@@ -451,6 +451,9 @@ def bench_reranking(
     share: Annotated[
         float, typer.Option(min=0.001, max=1, help="Of every size; promises are for 1.", show_default=True)
     ] = 1.0,
+    nearly_equal: Annotated[
+        bool, typer.Option("--nearly-equal", help="Rows one ulp apart too, as of a collapsed network.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for the CSV.")] = None,
 ) -> None:
     """Time and peak memory of k-reciprocal re-ranking, beside the bare product of all images with all."""
@@ -463,9 +466,10 @@ def bench_reranking(
     console = Terminal()
     machine = Machine.here("cpu")
     with console.status("measuring"):
-        costs = [reranking.measure(reranking.SIZES[name], share) for name in wanted]
+        kinds = (False, True) if nearly_equal else (False,)
+        costs = [reranking.measure(reranking.SIZES[name], share, ulp) for name in wanted for ulp in kinds]
     table = Table(box=None)
-    for name in ("size", "images", "seconds", "of CPU", "MB", "product, s", "mAP", "re-ranked"):
+    for name in ("size", "rows", "images", "seconds", "of CPU", "MB", "product, s", "mAP", "re-ranked"):
         table.add_column(name, justify="left" if name == "size" else "right")
     rows = []
     for cost in costs:
@@ -478,11 +482,13 @@ def bench_reranking(
             "map_before": 100 * cost.before,
             "map_after": 100 * cost.after,
         }
-        rows.append({"size": cost.size.name, "images": images, **figures})
-        table.add_row(cost.size.name, str(images), *(f"{figure:.1f}" for figure in figures.values()))
+        rows.append({"size": cost.size.name, "rows": cost.rows, "images": images, **figures})
+        table.add_row(
+            cost.size.name, cost.rows, str(images), *(f"{figure:.1f}" for figure in figures.values())
+        )
     console.print(machine.line(), highlight=False)
     console.print(table)
-    promises = [promise for cost in costs for promise in reranking.promises(cost)]
+    promises = reranking.promises(costs)
     for promise in promises:
         console.print(promise.line(), highlight=False)
     if output:

@@ -29,7 +29,7 @@ from maskreid_dist.retrieval.distance import (
     place_bound,
     places,
 )
-from maskreid_dist.retrieval.inputs import ImageSet
+from maskreid_dist.retrieval.inputs import ImageSet, part
 from maskreid_dist.retrieval.pairs import BlockPairs, IntArray
 from maskreid_dist.retrieval.tile import Tile
 
@@ -38,6 +38,7 @@ _OPEN_SHARE = (
 )  # of a block's pairs with a tile; above it the next precision is cheaper than exact pairs
 # Above it in float64 the exact distances of a whole block are cheaper than those of pairs.
 _SORTED_SHARE = 1 / 8
+_FEW = 8  # queries that tell whether the next tile is like the last
 _CHUNK_ITEMS = 1 << 17  # compared exactly at once
 _MANY_GOOD = 256  # good images of a query from which on its identity's distances are computed as a block
 _CHUNK_COLUMNS = 4096  # of such a block
@@ -140,6 +141,7 @@ class BlockCounter:
         self.query, self.pairs, self.good = query, pairs, good
         self.before_BR = np.zeros(good.index_BR.shape, dtype=np.int64)
         self._too_coarse: Precision | None = None
+        self._sorted_before = False  # the last tile, as too much of it was open
         self._bounds: tuple[Precision, float, Tensor, Tensor] | None = None
 
     def add(self, tile: Tile, precision: Precision, last: bool) -> bool:
@@ -153,6 +155,9 @@ class BlockCounter:
         if precision == self._too_coarse:
             return False
         unlisted = self._unlisted(tile)
+        if last and self._sorted_before and self._open_of_few(tile, precision) > _SORTED_SHARE:
+            self._sort_exactly(tile, *unlisted)
+            return True
         keys_BU = tile.keys(self.query, precision)
         if tile.member_N is None:
             _take_out(keys_BU, *unlisted)
@@ -162,7 +167,8 @@ class BlockCounter:
         if not last and open_share > _OPEN_SHARE:
             self._too_coarse = precision
             return False
-        if last and open_share > _SORTED_SHARE:
+        self._sorted_before = last and open_share > _SORTED_SHARE
+        if self._sorted_before:
             self._sort_exactly(tile, *unlisted)
             return True
         counted = _Counted(self.query, self.good, tile, precision, unlisted, keys_BU, intervals)
@@ -170,6 +176,11 @@ class BlockCounter:
         for items in counted.items():
             counted.decide(*items, self.before_BR)
         return True
+
+    def _open_of_few(self, tile: Tile, precision: Precision) -> float:
+        """As of a whole block, of its first queries: the share of pairs that are left open, about."""
+        keys_bU = _sort_rows(tile.keys(part(self.query, 0, _FEW), precision))
+        return self._intervals(tile, keys_bU, precision).items() / keys_bU.numel()
 
     def _sort_exactly(self, tile: Tile, query_rows: IntArray, positions: IntArray) -> None:
         """Count by the exact distances of all pairs, those of copies among them."""
@@ -191,7 +202,8 @@ class BlockCounter:
     def _intervals(self, tile: Tile, keys_BU: Tensor, precision: Precision) -> Intervals:
         if self._bounds is None or self._bounds[:2] != (precision, tile.scale):
             self._bounds = (precision, tile.scale, *self._keys_around(tile, precision))
-        return _find(keys_BU, *self._bounds[2:], self.good.number_B)
+        low_BR, high_BR = (bound_BR[: len(keys_BU)] for bound_BR in self._bounds[2:])
+        return _find(keys_BU, low_BR, high_BR, self.good.number_B[: len(keys_BU)])
 
     def _keys_around(self, tile: Tile, precision: Precision) -> tuple[Tensor, Tensor]:
         """Keys below the first that are undecided for each good image, and below the first after them: (B,
@@ -287,10 +299,10 @@ class _Counted:
         first, length = fresh_BR[b, r], (self.intervals.stop_BR - fresh_BR)[b, r]
         chunk = np.cumsum(length) // _CHUNK_ITEMS
         cuts = np.flatnonzero(np.diff(chunk)) + 1
-        for part in np.split(np.arange(len(b)), cuts):
-            if len(part):
-                within = _counted_up(length[part])
-                row, r0, at = (np.repeat(x[part], length[part]) for x in (b, r, first))
+        for some in np.split(np.arange(len(b)), cuts):
+            if len(some):
+                within = _counted_up(length[some])
+                row, r0, at = (np.repeat(x[some], length[some]) for x in (b, r, first))
                 yield row, at + within, r0
 
     def decide(self, row_I: IntArray, at_I: IntArray, r0_I: IntArray, before_BR: IntArray) -> None:

@@ -79,8 +79,11 @@ def _products_are_float32() -> bool:
 def row_norms(feat_ND: Tensor) -> Tensor:
     """Euclidean norm of every row, (N,) float64, with bits that depend on the row alone."""
     step = _rows_at_once(feat_ND)
-    parts = [_rounded_sqrt(_tree_sum(chunk.double().square())) for chunk in feat_ND.split(step)]
-    return torch.cat(parts) if parts else feat_ND.new_zeros(0, dtype=torch.float64)
+    norms_N = feat_ND.new_empty(len(feat_ND), dtype=torch.float64)
+    # Into one piece of memory: small ones that stay, between large ones that go, would break up the heap.
+    for chunk, out in zip(feat_ND.split(step), norms_N.split(step), strict=True):
+        out.copy_(_rounded_sqrt(_tree_sum(chunk.to(torch.float64, copy=True).square_())))
+    return norms_N
 
 
 def _rounded_sqrt(squares_N: Tensor) -> Tensor:
@@ -106,16 +109,17 @@ def pair_distances(
     cosine: 1 - q.g / (|q| |g|); euclidean: |q - g|^2, squared because only its order counts.
     """
     step = _rows_at_once(query_BD)
-    parts = [query_BD.new_zeros(0, dtype=torch.float64)]
-    for rows, columns in zip(rows_N.split(step), columns_N.split(step), strict=True):
+    distance_N = query_BD.new_empty(len(rows_N), dtype=torch.float64)
+    chunks = (x_N.split(step) for x_N in (rows_N, columns_N, distance_N))
+    for rows, columns, out in zip(*chunks, strict=True):
         q = query_BD.index_select(0, rows).to(torch.float64)  # a copy: index_select makes one
         g = gallery_TD.index_select(0, columns).to(query_BD.device)
         if metric == "euclidean":
-            parts.append(_tree_sum(q.sub_(g).square_()))
+            out.copy_(_tree_sum(q.sub_(g).square_()))
             continue
         scale = safe_norms(query_norms_B[rows]) * safe_norms(gallery_norms_T[columns].to(query_BD.device))
-        parts.append(1.0 - _tree_sum(q.mul_(g)) / scale)
-    return torch.cat(parts)
+        out.copy_(1.0 - _tree_sum(q.mul_(g)) / scale)
+    return distance_N
 
 
 def block_distances(
@@ -124,21 +128,26 @@ def block_distances(
     """The distances of `pair_distances`, bit for bit, for every pair: (B, T) float64.
 
     Several times faster a pair: gallery rows are gathered and widened once, and lie in columns, so that all
-    additions of the tree are of long contiguous rows.
+    additions of the tree are of long contiguous rows. Products of narrower numbers than float64 are exact in
+    it, so that the tree's first additions may take them as they come, whether or not that is one instruction.
     """
+    exact = metric == "cosine" and torch.float64 not in (query_BD.dtype, gallery_TD.dtype)
     query_BD = query_BD.double()
-    step = _rows_at_once(query_BD)
+    half = (query_BD.shape[1] + 1) // 2 if exact else query_BD.shape[1]
+    step = 2 * _rows_at_once(query_BD)
     parts = [query_BD.new_zeros(len(query_BD), 0)]
     for rows, norms in zip(gallery_TD.split(step), gallery_norms_T.split(step), strict=True):
         g_DT = rows.to(query_BD.device).double().T.contiguous()
-        terms_DT = torch.empty_like(g_DT)
+        terms_DT = torch.empty_like(g_DT[:half])
         halves = _halves(terms_DT.T)
+        rest_DT = terms_DT[: len(g_DT) - half]
         sums = query_BD.new_empty(len(query_BD), len(rows))
         for q_D, sum_T in zip(query_BD, sums, strict=True):
             if metric == "euclidean":
                 torch.sub(q_D[:, None], g_DT, out=terms_DT).square_()
             else:
-                torch.mul(q_D[:, None], g_DT, out=terms_DT)
+                torch.mul(q_D[:half, None], g_DT[:half], out=terms_DT)
+                rest_DT.addcmul_(q_D[half:, None], g_DT[half:])
             for left, right in halves:
                 left.add_(right)
             sum_T.copy_(terms_DT[0])
