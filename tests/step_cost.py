@@ -10,6 +10,7 @@ Wall time means something on an idle machine alone; CPU time of the process is p
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -151,26 +152,35 @@ def print_memory(width: float, micro_images: int, largest: int) -> None:
     print(f"\npeak memory of a step above what was held before, width {width}, one thread")
     print(f"| batch | micro_images = {micro_images}: MB | CPU s | unsplit: MB | CPU s | CPU time of micro |")
     print("|---|---|---|---|---|---|")
+    micro: dict[int, float] = {}
+    unsplit: dict[int, float] = {}
     for rows in (rows for rows in SPLIT if rows <= largest):
-        peak, _, cpu_s = measured(peak_of_a_step, rows, micro_images, width)
-        line = f"| {rows} | {peak / 1e6:.0f} | {cpu_s:.2f} |"
+        micro[rows], _, cpu_s = measured(peak_of_a_step, rows, micro_images, width)
+        line = f"| {rows} | {micro[rows] / 1e6:.0f} | {cpu_s:.2f} |"
         if rows in UNSPLIT:
-            whole, _, whole_s = measured(peak_of_a_step, rows, 0, width)
-            line += f" {whole / 1e6:.0f} | {whole_s:.2f} | x {cpu_s / whole_s:.2f} |"
+            unsplit[rows], _, whole_s = measured(peak_of_a_step, rows, 0, width)
+            line += f" {unsplit[rows] / 1e6:.0f} | {whole_s:.2f} | x {cpu_s / whole_s:.2f} |"
         else:
             line += " | | |"
         print(line, flush=True)
+    for name, peaks in ((f"micro_images = {micro_images}", micro), ("unsplit", unsplit)):
+        least, most = min(peaks), max(peaks)
+        if most > least:
+            ratio, each = peaks[most] / peaks[least], (peaks[most] - peaks[least]) / (most - least)
+            print(f"{name}: from {least} to {most} images x {ratio:.2f}, {each / 1e3:.0f} KB an image")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What a training step costs beside its network.")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=20, help="of the first part; 0: leave it out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--width", type=float, default=0.5, help="of the network, in the first part")
     parser.add_argument("--micro-images", type=int, default=64)
     parser.add_argument("--largest", type=int, default=SPLIT[-1], help="batch of the second part")
     options = parser.parse_args()
-    print_overhead(options.steps, options.threads, options.width)
+    print(f"load of the last minute: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+    if options.steps:
+        print_overhead(options.steps, options.threads, options.width)
     print_memory(0.25, options.micro_images, options.largest)
 
 

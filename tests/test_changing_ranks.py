@@ -34,15 +34,16 @@ STATES = ("exp_avg", "exp_avg_sq")
 
 
 def test_ranks_and_stages_change_and_nothing_else_does(tmp_path: Path) -> None:
+    """1 -> 2 ranks. (2 -> 1 from the command line: test_train.py.)"""
     trainings = [
-        Training("sgd", (1, 1, 1)),
-        Training("adamw", (2, 2, 2)),
-        Training("adamw", (3, 3, 3)),
-        Training("adamw", (0, 3, 1), "optimizer"),
-        Training("sgd", (2, 0, 3)),
-        Training("sgd", (3, 3, 3), "all"),
+        Training("sgd", (1, 1)),
+        Training("adamw", (2, 2)),
+        Training("adamw", (3, 3)),
+        Training("adamw", (0, 3), "optimizer"),
+        Training("sgd", (3, 2)),
+        Training("sgd", (3, 3), "all"),
     ]
-    found = run_trainings((2, 1, 2), trainings, STEPS, tmp_path)
+    found = run_trainings((1, 2), trainings, STEPS, tmp_path)
     for training, (distance, same) in zip(trainings, found, strict=True):
         assert same and distance <= LIMIT, (training, distance, same)
 
