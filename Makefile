@@ -120,7 +120,7 @@ ranks-alike: $(INSTALLED)
 # Without RUN a short training of its own, which the same command continues or takes as it is.
 calibration: $(INSTALLED)
 	$(if $(RUN),,$(BIN)/maskreid train launch/recipes/walkers_demo.toml --resume --set name=calibration \
-	  --set optimizer.steps=40)
+	  --set optimizer.steps=120 --set optimizer.warmup_steps=20)
 	$(BIN)/maskreid calibrate $(or $(RUN),runs/calibration) shards/walkers --false-match-rate $(or $(RATE),0.01) \
 	  --check-splits 20
 

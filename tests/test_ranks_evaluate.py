@@ -14,9 +14,10 @@ import pytest
 from checkpoints import write_run
 from forked_ranks import BATCH_ROWS, Launch, Launcher, Left
 from market import write_market, write_pair
+from maskreid_dist.errors import UserError
 from maskreid_dist.evaluation import evaluate, ranks
 from maskreid_dist.gallery import Gallery
-from maskreid_shards import convert_market1501
+from maskreid_shards import convert_market1501, open_shards
 from program import run
 
 HOST = socket.gethostname()
@@ -96,11 +97,13 @@ def test_a_gallery_that_other_ranks_finish_has_the_bytes_of_one_process(
     assert run(*embed("one"))[0] == 0
     expected = files(tmp_path / "one")
     assert set(expected) == {"manifest.json", "rows-1.f32", "journal-1.txt"}
-    launches = [Launch(size, embed(f"of{size}")) for size in (2, 3)]
-    launches += [Launch(3, embed("killed"), kill=(1, 2)), Launch(2, embed("killed"))]
-    launches += [Launch(2, embed("alone"), kill=(1, 3))]
-    two, three, killed, again, last = launcher.run(*launches)
-    for out, left in (("of2", two), ("of3", three), ("killed", again)):
+    three, killed, again, last = launcher.run(
+        Launch(3, embed("of3")),
+        Launch(3, embed("killed"), kill=(1, 2)),
+        Launch(2, embed("killed")),
+        Launch(2, embed("alone"), kill=(1, 3)),
+    )
+    for out, left in (("of3", three), ("killed", again)):
         assert set(left.statuses) == {0}, left.output
         assert files(tmp_path / out) == expected
         assert left.output.count("embeddings") == 1 and str(tmp_path / out) in left.output
@@ -162,3 +165,12 @@ def test_shares_are_whole_batches_of_all_images() -> None:
             rows = [number for part in slices for number in range(images)[part]]
             assert rows == list(range(images))
             assert all(part.start % 8 == 0 or part.start == images for part in slices)
+
+
+def test_features_that_are_not_finite_are_one_line(data: Path) -> None:
+    shards = open_shards(data / "shards")
+    query, gallery = (np.ones((len(shards.split(name)), 4), np.float32) for name in ("query", "gallery"))
+    gallery[3, 2] = np.nan
+    with pytest.raises(UserError, match=r"^mine, step 3: .*gallery") as caught:
+        evaluate.rank_shares("mine, step 3", query, gallery, shards, ranks.Ranks(), "hits", "labels")
+    assert "\n" not in str(caught.value)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from maskreid_dist.config import Config
+from maskreid_dist.errors import UserError
 from maskreid_dist.evaluation.calibration import Calibration, doubts
 from maskreid_dist.evaluation.embed import embed_share
 from maskreid_dist.evaluation.histogram import histogram_features
@@ -138,13 +139,22 @@ def rank_shares(
     ap: ApName,
     cameras: Cameras,
 ) -> Ranked:
-    """`rank_gallery` of features that each of `ranks` has its `Ranks.rows` of. All take part."""
+    """`rank_gallery` of features that each of `ranks` has its `Ranks.rows` of. All take part.
+
+    Raises UserError, on every rank, for features that are not finite.
+    """
     ranks.wait()
     labels = split_labels(shards, cameras)
     rows = ranks.rows(len(labels.gallery[0]))
     query = all_rows(query, len(labels.query[0]), ranks)
     pids, camids = (ids[rows] for ids in labels.gallery)
-    result = evaluate_retrieval(query, *labels.query, gallery, pids, camids, ap=ap, group=ranks.group)
+    sides = query, *labels.query, gallery, pids, camids
+    try:
+        result = evaluate_retrieval(*sides, ap=ap, group=ranks.group)
+    except UserError:
+        raise
+    except ValueError as error:  # of evaluate_retrieval, the same on every rank
+        raise UserError(f"{name}: {error}") from None
     return Ranked(name, query, rows_on_first(gallery, len(labels.gallery[0]), ranks), result)
 
 

@@ -1,7 +1,6 @@
 """Training: batches -> embeddings -> loss -> step -> checkpoint. The same on one CPU and on many nodes."""
 
 import math
-import socket
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -31,8 +30,7 @@ from maskreid_dist.training.environment import place_of_process, tell_libraries
 from maskreid_dist.training.evaluating import Evaluations
 from maskreid_dist.training.gradient_cache import cached_backward, micro_batches
 from maskreid_dist.training.launcher_watch import LauncherWatch
-from maskreid_dist.training.leaving import last_words, leave_together, part, print_errors, watch_over
-from maskreid_dist.training.meeting import Meeting, open_store
+from maskreid_dist.training.leaving import leave_together, meet, part, watch_over
 from maskreid_dist.training.memory import Memory, start_memory
 from maskreid_dist.training.meter import Meter
 from maskreid_dist.training.objective import objective
@@ -64,10 +62,8 @@ def train(recipe: Path, overrides: Sequence[str], runs: Path, resume: bool, prof
     launchers.start()
     tell_libraries(place)
     timeout_s = _timeout_s(recipe, overrides)
-    try:
-        meeting = Meeting(place, open_store(place, timeout_s), timeout_s)
-    except OSError as error:  # nobody to tell
-        print_errors([f"rank {place.rank} on {socket.gethostname()}: {last_words(error).text}"])
+    meeting = meet(place, timeout_s)
+    if meeting is None:
         return exit_status.START_AGAIN
     folder: RunFolder | None = None
     try:
