@@ -164,8 +164,8 @@ def print_memory(width: float, micro_images: int, largest: int) -> None:
             line += " | | |"
         print(line, flush=True)
     for name, peaks in ((f"micro_images = {micro_images}", micro), ("unsplit", unsplit)):
-        least, most = min(peaks), max(peaks)
-        if most > least:
+        if len(peaks) > 1:
+            least, most = min(peaks), max(peaks)
             ratio, each = peaks[most] / peaks[least], (peaks[most] - peaks[least]) / (most - least)
             print(f"{name}: from {least} to {most} images x {ratio:.2f}, {each / 1e3:.0f} KB an image")
 
