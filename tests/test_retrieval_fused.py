@@ -85,6 +85,11 @@ def test_copies_across_tiles_go_by_index(fused: list[bool], monkeypatch: pytest.
     assert fused == [True] * 6
 
 
+def test_many_queries_take_smaller_tiles(fused: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_counting, "_MOST_PAIRS", 30 * 70)
+    assert both(copies(), monkeypatch) and len(fused) == 3
+
+
 def test_what_is_too_much_or_merged_goes_the_other_way(
     fused: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 
 from maskreid_dist.errors import RetrievalError
-from maskreid_dist.retrieval import fused_counting
 from maskreid_dist.retrieval.counting import (
     BlockCounter,
     GoodImages,
@@ -113,7 +112,7 @@ def _rank_good_images(
     del distances
     counters = [BlockCounter(*args) for args in zip(blocks, pairs, good, strict=True)]
     fused = _fused(query, good, labels)
-    step = GALLERY_TILE if fused is None else fused_counting.TILE
+    step = GALLERY_TILE if fused is None else fused.step()
     for start in range(0, len(gallery), step):
         rows, first = part(gallery, start, start + step, device), labels.offset + start
         if fused is None or not fused.add(Tile.build(rows, first, query.norms, metric)):

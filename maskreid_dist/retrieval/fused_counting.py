@@ -24,7 +24,8 @@ from maskreid_kernels.retrieval_counts import (
     error_bound,
 )
 
-TILE = 1 << 16  # gallery images of a launch
+TILE = 1 << 16  # gallery images of a launch, at most
+_MOST_PAIRS = 1 << 30  # of a launch: the kernel counts them in 32 bits
 _OPEN_SHARE = 1 / 32  # of the pairs; above it sorting a tile is cheaper than exact pairs
 _LEAST_CAPACITY = 1 << 12
 _CHUNK_ITEMS = 1 << 20  # compared exactly at once
@@ -55,6 +56,10 @@ class FusedCounter:
         """Whether these queries can be counted here at all."""
         columns, R = self.query.features.shape[1], self.good.index_BR.shape[1]
         return 0 < R <= _MOST_GOOD and columns < _MOST_DIMENSIONS and _within(self.query.norms)
+
+    def step(self) -> int:
+        """Gallery images of a tile."""
+        return max(1, min(TILE, _MOST_PAIRS // len(self.query)))
 
     def add(self, tile: Tile) -> bool:
         """Count a tile, or nothing where too much is undecided, or it has copies, or lengths far from 1."""
