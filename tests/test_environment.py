@@ -36,6 +36,10 @@ def test_the_place_of_a_process(environment: dict[str, str], place: Place) -> No
         ({"RANK": "0"}, "WORLD_SIZE is not set"),
         ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK is 'first', not a number"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE is 2"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "0"},
+            "MASTER_PORT is 0: give a free one",
+        ),
         (SRUN, "srun starts 8 tasks, and MASTER_ADDR is not set"),
         (MPIRUN, "mpirun starts 8 tasks, and MASTER_ADDR is not set"),
     ],

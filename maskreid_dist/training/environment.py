@@ -33,7 +33,7 @@ class Place:
 
 def place_of_process(environment: Mapping[str, str] = os.environ) -> Place:
     """Raises UserError: a variable that is missing or no number, a rank outside its
-    world, srun without MASTER_ADDR."""
+    world, port 0, srun without MASTER_ADDR."""
     if "RANK" in environment:
         return _place(environment, "RANK", "WORLD_SIZE", "LOCAL_RANK")
     if "MASTER_ADDR" in environment and "SLURM_PROCID" in environment:
@@ -86,6 +86,8 @@ def _place(environment: Mapping[str, str], rank: str, size: str, local_rank: str
     place = Place(_number(environment, rank), _number(environment, local_rank, 0), ranks)
     if not 0 <= place.rank < ranks:
         raise UserError(f"{rank} is {place.rank} and {size} is {ranks}: ranks count from 0 to {size} - 1")
+    if ranks > 1 and environment.get("MASTER_PORT") == "0":  # each rank would wait for the others in vain
+        raise UserError("MASTER_PORT is 0: give a free one (--master_port), or torchrun --standalone")
     return place
 
 
