@@ -66,6 +66,14 @@ def test_the_loop_over_tiles_is_found(compiled: list[dict[str, Any]]) -> None:
             assert counts["HGMMA"] >= 4 and len(program["per_tile"]) > 5, program["program"]
 
 
+def test_counts_add_slabs_outside_the_matrix_instruction(compiled: list[dict[str, Any]]) -> None:
+    """One multiplication and addition a pair and slab: what `retrieval_counts/bounds.py` counts on."""
+    of_name = [p for p in compiled if p["program"] == "retrieval.counts"]
+    (counts,) = [p for p in of_name if p["job"]["target"] == "sm_90"]
+    rows, columns, _ = counts["tile"]
+    assert dict(counts["per_slab"])["FFMA"] == rows * columns // (32 * counts["warps"])
+
+
 def test_float_atomics_are_recognised() -> None:
     from maskreid_kernels.bench.aot import FLOAT_ATOMIC
 
