@@ -52,8 +52,8 @@ class Tile:
 
     @classmethod
     def build(cls, part: ImageSet, first: int, query_norms: Tensor, metric: Metric) -> "Tile":
-        """part: at most LARGEST_TILE images; first: global index of the first of
-        them; query_norms: of all queries."""
+        """part: images, at most LARGEST_TILE where keys are wanted; first: global index of the first of them;
+        query_norms: of all queries."""
         listed = part.pids != JUNK_PID
         kept = np.flatnonzero(listed)
         features, norms = part.features, part.norms
