@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_valida
 
 from maskreid_shards.shown import without_secrets
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Pixels = Annotated[int, Field(gt=0, le=8192)]  # sides of an input; beyond it a recipe is a slip, or a trap
 Count = Annotated[int, Field(ge=0)]
 # A folder or a URL. Dumped (into manifests, logs, trackers) without the URL's user, password and query.
 Location = Annotated[str, PlainSerializer(without_secrets)]
@@ -40,10 +41,10 @@ class DataConfig(Section):
     # Conversion: a mask that is missing, unreadable, empty or coloured stops it, becomes the full image, or
     # skips the pair.
     on_bad_mask: Literal["fail", "full", "skip"] = "fail"
-    height: Positive = 144  # network input, pixels
-    width: Positive = 56
-    resize_height: Positive = 160  # before the random crop (training) or centre crop (evaluation)
-    resize_width: Positive = 64
+    height: Pixels = 144  # network input, pixels
+    width: Pixels = 56
+    resize_height: Pixels = 160  # before the random crop (training) or centre crop (evaluation)
+    resize_width: Pixels = 64
     mirror: Annotated[float, Field(ge=0, le=1)] = 0.5  # probability
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0  # factor drawn from [1 - b, 1 + b], the image only
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -132,9 +133,9 @@ class ModelConfig(Section):
     # after it.
     neck: Neck = "bn"
     fusing: Fusing = "pool"
-    fusing_rows: Positive = 1  # horizontal stripes that each level is averaged in; the paper does not say
-    width: Annotated[float, Field(gt=0)] = 1.0  # of the paper's trunk
-    embedding_dim: Positive = 256
+    fusing_rows: Pixels = 1  # horizontal stripes that each level is averaged in; the paper does not say
+    width: Annotated[float, Field(gt=0, le=16)] = 1.0  # of the paper's trunk
+    embedding_dim: Annotated[int, Field(gt=0, le=65_536)] = 256
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     # First weights: a safetensors file, a run directory or one of its checkpoints; what has the same name and
     # shape is taken.

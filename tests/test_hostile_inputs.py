@@ -105,6 +105,8 @@ def test_recipes_and_lists_that_are_no_files(tmp_path: Path, kind: str) -> None:
     "text",
     [
         "loss.name = ['a']",
+        f"model.embedding_dim = {10**15}",
+        f"data.height = {2**40}",
         "a = " + "9" * 5_000,
         "a = " + "[" * 5_000,
         "a = 0x" + "f" * 9_999,

@@ -197,7 +197,7 @@ def _check_weights(path: Path, checkpoint: Checkpoint) -> None:
                     raise CheckpointError(f"{path}: {name} is not finite; use another checkpoint")
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not safetensors ({error}); use another checkpoint") from None
-    except (RuntimeError, OverflowError) as error:  # of sizes that not even a shape can have
+    except (RuntimeError, OverflowError, TypeError) as error:  # of sizes that not even a shape can have
         first = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: no network of its recipe ({first}); use another checkpoint") from None
 
