@@ -127,6 +127,9 @@ def test_odd_recipes_are_one_line(tmp_path: Path, text: str) -> None:
         f"a.png,{'9' * 5_000},1,train",
         f"a.png,1,{'9' * 5_000},train",
         f"{'a' * 9_999},1,1,train",
+        "/,1,1,train",
+        "/none.png,1,1,train",
+        "..,1,1,train",
     ],
 )
 def test_odd_lists_are_one_line(tmp_path: Path, row: str) -> None:

@@ -184,7 +184,7 @@ def _source(src: Path, row: _Row, pids: Numbers, cameras: Numbers) -> Source:
         )
     path = _absolute(src, row.path)
     mask = _absolute(src, row.mask) if row.mask else None
-    if row.mask is None:
+    if row.mask is None and path.parent.name:  # the root of all folders has none beside it
         mask = path.parent.with_name(path.parent.name + MASK_SUFFIX) / f"{path.stem}.png"
     name = str(PurePosixPath(row.path))  # without ./ and //
     return Source(path, mask, pid, camid, row.split, "", name, identity=row.pid)
