@@ -114,25 +114,28 @@ def test_a_signal_to_all_processes_leaves_the_data_workers_to_their_rank(tmp_pat
     assert find_checkpoint(tmp_path / "tiny")[0].step == 4
 
 
-def test_a_terminal_that_closes_asks_for_a_save(tmp_path: Path) -> None:
-    """Nothing can be printed from there on."""
+@pytest.mark.parametrize(("hangup", "status", "step"), [("SIG_DFL", 75, 4), ("SIG_IGN", 0, 6)])
+def test_a_terminal_that_closes(hangup: str, status: int, step: int, tmp_path: Path) -> None:
+    """It asks for a save; with SIGHUP ignored (nohup) the training goes on. Nothing can be printed from there
+    on."""
     master, slave = pty.openpty()
-    held = Held(tmp_path, ["-c", TERMINAL], slave)
+    held = Held(tmp_path, ["-c", TERMINAL, hangup], slave)
     os.close(slave)
     said = b""
     while HELD.encode() not in said:
         said += os.read(master, 4096)
     os.close(master)
     held.go_on()
-    assert held.process.returncode == 75
-    assert find_checkpoint(tmp_path / "tiny")[0].step == 4
+    assert held.process.returncode == status
+    assert find_checkpoint(tmp_path / "tiny")[0].step == step
 
 
 # As a login does: the terminal is the session's.
 TERMINAL = """
-import fcntl, runpy, sys, termios
+import fcntl, runpy, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-sys.argv = sys.argv[1:]
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
+sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -140,13 +143,16 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 RANK = """
 import os, sys, threading
 from maskreid_dist.training.launcher_watch import LauncherWatch
-asked = threading.Event()
+asked, said = threading.Event(), threading.Event()
 watch = LauncherWatch(3)
+say = watch._say
+watch._say = lambda text: (say(text), said.set())
 if sys.argv[1:] == ["trains"]:
     watch.ask = asked.set
 watch.start()
 print("ready", flush=True)
 asked.wait()
+said.wait()
 print("asked", flush=True)
 os._exit(0)
 """

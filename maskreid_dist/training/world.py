@@ -141,10 +141,8 @@ class StopRequest:
     def listen(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
-        if (
-            signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-        ):  # nohup: the training is to outlive its terminal
-            signal.signal(signal.SIGHUP, self._on_signal)
+        outlives = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup: it outlives its terminal
+        signal.signal(signal.SIGHUP, _lose_the_terminal if outlives else self._on_signal)
 
     def ask(self) -> None:
         self.signalled = True
@@ -157,3 +155,8 @@ class StopRequest:
     def here(self, world: World) -> bool:
         """Whether this rank was asked to stop; `World.any_rank` makes it everybody's."""
         return self.signalled or (world.is_first and self.file.exists())
+
+
+def _lose_the_terminal(number: int, frame: FrameType | None) -> None:
+    """What is printed from here on goes nowhere, in place of an error."""
+    discard_lost_output()
