@@ -16,10 +16,8 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -35,6 +33,7 @@ from maskreid_dist.recipe import load_recipe
 from maskreid_shards import ShardError, open_shards, scan_csv, verify
 from maskreid_shards.shown import in_a_line
 from maskreid_shards.stores import pace, remote
+from odd_server import answering
 
 ROOT = Path(__file__).parents[1]
 HANG_S = 120
@@ -244,30 +243,6 @@ class Doors:
         self.given.write_bytes(change((sound / name).read_bytes(), random))
         shutil.copyfile(self.given, folder / name)
         return folder
-
-
-@contextlib.contextmanager
-def answering(answers: list[bytes]) -> Iterator[str]:
-    """A server that answers each request by the next of these, then by the last for ever."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            sent = 0
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    with connection, contextlib.suppress(OSError):
-                        connection.recv(1 << 16)
-                        connection.sendall(answers[min(sent, len(answers) - 1)])
-                        sent += 1
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            thread.join()
 
 
 def one_line(text: str) -> None:

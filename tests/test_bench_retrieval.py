@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from maskreid_dist.bench import retrieval, retrieval_peers, retrieval_sizes
 from maskreid_dist.cli.app import app
 from maskreid_dist.retrieval import evaluate_retrieval
+from maskreid_shards.bench.own_process import peak_mb
 
 
 def test_figures_csv_and_status(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_peers_find_our_map(name: str) -> None:
 
 def test_sizes_beside_peers_that_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval_sizes, "installed", lambda name: name.startswith("argsort"))
-    monkeypatch.setattr(retrieval_sizes, "_in_a_process", retrieval_sizes.cost_of)
+    monkeypatch.setattr(retrieval_sizes, "in_own_process", lambda work, *what: retrieval_sizes.cost_of(*what))
     arguments = ["bench", "retrieval", "--share", "0.01", "--output", str(tmp_path)]
     for name in retrieval_sizes.SIZES:
         arguments += ["--size", name]
@@ -90,11 +91,17 @@ def test_sizes_beside_peers_that_may_be_missing(tmp_path: Path, monkeypatch: pyt
         assert abs(float(found[size, "ours"]) - float(found[size, "argsort, NumPy"])) < 1e-6
 
 
-def test_a_size_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_a_size_is_measured_in_a_process_of_its_own() -> None:
     size = replace(retrieval_sizes.MILLION, peers=())
-    retrieval_sizes._write_gallery(size, 0.001, tmp_path / "gallery.npy")
-    cost = retrieval_sizes._in_a_process(size, 0.001, "ours", tmp_path / "gallery.npy")
-    assert cost.seconds and cost.mAP and cost.peak_mb and 50 < cost.peak_mb < 4000
+    alone = peak_mb()
+    held = np.ones(4 << 28, np.uint8)  # 1 GB here, which is nobody's there
+    cost, product = retrieval_sizes.measure(size, 0.001)
+    assert peak_mb() > alone + 1000 and len(held)
+    assert cost.seconds and cost.mAP and cost.peak_mb and 50 < cost.peak_mb < 1000
+    assert product.mAP is None and product.peak_mb and product.peak_mb < 1000
+
+
+def test_what_a_size_is_asked_by() -> None:
     refused = CliRunner().invoke(app, ["bench", "retrieval", "--size", "all"])
     assert refused.exit_code == 2 and "msmt17" in refused.output
     both = CliRunner().invoke(app, ["bench", "retrieval", "--size", "million", "--case", "random"])

@@ -1,11 +1,7 @@
 """Servers that drip or never stop, or answer no http; poisoned caches; odd names on a terminal."""
 
-import contextlib
 import io
-import socket
-import threading
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +10,7 @@ from faulty_server import serving
 from maskreid_dist.terminal import Terminal, say
 from maskreid_shards import RemoteError, ShardError, open_shards
 from maskreid_shards.stores import pace, remote
+from odd_server import answering
 from program import run
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -33,29 +30,6 @@ ANSWERS: dict[str, tuple[bytes, bytes]] = {
 }
 
 
-@contextlib.contextmanager
-def answering(once: bytes, again: bytes) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    with connection, contextlib.suppress(OSError):
-                        connection.recv(1 << 16)
-                        connection.sendall(once)
-                        while again:
-                            connection.sendall(again)
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            thread.join()
-
-
 @pytest.fixture(autouse=True)
 def direct_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -67,7 +41,8 @@ def direct_and_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_an_odd_server_is_left_with_one_line(answer: str) -> None:
-    with answering(*ANSWERS[answer]) as url, pytest.raises(ShardError) as caught:
+    once, again = ANSWERS[answer]
+    with answering([once], again) as url, pytest.raises(ShardError) as caught:
         open_shards(url)
     said = str(caught.value)
     assert said.startswith(url) and "\n" not in said and said.isprintable()
@@ -75,7 +50,7 @@ def test_an_odd_server_is_left_with_one_line(answer: str) -> None:
 
 def test_a_server_that_drips_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "GRACE_S", 0.0)
-    with answering(b"", b"x") as url, pytest.raises(RemoteError, match=r"too slow|LineTooLong|without end"):
+    with answering([b""], b"x") as url, pytest.raises(RemoteError, match=r"too slow|LineTooLong|without end"):
         open_shards(url)
     slow = pace.Pace()
     slow.started -= 10.0

@@ -5,12 +5,9 @@ Seconds are of the clock and of the processor, on all threads. Rows of a person 
 loosely that re-ranking has something to mend.
 """
 
-import multiprocessing
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
@@ -18,6 +15,7 @@ import torch
 from maskreid_dist.bench.retrieval import nearly_equal
 from maskreid_dist.retrieval import ReRanking, evaluate_reranked, evaluate_retrieval
 from maskreid_kernels.bench.figures import Promise
+from maskreid_shards.bench.own_process import in_own_process, peak_mb
 
 DIMENSIONS = 256
 NOISE = 2.5
@@ -63,21 +61,10 @@ class Cost:
 
 def measure(size: Size, share: float, ulp: bool = False) -> Cost:
     """share: of the images and persons. ulp: rows of which each element is one of two neighbours."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_measure, args=(size, share, ulp, sender))
-    child.start()
-    sender.close()
-    try:
-        cost: Cost = receiver.recv()
-    except EOFError:
-        child.join()
-        raise RuntimeError(f"the measurement ended with status {child.exitcode}") from None
-    child.join()
-    return cost
+    return in_own_process(_measure, size, share, ulp)
 
 
-def _measure(size: Size, share: float, ulp: bool, sender: Connection) -> None:
+def _measure(size: Size, share: float, ulp: bool) -> Cost:
     rng = np.random.default_rng(0)
     queries, gallery, persons = (
         max(20, round(n * share)) for n in (size.queries, size.gallery, size.identities)
@@ -95,9 +82,9 @@ def _measure(size: Size, share: float, ulp: bool, sender: Connection) -> None:
     clock, cpu = time.perf_counter(), time.process_time()
     after = evaluate_reranked(*sides, ReRanking())
     clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mb()
     before = evaluate_retrieval(*sides)
-    sender.send(Cost(size, share, clock, cpu, peak, _product(rows), before.mAP, after.mAP, ulp))
+    return Cost(size, share, clock, cpu, peak, _product(rows), before.mAP, after.mAP, ulp)
 
 
 def _product(rows: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:

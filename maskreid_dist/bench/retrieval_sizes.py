@@ -5,13 +5,10 @@ Rows are Gaussian without structure, so good images lie all over the list: the m
 Of `million` the gallery is a memory-mapped file, Market-1501's and distractors.
 """
 
-import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ import torch
 from maskreid_dist.bench.retrieval_peers import PEERS, Lists, installed
 from maskreid_dist.retrieval import evaluate_retrieval
 from maskreid_kernels.bench.figures import Promise
+from maskreid_shards.bench.own_process import in_own_process, peak_mb
 
 DIMENSIONS = 256
 FLOAT_TILE = (128, 8192)  # the evaluation's own: a product in one piece would also pay for its memory
@@ -71,7 +69,8 @@ def measure(size: Size, share: float, progress: Callable[[str], None] | None = N
             if progress:
                 progress(f"{size.name}: {work}")
             known = work in (OURS, PRODUCT) or installed(work)
-            costs.append(_in_a_process(size, share, work, path) if known else Cost(size.name, work, None))
+            cost = Cost(size.name, work, None)
+            costs.append(in_own_process(_on_one_thread, size, share, work, path) if known else cost)
     return costs
 
 
@@ -120,26 +119,9 @@ def _lists(size: Size, share: float, path: Path) -> Lists:
     return Lists(query, rows, (q_pids, q_camids), (pids, camids))
 
 
-def _in_a_process(size: Size, share: float, work: str, path: Path) -> Cost:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_measure, args=(size, share, work, path, sender))
-    child.start()
-    sender.close()
-    try:
-        cost: Cost = receiver.recv()
-    except EOFError:
-        child.join()
-        raise RuntimeError(
-            f"{size.name}, {work}: the measurement ended with status {child.exitcode}"
-        ) from None
-    child.join()
-    return cost
-
-
-def _measure(size: Size, share: float, work: str, path: Path, sender: Connection) -> None:
+def _on_one_thread(size: Size, share: float, work: str, path: Path) -> Cost:
     torch.set_num_threads(1)
-    sender.send(cost_of(size, share, work, path))
+    return cost_of(size, share, work, path)
 
 
 def cost_of(size: Size, share: float, work: str, path: Path) -> Cost:
@@ -151,8 +133,7 @@ def cost_of(size: Size, share: float, work: str, path: Path) -> Cost:
         before = time.thread_time()
         found = _do(work, lists)
         seconds = min(seconds, time.thread_time() - before)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Cost(size.name, work, seconds, peak, found)
+    return Cost(size.name, work, seconds, peak_mb(), found)
 
 
 def _do(work: str, lists: Lists) -> float | None:

@@ -1,12 +1,10 @@
 """What a large data set costs: converted, verified, opened and planned, each in a process of its own."""
 
-import multiprocessing
 import os
 import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +18,7 @@ from ..layouts.table import scan_csv
 from ..plan import Plan
 from ..reading import open_shards
 from ..verification.folder import verify
+from .own_process import in_own_process, peak_mb
 
 PICTURES = 256  # different pairs; all others are hard links to them
 IMAGES = 4  # of an identity
@@ -107,8 +106,7 @@ def _plan(out: Path) -> None:
 
 
 def _measured(name: str, pairs: int, stage: Callable[..., None], arguments: tuple[object, ...]) -> StageCost:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return StageCost(name, pairs, *pool.submit(_run, stage, arguments).result())
+    return StageCost(name, pairs, *in_own_process(_run, stage, arguments))
 
 
 def _run(stage: Callable[..., None], arguments: tuple[object, ...]) -> tuple[float, float, float, float]:
@@ -117,12 +115,4 @@ def _run(stage: Callable[..., None], arguments: tuple[object, ...]) -> tuple[flo
     wall = time.perf_counter() - started
     own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     cpu = sum(usage.ru_utime + usage.ru_stime for usage in (own, workers))
-    return wall, cpu, _peak_mb(), workers.ru_maxrss * 1024 / 1e6
-
-
-def _peak_mb() -> float:
-    """The most memory that this process had; `ru_maxrss` would count that of the one that started it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return wall, cpu, peak_mb(), workers.ru_maxrss * 1024 / 1e6
