@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from maskreid_kernels.bench.command_line import main
-from maskreid_kernels.bench.gpu import program
+from maskreid_kernels.bench.gpu import checks, program
 from maskreid_kernels.bench.gpu.results import Figure
 from maskreid_kernels.bench.gpu.setting import Setting, changed
 from maskreid_kernels.bench.predict import CARDS
@@ -194,3 +195,10 @@ def test_changed_constants_come_back() -> None:
     assert len(program.FIGURES) == len(program.SECONDS) - 1
     with pytest.raises(AttributeError), changed(program, NO_SUCH=1):
         pass
+
+
+def test_make_runs_the_same_tests() -> None:
+    text = (ROOT / "Makefile").read_text()
+    listed = re.search(r"TRITON_TESTS := \$\(addprefix tests/test_kernels_,(.*?)\)\n", text, re.DOTALL)
+    assert listed and listed[1].replace("\\\n", " ").split() == [f"{name}.py" for name in checks.TESTS]
+    assert all(path.is_file() for path in checks.test_files())

@@ -239,21 +239,21 @@ def test_near_ties_are_in_the_order_of_float64(
     assert found.mINP == pytest.approx(inp, abs=1e-14)
 
 
+def few_persons(kind: str, seed: int, queries: int, images: int, persons: int) -> tuple[Any, ...]:
+    """The arguments of an evaluation with many good images a query, junk and distractors."""
+    rng = np.random.default_rng(seed)
+    q, g = (hard_features(kind, rng, count, 24).float() for count in (queries, images))
+    of_query = rng.integers(1, persons + 1, queries), rng.integers(0, 4, queries)
+    return q, *of_query, g, rng.integers(-1, persons + 1, images), rng.integers(0, 4, images)
+
+
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_neither_precision_nor_merging_changes_a_bit(
     monkeypatch: pytest.MonkeyPatch, metric: Metric, kind: str
 ) -> None:
     """Many good images a query, distances of identities as blocks or as pairs, items in small chunks."""
-    rng = np.random.default_rng(0)
-    q, g = (hard_features(kind, rng, count, 24).float() for count in (40, 900))
-    labels = [
-        rng.integers(1, 3, 40),
-        rng.integers(0, 4, 40),
-        rng.integers(-1, 3, 900),
-        rng.integers(0, 4, 900),
-    ]
-    data: tuple[Any, ...] = (q, *labels[:2], g, *labels[2:])
+    data = few_persons(kind, 0, 40, 900, 2)
     whole = evaluate_retrieval(*data, metric=metric)
     monkeypatch.setattr(evaluate, "GALLERY_TILE", 400)
     for ways in ([SINGLE], [DOUBLE], [SINGLE, DOUBLE]):
@@ -272,15 +272,7 @@ def test_sorting_exact_distances_changes_no_bit(
     monkeypatch: pytest.MonkeyPatch, metric: Metric, kind: str
 ) -> None:
     """Whole blocks of them, of merged copies too; rows one ulp apart go there by themselves."""
-    rng = np.random.default_rng(1)
-    q, g = (hard_features(kind, rng, count, 24).float() for count in (30, 500))
-    labels = [
-        rng.integers(1, 5, 30),
-        rng.integers(0, 4, 30),
-        rng.integers(-1, 5, 500),
-        rng.integers(0, 4, 500),
-    ]
-    data: tuple[Any, ...] = (q, *labels[:2], g, *labels[2:])
+    data = few_persons(kind, 1, 30, 500, 4)
     monkeypatch.setattr(counting, "_SORTED_SHARE", 2)
     whole = evaluate_retrieval(*data, metric=metric)
     blocks: list[int] = []

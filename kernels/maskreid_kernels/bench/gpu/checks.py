@@ -28,10 +28,15 @@ TESTS = (
 REPEATS = 300
 
 
+def test_files() -> list[Path]:
+    """Those of TESTS in this checkout."""
+    return [ROOT / "tests" / f"test_kernels_{name}.py" for name in TESTS]
+
+
 def tests(setting: Setting) -> Iterator[Figure]:
     """The kernels' tests that a GPU decides; where dry, that they are found. The whole output goes to
     tests.log."""
-    files = [ROOT / "tests" / f"test_kernels_{name}.py" for name in TESTS]
+    files = test_files()
     missing = [path.name for path in files if not path.exists()]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     command += ["--collect-only"] if setting.dry else []
