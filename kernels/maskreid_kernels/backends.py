@@ -7,7 +7,6 @@ import os
 import torch
 
 BACKENDS = ("reference", "chunked")
-ALL_BACKENDS = ("reference", "dense", "chunked", "triton")
 # On a GPU a smaller batch is launch latency, and nobody's performance. The Triton programs take the fewest
 # launches (a third of the plain path's for batch-hard and ranking), so they come first from here on.
 # Predicted, not yet measured.

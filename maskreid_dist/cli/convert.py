@@ -149,21 +149,27 @@ def convert_layout(
             mine = _images_of_part(layout, share, options) if share and segment else layout
             for line in mask_flags.make(mine, mask_options, on_orientation, on_bad_image, follow_links):
                 say(line)
-        with progress_bar("converting") as progress:
-            if share:
-                done = convert_part(layout, out, share, workers=processes, progress=progress, **options)
-                say("\n".join(done.lines()))
-                return
-            if finish:
-                report = finish_parts(layout, out, **options)
-            else:
-                report = convert(layout, out, workers=processes, progress=progress, **options)
+        lines = _converted(layout, out, share, finish, processes, options)
     except KeyboardInterrupt:
         say("maskreid: interrupted; finished shards are kept, the same command continues", file=sys.stderr)
         raise typer.Exit(130) from None
+    say("\n".join(lines))
+
+
+def _converted(
+    layout: Layout, out: Path, part: tuple[int, int] | None, finish: bool, workers: int, options: JobOptions
+) -> list[str]:
+    """What is to be said of the shards, or of the part of them, that are written here."""
+    with progress_bar("converting") as progress:
+        if part:
+            return convert_part(layout, out, part, workers=workers, progress=progress, **options).lines()
+        if finish:
+            report = finish_parts(layout, out, **options)
+        else:
+            report = convert(layout, out, workers=workers, progress=progress, **options)
     lines = report.lines()
     end = len(lines) - len(report.warnings)  # which stay last
-    say("\n".join([*lines[:end], f"masks: `maskreid masks {out}` judges them", *lines[end:]]))
+    return [*lines[:end], f"masks: `maskreid masks {out}` judges them", *lines[end:]]
 
 
 def _images_of_part(layout: Layout, part: tuple[int, int], options: JobOptions) -> Layout:
