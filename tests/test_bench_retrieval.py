@@ -93,10 +93,9 @@ def test_sizes_beside_peers_that_may_be_missing(tmp_path: Path, monkeypatch: pyt
 
 def test_a_size_is_measured_in_a_process_of_its_own() -> None:
     size = replace(retrieval_sizes.MILLION, peers=())
-    alone = peak_mb()
     held = np.ones(4 << 28, np.uint8)  # 1 GB here, which is nobody's there
     cost, product = retrieval_sizes.measure(size, 0.001)
-    assert peak_mb() > alone + 1000 and len(held)
+    assert peak_mb() > 1000 and len(held)
     assert cost.seconds and cost.mAP and cost.peak_mb and 50 < cost.peak_mb < 1000
     assert product.mAP is None and product.peak_mb and product.peak_mb < 1000
 

@@ -64,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     f"{DIST}/bench": {
         DIST,
         SHARDS,
+        f"{SHARDS}/bench",
         f"{KERNELS}/bench",
         *(f"{DIST}/{name}" for name in ("data", "evaluation", "retrieval", "segmentation")),
     },
