@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     f"{DIST}/report": {DIST, SHARDS},
     f"{DIST}/data": {DIST, SHARDS, f"{DIST}/model"},
     f"{DIST}/planning": {DIST, SHARDS, f"{DIST}/data", f"{DIST}/model"},
-    f"{DIST}/segmentation": {DIST, SHARDS, f"{SHARDS}/masks"},
+    f"{DIST}/segmentation": {DIST, SHARDS, f"{SHARDS}/masks", f"{DIST}/model"},
     f"{DIST}/evaluation": {
         DIST,
         SHARDS,
@@ -49,6 +49,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         SHARDS,
         f"{SHARDS}/stores",
         *(f"{DIST}/{name}" for name in ("data", "evaluation", "model", "report", "retrieval")),
+    },
+    f"{DIST}/webpage": {
+        DIST,
+        SHARDS,
+        f"{SHARDS}/stores",
+        *(f"{DIST}/{name}" for name in ("gallery", "model", "report")),
     },
     f"{DIST}/training": {
         DIST,
@@ -84,6 +90,7 @@ OPENS_ITSELF = {
     f"{SHARDS}/verification/remote.py": {"write_bytes"},
     f"{DIST}/training/machine.py": {"read_text"},
     f"{DIST}/report/page.py": {"read_text"},
+    f"{DIST}/webpage/site.py": {"read_text"},
     f"{DIST}/training/facts.py": {"read_bytes"},
     f"{DIST}/training/run_folder.py": {"truncate"},
 }

@@ -61,14 +61,14 @@ def write_page(
     matches: Sequence[Sequence[Match]],
 ) -> None:
     """The matches with pictures, where they are still at hand."""
-    split = _split_of(gallery)
+    split = split_of(gallery)
     searched = []
     for number, (picture, found) in enumerate(zip(pictures, matches, strict=True)):
         image, mask = extractor.pair(picture, masks[number] if masks else None)
         whole, person = to_pil_image(image), to_pil_image(mask)
         shown = tuple(
             FoundImage(
-                _picture(gallery, split, match),
+                picture_of(gallery, split, match.row),
                 match.key,
                 match.pid,
                 match.camid,
@@ -85,7 +85,7 @@ def write_page(
     write_search_page(path, "MaskReID: search", facts, searched)
 
 
-def _split_of(gallery: Gallery) -> Split | None:
+def split_of(gallery: Gallery) -> Split | None:
     """The shards the gallery was made from, if they are where they were and unchanged."""
     if not gallery.source:
         return None
@@ -100,11 +100,12 @@ def _split_of(gallery: Gallery) -> Split | None:
         return None
 
 
-def _picture(gallery: Gallery, split: Split | None, match: Match) -> Image.Image | None:
+def picture_of(gallery: Gallery, split: Split | None, row: int) -> Image.Image | None:
+    """A row's picture, from its file or from the shards; None where it is not at hand any more."""
     try:
-        if source := gallery.sources[match.row]:
+        if source := gallery.sources[row]:
             image: Image.Image = to_pil_image(as_image(Path(source), source))
             return image
-        return decode_pair(split.read(match.row))[0] if split else None
+        return decode_pair(split.read(row))[0] if split else None
     except (SampleError, ShardError):
         return None

@@ -4,7 +4,9 @@ Inputs `image`, uint8 (B, 3, H, W), and `mask`, uint8 (B, 1, H, W), 255 = person
 width (after its resize and centre crop); output `embedding`, float32 (B, D), unit rows. B is any number.
 """
 
+import tempfile
 import warnings
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from maskreid_dist.config import Config
 from maskreid_dist.errors import UserError
 from maskreid_dist.model.network import ReIDNetwork
+from maskreid_shards.opening import WEIGHTS_BYTES, read_file
 
 TOLERANCE = 1e-4  # between onnxruntime's embeddings and torch's
 SUFFIXES = (".onnx", ".pt2")
@@ -53,17 +56,7 @@ def export_network(network: ReIDNetwork, config: Config, path: Path) -> float | 
                 program = torch.export.export(embedder, traced, dynamic_shapes=(batch, batch))
                 torch.export.save(program, partial)
             else:
-                torch.onnx.export(
-                    embedder,
-                    traced,
-                    partial,
-                    dynamo=True,
-                    verbose=False,
-                    external_data=False,
-                    dynamic_shapes=(batch, batch),
-                    input_names=["image", "mask"],
-                    output_names=["embedding"],
-                )
+                _to_onnx(embedder, traced, partial, ("image", "mask"), "embedding", (batch, batch))
         difference = _difference(embedder, partial, _pair(config, ROWS))
         if difference is not None and not difference <= TOLERANCE:
             raise UserError(
@@ -73,6 +66,45 @@ def export_network(network: ReIDNetwork, config: Config, path: Path) -> float | 
     finally:
         partial.unlink(missing_ok=True)
     return difference
+
+
+def export_bytes(network: ReIDNetwork, config: Config) -> bytes:
+    """The ONNX file's. Raises UserError as `export_network` does."""
+    with tempfile.TemporaryDirectory(prefix="maskreid-export-") as folder:
+        path = Path(folder, "network.onnx")
+        export_network(network, config, path)
+        return read_file(path, WEIGHTS_BYTES)
+
+
+def onnx_bytes(module: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], output: str) -> bytes:
+    """A module with one output as an ONNX file's bytes, for inputs of these shapes."""
+    with tempfile.TemporaryDirectory(prefix="maskreid-export-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder, "module.onnx")
+        with torch.no_grad():
+            _to_onnx(module.eval(), inputs, path, names, output)
+        return read_file(path, WEIGHTS_BYTES)
+
+
+def _to_onnx(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    path: Path,
+    names: Sequence[str],
+    output: str,
+    dynamic_shapes: Any = None,
+) -> None:
+    torch.onnx.export(
+        module,
+        inputs,
+        path,
+        dynamo=True,
+        verbose=False,
+        external_data=False,
+        dynamic_shapes=dynamic_shapes,
+        input_names=list(names),
+        output_names=[output],
+    )
 
 
 def check_export(path: Path) -> None:
