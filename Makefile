@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters
 
 .PHONY: help install demo test docs docs-pages docs-commands faults exactness step-cost kills cluster hostile fuzz lint types \
-  golden speed ranks-alike calibration kernels-report kernels-predictions kernels-gpu-path launch-counts gpu-cache gpu test-adapters retrieval-peers kernels-alone steady wheels clean
+  golden speed ranks-alike calibration kernels-report kernels-predictions kernels-gpu-path launch-counts gpu-cache gpu test-adapters retrieval-peers kernels-alone steady wheels wheels-alone clean
 
 help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery (PRETRAINED=1: no training)"
@@ -41,6 +41,7 @@ help:
 	@echo "make gpu-cache PYTHON=...  compile what the Triton tests run on a GPU into dist/gpu-cache.tar.xz"
 	@echo "make gpu     on a CUDA machine: the kernels' tests and figures (kernels/bench/GPU.md)"
 	@echo "make wheels  build the three distributions into dist/ and check them"
+	@echo "make wheels-alone  the wheels in empty environments of Python 3.11 to 3.13: install, doctor, demo, search"
 	@echo "make clean   remove the virtual environment and the runs"
 
 install: $(INSTALLED)
@@ -174,6 +175,10 @@ wheels: $(INSTALLED)
 	rm -rf dist
 	for folder in kernels shards .; do $(BIN)/python -m build --no-isolation --outdir dist $$folder || exit; done
 	$(BIN)/twine check --strict dist/*
+
+# Needs no environment but that of the build: it makes its own, with a CPU build of torch.
+wheels-alone: wheels
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python tests/wheels_alone.py $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) $(ADAPTERS) runs dist

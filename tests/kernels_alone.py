@@ -42,13 +42,13 @@ class AloneError(Exception):
 class Environment:
     """A virtual environment in `folder`, and what is asked of it."""
 
-    def __init__(self, folder: Path, torch: str) -> None:
+    def __init__(self, folder: Path, torch: str, python: str | Path = sys.executable) -> None:
         self.bin = folder / "bin"
         self.torch = torch
         # torch may be another build or version than the pinned one.
         pins = (ROOT / "constraints.txt").read_text().splitlines()
         self.constraints = folder / "constraints.txt"
-        run(sys.executable, "-m", "venv", folder)
+        run(python, "-m", "venv", folder)
         self.constraints.write_text("\n".join(pin for pin in pins if not pin.startswith("torch==")))
         site = self.python("-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
         self.site = Path(site.strip())

@@ -1,0 +1,178 @@
+"""The three wheels in an empty environment, as a new user has them: a Python each.
+
+    python tests/wheels_alone.py [--python NAME ...] [--torch REQUIREMENT] [--keep FOLDER]
+
+For each interpreter (python3.11, python3.12 and python3.13; one that is not here is named and passed over) a
+fresh virtual environment gets torch and torchvision, then the wheels of dist/, at the versions of
+constraints.txt. Which build of torch, is what pip finds: on Linux the CUDA build, 5 GB, unless pip is pointed
+at PyTorch's CPU wheels (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL) or `--torch torch==VERSION+cpu` names one.
+
+In a folder outside of the checkout, with a training script of its own that must not run: import of the three,
+their versions, a loss in a plain loop, `maskreid doctor`, `maskreid init`, a demo of a few steps, and ranked
+lists of crops in a folder. Exit status 1: something of that failed; 2: an environment could not be made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kernels_alone import ROOT, AloneError, Environment, mib
+
+PYTHONS = ("python3.11", "python3.12", "python3.13")
+SHARDS = ROOT / "shards" / "walkers"
+LOOP = """
+import importlib.metadata, pathlib, sys
+import torch, maskreid_dist, maskreid_kernels, maskreid_shards
+import maskreid_dist.cli.app
+for package in (maskreid_dist, maskreid_kernels, maskreid_shards):
+    assert "site-packages" in package.__file__, package.__file__
+names = ("maskreid-dist", "maskreid-kernels", "maskreid-shards")
+versions = {importlib.metadata.version(name) for name in names}
+assert versions == {maskreid_dist.__version__}, versions
+torch.manual_seed(0)
+layer, labels = torch.nn.Linear(8, 16), torch.arange(16) // 4
+inputs, steps = torch.randn(16, 8) + labels[:, None], []
+optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+for _ in range(20):
+    loss = maskreid_kernels.ranking_loss(layer(inputs), labels, margin=0.15, pull=2.0)
+    optimizer.zero_grad(); loss.backward(); optimizer.step(); steps.append(float(loss))
+assert steps[-1] < steps[0], steps
+"""
+SETTINGS = (
+    *("data.height=36", "data.width=14", "data.resize_height=40", "data.resize_width=16"),
+    *("model.width=0.125", "optimizer.steps=4"),
+)
+ROOMS = {"disk here", "/dev/shm"}  # of the machine, and not of the wheels
+CROPS = """
+import sys
+from pathlib import Path
+from maskreid_shards import open_shards
+split = open_shards(sys.argv[1]).split("gallery")
+for number in range(8):
+    raw = split.read(number)
+    Path("crops").mkdir(exist_ok=True)
+    Path("crops", f"{raw.key}.jpg").write_bytes(raw.image)
+"""
+
+
+class Failed(Exception):
+    """What a new user would have seen fail."""
+
+
+def wheels() -> list[Path]:
+    """Raises AloneError where they were not built."""
+    found = sorted((ROOT / "dist").glob("maskreid_*.whl"))
+    if len(found) != 3:
+        raise AloneError(f"{len(found)} wheels in {ROOT / 'dist'}, not three; make wheels builds them")
+    return found
+
+
+def version_of(python: str) -> str | None:
+    """None where there is no such interpreter, or a stand-in for one."""
+    try:
+        ran = subprocess.run([python, "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return ran.stdout.split()[-1]
+
+
+class User:
+    """The commands of a new user, with their output and seconds."""
+
+    def __init__(self, environment: Environment, folder: Path) -> None:
+        self.bin, self.folder = environment.bin, folder
+        (folder / "launch").mkdir(parents=True)
+        (folder / "launch" / "train.py").write_text("raise SystemExit('the script of the folder was run')")
+
+    def does(self, name: str, *command: object, ok: Sequence[int] = (0,)) -> str:
+        own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        started = time.monotonic()
+        words = [str(self.bin / str(command[0])), *map(str, command[1:])]
+        ran = subprocess.run(words, cwd=self.folder, env=own, capture_output=True, text=True)
+        if ran.returncode not in ok:
+            raise Failed(f"{name}: status {ran.returncode}\n{ran.stdout}{ran.stderr}")
+        print(f"  {name}: {time.monotonic() - started:.0f} s", flush=True)
+        return ran.stdout
+
+    def tries_all(self) -> None:
+        self.does("imports, versions, a loss in a loop", "python", "-c", LOOP)
+        said = json.loads(self.does("maskreid doctor", "maskreid", "doctor", "--json", ok=(0, 1)))
+        bad = [one for one in said["findings"] if one["level"] == "problem" and one["subject"] not in ROOMS]
+        if bad:
+            raise Failed(f"maskreid doctor: {bad}")
+        settings = [word for setting in SETTINGS for word in ("--set", setting)]
+        self.does("maskreid demo, 4 steps", "maskreid", "demo", "--shards", SHARDS, *settings)
+        if not (self.folder / "runs" / "demo" / "report.html").stat().st_size:
+            raise Failed("maskreid demo: no report")
+        self.does("maskreid init", "maskreid", "init", SHARDS, "first.toml")
+        self.does("(crops in a folder)", "python", "-c", CROPS, SHARDS)
+        crops = sorted((self.folder / "crops").iterdir())
+        network = "pretrained:walkers"
+        for person in (0, 1):
+            words = (network, "own", *crops[4 * person :][:4], "--pid", person)
+            self.does("maskreid enrol, 4 crops", "maskreid", "enrol", *words)
+        words = ("search", network, "own", crops[0], "--json")
+        said = json.loads(self.does("maskreid search", "maskreid", *words))
+        if not said[0]["matches"][0]["key"].endswith(crops[0].stem):
+            raise Failed(f"maskreid search: {said}")
+
+
+def tried(python: str, torch: str, torchvision: str, folder: Path) -> bool:
+    """Whether all went well with this interpreter."""
+    version = version_of(python)
+    if version is None:
+        print(f"{python}: not here, passed over", flush=True)
+        return True
+    started = time.monotonic()
+    environment = Environment(folder / "environment", torch, python)
+    environment.install(torch, torchvision)
+    environment.install(*wheels())
+    names = environment.installed()
+    print(
+        f"Python {version}, torch {names['torch']}, DeepSpeed {names['deepspeed']}: {len(names)} "
+        f"distributions, {mib(environment.size())}, {time.monotonic() - started:.0f} s to install",
+        flush=True,
+    )
+    environment.python("-m", "pip", "check", "--disable-pip-version-check")
+    try:
+        User(environment, folder / "elsewhere").tries_all()
+    except Failed as failure:
+        print(f"{python}: {failure}", file=sys.stderr)
+        return False
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    pins = (ROOT / "constraints.txt").read_text()
+    pinned = {name: re.search(rf"^{name}==.*$", pins, re.MULTILINE) for name in ("torch", "torchvision")}
+    parser = argparse.ArgumentParser(prog="make wheels-alone", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--python", action="append", help="an interpreter; repeatable (3.11, 3.12, 3.13)")
+    parser.add_argument("--torch", help="another requirement than that of constraints.txt")
+    parser.add_argument("--keep", type=Path, help="make the environments in this new folder, and leave them")
+    options = parser.parse_args(arguments)
+    torch, torchvision = (found[0] for found in pinned.values() if found)
+    if options.torch:
+        torch, torchvision = options.torch, "torchvision"
+    try:
+        wheels()
+        with tempfile.TemporaryDirectory() as temporary:
+            place = options.keep.resolve() if options.keep else Path(temporary)
+            pythons = options.python or PYTHONS
+            results = [tried(one, torch, torchvision, place / Path(one).name) for one in pythons]
+    except (AloneError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
