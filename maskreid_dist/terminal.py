@@ -3,7 +3,11 @@
 Everything is printed by `say` or a `Terminal`; a test holds that.
 """
 
+import json
 import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -15,6 +19,21 @@ from maskreid_shards.shown import printable
 def say(*values: object, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
     """`print`, with control characters as escapes."""
     print(*(printable(str(value)) for value in values), end=end, file=file, flush=flush)
+
+
+def say_json(figures: object) -> None:
+    """What `--json` prints: one line of JSON, for programs. A number that is none becomes null."""
+    say(json.dumps(_plain(figures), allow_nan=False))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 class Terminal(Console):

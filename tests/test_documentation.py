@@ -86,6 +86,8 @@ def problem_of(words: list[str]) -> str | None:
     ]
     if missing:
         return f"no file {missing[0]}"
+    if words == ["maskreid", "--install-completion"]:
+        return None
     if words[0] == "maskreid":
         names = next((tuple(words[1:n]) for n in (3, 2) if tuple(words[1:n]) in TABLE), None)
         if names is None:

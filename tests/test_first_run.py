@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -82,6 +83,16 @@ def test_doctor_finds_copies_and_missing_packages(monkeypatch: pytest.MonkeyPatc
     assert str(tmp_path) in found["several copies"]["text"]
     assert found["no-such-package"]["level"] == "problem"
     assert found["ghosts"] == {"subject": "ghosts", "text": "needs no_such_module", "level": "note"}
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    program = "import sys; sys.argv = ['maskreid']; from maskreid_dist.cli.app import main; main()"
+    for words, expected in (("maskreid ev", "evaluate"), ("maskreid evaluate --camera-p", "--camera-pairs")):
+        asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        asked |= {"_MASKREID_COMPLETE": "complete_bash", "PYTHONPATH": os.pathsep.join(sys.path)}
+        variables = {**os.environ, **asked}
+        ran = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True)
+        assert ran.stdout.split() == [expected], ran.stderr
 
 
 def test_doctor_finds_a_torchvision_of_another_build(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -423,6 +423,9 @@ def test_what_is_not_run_yet_is_named_and_makes_no_row(converted: Path, tmp_path
     for text in (said, (kept / "table.md").read_text(), page.read_text()):
         assert "Rows not yet run: raw." in text and "Claims not yet judged: masks." in text
         assert "undecided" not in text.replace("and is undecided otherwise", "")
+    status, said = run("study", loaded.path, "--report", "--json", "--runs", tmp_path / "runs")
+    rows = {row["row"]: row for row in json.loads(said)["rows"]}
+    assert status == 0 and rows["both"]["mAP_spread"] is None and rows["raw"]["mAP_mean"] is None
     (damaged,) = kept.glob("*.json")
     damaged.write_text("{")
     status, said = run("study", loaded.path, "--list")

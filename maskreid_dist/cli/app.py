@@ -26,6 +26,7 @@ from maskreid_dist.cli.inspect import plan, stats, verify
 from maskreid_dist.cli.layouts import convert_app, segment_app
 from maskreid_dist.cli.masks import masks
 from maskreid_dist.cli.merge import merge
+from maskreid_dist.cli.page import page
 from maskreid_dist.cli.plan_run import plan_run
 from maskreid_dist.cli.push import push
 from maskreid_dist.cli.quiet import quiet_libraries
@@ -37,7 +38,6 @@ from maskreid_dist.terminal import say
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Train and evaluate MaskReID, a mask-based deep ranking network for person re-identification.",
 )
@@ -65,6 +65,7 @@ for command in (embed, search, enrol, forget, score, calibrate, compare, init, d
 app.command("plan-run")(plan_run)
 app.command()(runs)
 app.command()(export)
+app.command()(page)
 app.command()(push)
 app.command()(top)
 app.command()(supervise)

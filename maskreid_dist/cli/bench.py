@@ -2,21 +2,43 @@
 
 import datetime
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.table import Table
 
 from maskreid_dist.cli import mask_flags as flags
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.options import AsJson
 from maskreid_dist.errors import UserError
-from maskreid_dist.terminal import Terminal, say
+from maskreid_dist.terminal import Terminal, say_json
+
+if TYPE_CHECKING:
+    from maskreid_kernels.bench.figures import Machine, Promise
 
 bench_app = typer.Typer(
     no_args_is_help=True,
     help="Measure the loss step, the loader, the converters, batches, the ranking and the masks.",
 )
+
+
+def _finish(
+    as_json: bool,
+    console: Terminal,
+    rows: Sequence[Mapping[str, Any]],
+    promises: "Sequence[Promise]",
+    machine: "Machine | None" = None,
+) -> NoReturn:
+    """Print the promises, or with --json all there is; exit status 1 where a promise is missed."""
+    for promise in promises:
+        console.print(promise.line(), highlight=False)
+    if as_json:
+        about = {"machine": vars(machine)} if machine else {}
+        kept = [{**vars(promise), "kept": promise.kept} for promise in promises]
+        say_json({**about, "rows": rows, "promises": kept})
+    raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)
 
 
 # These two have their options in maskreid_kernels.bench, --help too.
@@ -47,21 +69,23 @@ def _of_the_kernels(command: str, context: typer.Context) -> None:
 @one_line_errors
 def bench_plan(
     identities: Annotated[int, typer.Option(min=1000, help="Made up, with a Zipf tail.")] = 1_000_000,
+    as_json: AsJson = False,
 ) -> None:
     """Time and memory of the plan; exit status 1 when a million identities take more than 1 s or 64 MB."""
     from maskreid_kernels.bench.figures import Promise
     from maskreid_shards.bench.plan import measure_plan
 
+    console = Terminal(quiet=as_json)
     cost = measure_plan(identities)
-    say(f"{cost.identities} identities, P x K = 64 x 4; promises are for a million")
-    say(f"a later step: {cost.next_step_ms:.2f} ms")
+    console.print(
+        f"{cost.identities} identities, P x K = 64 x 4; promises are for a million", highlight=False
+    )
+    console.print(f"a later step: {cost.next_step_ms:.2f} ms", highlight=False)
     promises = (
         Promise("first step of an epoch, ms", cost.first_step_ms, 1000, False),
         Promise("memory of that step, MB", cost.peak_mb, 64, False),
     )
-    for promise in promises:
-        say(promise.line())
-    raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)
+    _finish(as_json, console, [vars(cost)], promises)
 
 
 SCALE_MB = 1000  # of a process, whatever the number of pairs
@@ -90,16 +114,16 @@ def bench_convert(
     folder: Annotated[
         Path | None, typer.Option(help="Where that set is made, and removed. Default: the temporary folder.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Pairs per second of converting loose files, per core (CPU time) and of wall time; with --pairs the time
     and memory that a large set takes."""
     if pairs is not None:
-        _bench_scale(pairs, (workers or [1])[0], folder, output)
-        return
+        _bench_scale(pairs, (workers or [1])[0], folder, output, as_json)
     from maskreid_kernels.bench.figures import Promise, write_rows
     from maskreid_shards.bench.convert import loose_files, measure_conversion
 
-    console = Terminal()
+    console = Terminal(quiet=as_json)
     with loose_files(source, shards) as folder, console.status("converting"):
         found = [measure_conversion(folder, count, runs) for count in workers or (1, 2)]
     table = Table(title=f"{found[0].pairs} pairs, medians of {runs}")
@@ -114,11 +138,12 @@ def bench_convert(
     if output:
         write_rows(output, [{"date": datetime.date.today().isoformat(), **vars(row)} for row in found])
     promise = Promise("pairs/s per core", found[0].core_pairs_s, 3000, True)
-    console.print(promise.line(), highlight=False)
-    raise typer.Exit(0 if promise.kept else 1)
+    _finish(as_json, console, [vars(row) for row in found], [promise])
 
 
-def _bench_scale(pairs: int, workers: int, folder: Path | None, output: Path | None) -> None:
+def _bench_scale(
+    pairs: int, workers: int, folder: Path | None, output: Path | None, as_json: bool
+) -> NoReturn:
     """The stages of a large set, which is removed; exit status 1 where a process takes more than 1 GB."""
     import tempfile
 
@@ -126,7 +151,7 @@ def _bench_scale(pairs: int, workers: int, folder: Path | None, output: Path | N
     from maskreid_shards import SHARD_BYTES
     from maskreid_shards.bench.scale import check_room, measure_scale
 
-    console = Terminal()
+    console = Terminal(quiet=as_json)
     check_room(Path(folder or tempfile.gettempdir()), pairs)
     costs = []
     with (
@@ -149,8 +174,7 @@ def _bench_scale(pairs: int, workers: int, folder: Path | None, output: Path | N
         write_rows(output, [{"date": datetime.date.today().isoformat(), **vars(cost)} for cost in costs])
     peak = max(max(cost.peak_mb, cost.workers_peak_mb) for cost in costs)
     promise = Promise("peak memory of a process, MB", peak, SCALE_MB, False)
-    console.print(promise.line(), highlight=False)
-    raise typer.Exit(0 if promise.kept else 1)
+    _finish(as_json, console, [vars(cost) for cost in costs], [promise])
 
 
 @bench_app.command("loader")
@@ -180,16 +204,16 @@ def bench_loader(
             "that answers so late.",
         ),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Pairs per second of reading, decoding and augmenting, beside webdataset and
     loose files; memory of a worker."""
     if latency_ms is not None:
-        _bench_access(shards, pairs, workers or [0, 2], steps, rounds, latency_ms, output)
-        return
+        _bench_access(shards, pairs, workers or [0, 2], steps, rounds, latency_ms, output, as_json)
     from maskreid_dist.bench import loader, loader_data, loader_report
     from maskreid_kernels.bench.figures import Machine, write_whole
 
-    console = Terminal()
+    console = Terminal(quiet=as_json)
     machine = Machine.here("cpu")
     loader.check_peers()
     if drop_caches:
@@ -209,8 +233,6 @@ def bench_loader(
     console.print(machine.line(), highlight=False)
     console.print(table)
     promises = loader_report.promises(found)
-    for promise in promises:
-        console.print(promise.line(), highlight=False)
     if output:
         stem = output / f"{machine.date}-loader"
         loader_report.write_csv(stem.with_suffix(".csv"), found, machine)
@@ -218,7 +240,8 @@ def bench_loader(
         text = loader_report.markdown(found, machine, stem.with_suffix(".png"))
         write_whole(stem.with_suffix(".md"), text.encode())
         console.print(f"written: {stem}.csv, .md, .png")
-    raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)
+    rows = [dict(zip(loader_report.COLUMNS, row, strict=True)) for row in loader_report.table(found)]
+    _finish(as_json, console, rows, promises, machine)
 
 
 def _bench_access(
@@ -229,13 +252,14 @@ def _bench_access(
     rounds: int,
     latency_ms: float,
     output: Path | None,
-) -> None:
+    as_json: bool,
+) -> NoReturn:
     """Both values of data.access; exit status 1 where a promise is missed."""
     from maskreid_dist.bench.access import access_promises, access_rows, measure_access
     from maskreid_dist.bench.loader_data import repeated_pairs
     from maskreid_kernels.bench.figures import Machine, write_rows
 
-    console = Terminal()
+    console = Terminal(quiet=as_json)
     machine = Machine.here("cpu")
     with console.status("writing the data set") as status, repeated_pairs(shards, pairs) as data:
         found = measure_access(data, workers, steps, rounds, latency_ms, status.update)
@@ -254,10 +278,7 @@ def _bench_access(
         path = output / f"{machine.date}-access.csv"
         write_rows(path, [{**row, **about} for row in rows])
         console.print(f"written: {path}")
-    promises = access_promises(found, latency_ms)
-    for promise in promises:
-        console.print(promise.line(), highlight=False)
-    raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)
+    _finish(as_json, console, rows, access_promises(found, latency_ms), machine)
 
 
 @bench_app.command("mixing")
@@ -273,6 +294,7 @@ def bench_mixing(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the recipe.")] = 0,
     epochs: Annotated[int, typer.Option(min=2, help="How many are planned.")] = 10,
+    as_json: AsJson = False,
 ) -> None:
     """How mixed batches are, with data.access indexed and stream: steps of an epoch; shards that a batch is
     of; of the pairs of identities in a batch, how many are of one shard; how many of them meet in the next
@@ -292,11 +314,15 @@ def bench_mixing(
     table = Table(title=f"{shards}: {epochs} epochs, {world} ranks x {workers} workers", box=None)
     for heading in ("", "steps", "shards a batch", "of one shard, %", "met again, %"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    rows = []
     for name, each in plans.items():
         found = mixing(each, of_sample, world, epochs)
+        rows.append({"access": name, "steps_per_epoch": each.steps_per_epoch, **vars(found)})
         shares = (f"{100 * found.one_shard:.1f}", f"{100 * found.again:.1f}")
         table.add_row(name, str(each.steps_per_epoch), f"{found.shards:.1f}", *shares)
-    Terminal().print(table)
+    console = Terminal(quiet=as_json)
+    console.print(table)
+    _finish(as_json, console, rows, [])
 
 
 @bench_app.command("retrieval")
@@ -321,6 +347,7 @@ def bench_retrieval(
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the CSV.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """CPU time of an exact evaluation on one thread, beside the bare float32 product and an argsort."""
     from maskreid_dist.bench import retrieval
@@ -329,9 +356,9 @@ def bench_retrieval(
     if sizes and names:
         raise UserError("--case and --size: give one of them")
     if sizes:
-        _bench_retrieval_sizes(sizes, share, output)
+        _bench_retrieval_sizes(sizes, share, output, as_json)
     cases = retrieval.chosen(retrieval.cases(share), names or [])
-    console = Terminal()
+    console = Terminal(quiet=as_json)
     machine = Machine.here("cpu")
     with console.status("ranking") as status:
         costs = retrieval.measure(cases, rounds, status.update)
@@ -350,24 +377,21 @@ def bench_retrieval(
             f"{cost.products:.1f}",
         )
     console.print(table)
-    promises = retrieval.promises(costs)
-    for promise in promises:
-        console.print(promise.line(), highlight=False)
     if output:
         about = {"date": machine.date, "commit": machine.commit, "processor": machine.device}
         path = output / f"{machine.date}-retrieval.csv"
         write_rows(path, [{**about, **vars(cost)} for cost in costs])
         console.print(f"written: {path}")
-    raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)
+    _finish(as_json, console, [vars(cost) for cost in costs], retrieval.promises(costs), machine)
 
 
-def _bench_retrieval_sizes(names: list[str], share: float, output: Path | None) -> NoReturn:
+def _bench_retrieval_sizes(names: list[str], share: float, output: Path | None, as_json: bool) -> NoReturn:
     from maskreid_dist.bench import retrieval_sizes
     from maskreid_kernels.bench.figures import Machine, write_rows
 
     if unknown := [name for name in names if name not in retrieval_sizes.SIZES]:
         raise UserError(f"--size {unknown[0]}: choose of {', '.join(retrieval_sizes.SIZES)}")
-    console = Terminal()
+    console = Terminal(quiet=as_json)
     machine = Machine.here("cpu")
     wanted = [retrieval_sizes.SIZES[name] for name in names]
     with console.status("ranking") as status:
@@ -387,14 +411,13 @@ def _bench_retrieval_sizes(names: list[str], share: float, output: Path | None) 
     console.print(machine.line(), highlight=False)
     console.print(table)
     promises = [one for size in wanted for one in retrieval_sizes.promises(size, costs[size.name])]
-    for promise in promises:
-        console.print(promise.line(), highlight=False)
     if output:
         about = {"date": machine.date, "commit": machine.commit, "processor": machine.device}
         path = output / f"{machine.date}-retrieval-sizes.csv"
         write_rows(path, [{**about, **vars(cost)} for name in costs for cost in costs[name]])
-        say(f"written: {path}")
-    raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)
+        console.print(f"written: {path}")
+    rows = [{"size": name, **vars(cost)} for name in costs for cost in costs[name]]
+    _finish(as_json, console, rows, promises, machine)
 
 
 @bench_app.command("masks")
@@ -409,6 +432,7 @@ def bench_masks(
     model: Annotated[flags.Model, typer.Option(help="Network that makes the others.")] = "pose",
     weights: Annotated[Path | None, typer.Option(help="Its weights. Default: the published ones.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the table as CSV here.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """IoU of made masks with exact ones, crops per second, and what a colour histogram ranks with each."""
     from maskreid_dist.bench.masks import measure
@@ -417,7 +441,7 @@ def bench_masks(
 
     if output:
         check_writable(output)
-    console = Terminal()
+    console = Terminal(quiet=as_json)
     with console.status("masks") as status, tempfile.TemporaryDirectory(prefix="maskreid-bench-") as folder:
         found = measure(source, against, Path(folder), model=model, weights=weights, say=status.update)
     table = Table(title=f"{found.crops} crops", box=None)
@@ -435,10 +459,8 @@ def bench_masks(
     if output:
         date = datetime.date.today().isoformat()
         write_rows(output, [{"date": date, **vars(row)} for row in found.rows])
-    promises = found.promises()
-    for promise in promises:
-        console.print(promise.line(), highlight=False)
-    raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)
+    rows = [vars(row) for row in found.rows]
+    _finish(as_json, console, rows, found.promises(), Machine.here("cpu"))
 
 
 @bench_app.command("reranking")
@@ -455,6 +477,7 @@ def bench_reranking(
         bool, typer.Option("--nearly-equal", help="Rows one ulp apart too, as of a collapsed network.")
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for the CSV.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Time and peak memory of k-reciprocal re-ranking, beside the bare product of all images with all."""
     from maskreid_dist.bench import reranking
@@ -463,7 +486,7 @@ def bench_reranking(
     wanted = sizes or ["market1501"]
     if unknown := [name for name in wanted if name not in reranking.SIZES]:
         raise UserError(f"--size {unknown[0]}: choose of {', '.join(reranking.SIZES)}")
-    console = Terminal()
+    console = Terminal(quiet=as_json)
     machine = Machine.here("cpu")
     with console.status("measuring"):
         kinds = (False, True) if nearly_equal else (False,)
@@ -488,12 +511,9 @@ def bench_reranking(
         )
     console.print(machine.line(), highlight=False)
     console.print(table)
-    promises = reranking.promises(costs)
-    for promise in promises:
-        console.print(promise.line(), highlight=False)
     if output:
         path = output / f"{machine.date}-reranking.csv"
         about = {"date": machine.date, "commit": machine.commit, "processor": machine.device}
         write_rows(path, [{**about, **row} for row in rows])
-        say(f"written: {path}")
-    raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)
+        console.print(f"written: {path}")
+    _finish(as_json, console, rows, reranking.promises(costs), machine)

@@ -6,9 +6,9 @@ import typer
 from rich.table import Table
 
 from maskreid_dist.cli.failures import one_line_errors
-from maskreid_dist.cli.options import Cache, RunOrCheckpoint
+from maskreid_dist.cli.options import AsJson, Cache, RunOrCheckpoint
 from maskreid_dist.errors import UserError
-from maskreid_dist.terminal import Terminal, say
+from maskreid_dist.terminal import Terminal, say, say_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from maskreid_dist.evaluation.calibration import Calibration
+    from maskreid_dist.evaluation.calibration_check import SplitCheck
     from maskreid_dist.gallery import Extractor
     from maskreid_shards import Split
 
@@ -50,13 +51,17 @@ def calibrate(
             help="Also fit on half of the persons and measure on the others, so many times; 0: not.",
         ),
     ] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Find the similarity from which on two images show one person, at a wanted rate of false matches.
 
     Kept beside the checkpoint: `maskreid search` then prints probabilities, `maskreid evaluate` warns of
     cameras outside of it.
     """
+    from dataclasses import asdict
+
     from maskreid_dist.evaluation.calibration import calibrate as fit
+    from maskreid_dist.evaluation.calibration_check import check_lines
     from maskreid_dist.evaluation.calibration_file import calibration_path, save
     from maskreid_dist.files import check_writable
     from maskreid_dist.gallery import Extractor
@@ -79,10 +84,15 @@ def calibrate(
     source = f"{opened.location} ({', '.join(split.name for split in chosen)})"
     found = fit(*images, rate, weights_sha256=extractor.model.weights_sha256, source=source)
     save(path, found)
-    _print(found)
-    say(f"calibration: {path.absolute()}")
-    if splits_to_check:
-        _check(images, rate, splits_to_check, source)
+    if not as_json:
+        _print(found)
+        say(f"calibration: {path.absolute()}")
+    checks = _checks(images, rate, splits_to_check, source) if splits_to_check else []
+    if as_json:
+        say_json({**asdict(found), **({"checks": [asdict(one) for one in checks]} if checks else {})})
+        return
+    for line in check_lines(checks, rate) if checks else ():
+        say(line)
 
 
 def _embedded(extractor: "Extractor", splits: "Sequence[Split]") -> "Labelled":
@@ -101,14 +111,12 @@ def _embedded(extractor: "Extractor", splits: "Sequence[Split]") -> "Labelled":
     return np.concatenate(features), np.concatenate(pids), np.concatenate(camids)
 
 
-def _check(images: "Labelled", rate: float, splits: int, source: str) -> None:
-    from maskreid_dist.evaluation.calibration_check import check_lines, check_splits
+def _checks(images: "Labelled", rate: float, splits: int, source: str) -> "list[SplitCheck]":
+    from maskreid_dist.evaluation.calibration_check import check_splits
     from maskreid_dist.progress import progress_bar
 
     with progress_bar("halves of the persons") as progress:
-        checks = check_splits(*images, rate, splits, source=source, progress=progress)
-    for line in check_lines(checks, rate):
-        say(line)
+        return check_splits(*images, rate, splits, source=source, progress=progress)
 
 
 def _print(found: "Calibration") -> None:

@@ -8,8 +8,8 @@ import typer
 from rich.table import Table
 
 from maskreid_dist.cli.failures import one_line_errors
-from maskreid_dist.cli.options import Cache, CameraIds, FiguresFile, RankedShards, RunOrCheckpoint
-from maskreid_dist.terminal import Terminal, say
+from maskreid_dist.cli.options import AsJson, Cache, CameraIds, FiguresFile, RankedShards, RunOrCheckpoint
+from maskreid_dist.terminal import Terminal, say, say_json
 
 if TYPE_CHECKING:
     from maskreid_dist.evaluation.compare import Comparison
@@ -27,6 +27,7 @@ def compare(
     output: FiguresFile = None,
     cache: Cache = None,
     cameras: CameraIds = "labels",
+    as_json: AsJson = False,
 ) -> None:
     """Rank one gallery with two networks: differences with paired intervals, and the queries that changed
     most."""
@@ -40,7 +41,7 @@ def compare(
     for path in (html, output):
         if path:
             check_writable(path)
-    console = Terminal()
+    console = Terminal(quiet=as_json)
     opened = open_shards(shards, cache=cache)
     for run in (first, second):  # before the long work of the other
         find_checkpoint(run)
@@ -57,12 +58,16 @@ def compare(
         "not of another training",
         highlight=False,
     )
+    figures = {"cameras": cameras, "ap": ap, **in_percent(found)}
+    if as_json:
+        say_json(figures)
     if output:
-        write_json(output, {"cameras": cameras, "ap": ap, **in_percent(found)})
-        say(f"figures: {output.absolute()}")
+        write_json(output, figures)
     if html:
         write_comparison(html, found, opened, cameras)
-        say(f"page: {html.absolute()}")
+    for name, path in (("figures", output), ("page", html)):
+        if path and not as_json:
+            say(f"{name}: {path.absolute()}")
 
 
 def _table(found: "Comparison") -> Table:

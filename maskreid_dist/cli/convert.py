@@ -11,11 +11,20 @@ from typing import Annotated, Literal
 import typer
 
 from maskreid_dist.cli import mask_flags as flags
+from maskreid_dist.cli.options import AsJson
 from maskreid_dist.errors import UserError
 from maskreid_dist.files import check_writable
 from maskreid_dist.progress import progress_bar
-from maskreid_dist.terminal import say
-from maskreid_shards import SHARD_BYTES, Layout, convert, convert_part, finish_parts
+from maskreid_dist.terminal import say, say_json
+from maskreid_shards import (
+    SHARD_BYTES,
+    ConversionReport,
+    Layout,
+    PartReport,
+    convert,
+    convert_part,
+    finish_parts,
+)
 from maskreid_shards.convert import check_fresh
 from maskreid_shards.job import JobOptions
 from maskreid_shards.parts import images_of_part
@@ -107,6 +116,7 @@ def convert_layout(
     finish: Annotated[
         bool, typer.Option("--finish", help="Make OUT of the finished parts; no image is read again.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert what `scan` finds and print the report. `name` is the source's."""
 
@@ -148,28 +158,31 @@ def convert_layout(
         if not finish:
             mine = _images_of_part(layout, share, options) if share and segment else layout
             for line in mask_flags.make(mine, mask_options, on_orientation, on_bad_image, follow_links):
-                say(line)
-        lines = _converted(layout, out, share, finish, processes, options)
+                say(line, file=sys.stderr if as_json else None)
+        report = _converted(layout, out, share, finish, processes, options)
     except KeyboardInterrupt:
         say("maskreid: interrupted; finished shards are kept, the same command continues", file=sys.stderr)
         raise typer.Exit(130) from None
+    if as_json:
+        say_json(report.content())
+        return
+    lines = report.lines()
+    if isinstance(report, ConversionReport):
+        end = len(lines) - len(report.warnings)  # which stay last
+        lines.insert(end, f"masks: `maskreid masks {out}` judges them")
     say("\n".join(lines))
 
 
 def _converted(
     layout: Layout, out: Path, part: tuple[int, int] | None, finish: bool, workers: int, options: JobOptions
-) -> list[str]:
-    """What is to be said of the shards, or of the part of them, that are written here."""
+) -> ConversionReport | PartReport:
+    """The shards, or the part of them, that are written here."""
     with progress_bar("converting") as progress:
         if part:
-            return convert_part(layout, out, part, workers=workers, progress=progress, **options).lines()
+            return convert_part(layout, out, part, workers=workers, progress=progress, **options)
         if finish:
-            report = finish_parts(layout, out, **options)
-        else:
-            report = convert(layout, out, workers=workers, progress=progress, **options)
-    lines = report.lines()
-    end = len(lines) - len(report.warnings)  # which stay last
-    return [*lines[:end], f"masks: `maskreid masks {out}` judges them", *lines[end:]]
+            return finish_parts(layout, out, **options)
+        return convert(layout, out, workers=workers, progress=progress, **options)
 
 
 def _images_of_part(layout: Layout, part: tuple[int, int], options: JobOptions) -> Layout:

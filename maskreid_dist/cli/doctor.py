@@ -2,19 +2,18 @@
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
-from maskreid_dist.terminal import say
+from maskreid_dist.cli.options import AsJson
+from maskreid_dist.terminal import say, say_json
 
 PACKAGES = ("torch", "torchvision", "triton", "deepspeed", "numpy", "pillow", "webdataset")
 OURS = {
@@ -27,6 +26,8 @@ EXTRAS = {
     "mat (CUHK03, MARS)": ("h5py", "scipy"),
     "lmdb (LUPerson)": ("lmdb",),
     "remote (s3://, gs://)": ("fsspec",),
+    "timm (other trunks)": ("timm",),
+    "export (ONNX, the page)": ("onnx", "onnxruntime", "onnxscript"),
     "Weights & Biases": ("wandb",),
     "Trackio": ("trackio",),
     "MLflow": ("mlflow",),
@@ -46,13 +47,13 @@ class Finding:
 
 @one_line_errors
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Versions, GPUs, backends, disk and memory, and what is missing for which part: exit status 1 with a
     problem."""
     found = [*_versions(), *_builds(), *_copies(), *_devices(), *_room(), *_extras()]
     if as_json:
-        say(json.dumps({"findings": [asdict(finding) for finding in found]}))
+        say_json({"findings": [asdict(finding) for finding in found]})
     else:
         width = max(len(finding.subject) for finding in found)
         for finding in found:

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
-from maskreid_dist.cli.options import Cache, CameraIds, FiguresFile, RankedShards, RunOrCheckpoint
+from maskreid_dist.cli.options import AsJson, Cache, CameraIds, FiguresFile, RankedShards, RunOrCheckpoint
 from maskreid_dist.cli.ranks import share_work
 from maskreid_dist.errors import UserError
-from maskreid_dist.terminal import Terminal, say
+from maskreid_dist.terminal import Terminal, say_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from maskreid_dist.evaluation.evaluate import Extras, Ranked
+    from maskreid_dist.evaluation.evaluate import Ranked
+    from maskreid_dist.evaluation.extras import Extras, Figures
     from maskreid_dist.evaluation.ranks import Ranks
     from maskreid_dist.model.checkpoint import Checkpoint
     from maskreid_dist.retrieval import ReRanking, RetrievalResult
@@ -77,11 +78,12 @@ def evaluate(
             "--expand-queries", min=0, help="Also with each query plus its K nearest images; 0: not."
         ),
     ] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
 
     def work(ranks: "Ranks") -> None:
-        from maskreid_dist.evaluation.evaluate import Extras
+        from maskreid_dist.evaluation.extras import Extras
         from maskreid_dist.model.checkpoint import best_checkpoint
 
         run = best_checkpoint(checkpoint) if best else checkpoint
@@ -92,7 +94,7 @@ def evaluate(
         extras = Extras(multiple_query, single_shot, camera_pairs, intervals, verification)
         grown = _grown(distractors, sizes)
         asked = Asked(run, shards, cache, ap, cameras, extras, options, expand, grown)
-        _evaluate(asked, ranks, report, output)
+        _evaluate(asked, ranks, report, output, as_json)
 
     share_work(work)
 
@@ -123,13 +125,14 @@ class Asked:
 @dataclass(frozen=True)
 class Evaluated:
     """refined: the same features, ranked with what is asked for besides, by name; growth: by size of the
-    gallery."""
+    gallery; extras: of other protocols."""
 
     checkpoint: "Checkpoint"
     shards: "ShardSet"
     ranked: "Ranked"
     refined: "dict[str, Ranked]"
     growth: "dict[int, RetrievalResult]"
+    extras: "Figures"
 
 
 def _check_places(paths: "Sequence[Path | None]") -> None:
@@ -158,17 +161,25 @@ def _grown(distractors: str | None, sizes: str | None) -> Grown | None:
     return Grown(distractors, wanted) if distractors else None
 
 
-def _evaluate(asked: Asked, ranks: "Ranks", report: Path | None, output: Path | None) -> None:
+def _evaluate(asked: Asked, ranks: "Ranks", report: Path | None, output: Path | None, as_json: bool) -> None:
     """All ranks embed and rank; what follows is rank 0's."""
-    console = Terminal(quiet=not ranks.is_first)
+    from maskreid_dist.evaluation.evaluate import write_json
+
+    console = Terminal(quiet=as_json or not ranks.is_first)
     found = _evaluated(asked, ranks, console)
     if found is None:
         return
-    _print(found, asked, console)
+    figures = _figures(found, asked.cameras)
+    if as_json:
+        say_json(figures)
+    else:
+        _print(found, asked, console)
     if output:
-        _write_figures(output, found, asked.cameras)
+        write_json(output, figures)
+        console.print(f"figures: {output.absolute()}", soft_wrap=True, highlight=False)
     if report:
         _write_report(report, found, asked.cameras)
+        console.print(f"report: {report.absolute()}", soft_wrap=True, highlight=False)
 
 
 def _evaluated(asked: Asked, ranks: "Ranks", console: Terminal) -> Evaluated | None:
@@ -181,6 +192,7 @@ def _evaluated(asked: Asked, ranks: "Ranks", console: Terminal) -> Evaluated | N
         rank_network,
         refined,
     )
+    from maskreid_dist.evaluation.extras import extra_figures
     from maskreid_dist.evaluation.growth import embed_distractors, grown
 
     shards, others = _opened(asked)
@@ -199,7 +211,7 @@ def _evaluated(asked: Asked, ranks: "Ranks", console: Terminal) -> Evaluated | N
     growth: dict[int, RetrievalResult] = {}
     if asked.grown and more is not None:
         growth = grown(ranked, shards, more, asked.grown.sizes, *how)
-    return Evaluated(found, shards, ranked, rows, growth)
+    return Evaluated(found, shards, ranked, rows, growth, extra_figures(ranked, shards, asked.extras, *how))
 
 
 def _opened(asked: Asked) -> "tuple[ShardSet, ShardSet | None]":
@@ -226,7 +238,8 @@ def _agree(
 
 def _print(found: Evaluated, asked: Asked, console: Terminal) -> None:
     from maskreid_dist.evaluation.calibration_file import load_for
-    from maskreid_dist.evaluation.evaluate import print_extras, print_table, ranked_doubts
+    from maskreid_dist.evaluation.evaluate import print_table, ranked_doubts
+    from maskreid_dist.evaluation.extras import extra_lines
 
     ranked, result = found.ranked, found.ranked.result
     print_table(console, [ranked, *found.refined.values()])
@@ -240,17 +253,20 @@ def _print(found: Evaluated, asked: Asked, console: Terminal) -> None:
     for size, grew in found.growth.items():
         figures = f"mAP {100 * grew.mAP:.2f} (AP by {grew.ap}), Rank-1 {100 * grew.rank(1):.2f}"
         console.print(f"gallery of {size} images: {figures}", highlight=False)
-    print_extras(console, ranked, found.shards, asked.extras, asked.ap, asked.cameras)
+    for line in extra_lines(found.extras, asked.ap):
+        console.print(line, highlight=False)
 
 
-def _write_figures(path: Path, found: Evaluated, cameras: str) -> None:
-    from maskreid_dist.evaluation.evaluate import percentages, write_json
+def _figures(found: Evaluated, cameras: str) -> dict[str, object]:
+    from maskreid_dist.evaluation.evaluate import percentages
 
     more: dict[str, object] = {key: percentages(row.result) for key, row in found.refined.items()}
     if found.growth:
         more["gallery_size"] = {size: percentages(grew) for size, grew in found.growth.items()}
-    write_json(path, {"unit": "percent", "cameras": cameras, **percentages(found.ranked.result), **more})
-    say(f"figures: {path.absolute()}")
+    valid, skipped = found.ranked.result.valid_queries, found.ranked.result.skipped_queries
+    queries = {"valid_queries": int(valid), "skipped_queries": int(skipped)}
+    own = {"unit": "percent", "cameras": cameras, **percentages(found.ranked.result), **queries}
+    return {**own, **more, **found.extras}
 
 
 def _write_report(path: Path, found: Evaluated, cameras: Literal["labels", "none"]) -> None:
@@ -258,4 +274,3 @@ def _write_report(path: Path, found: Evaluated, cameras: Literal["labels", "none
 
     rows = [found.ranked, *found.refined.values()]
     write_run_report(path, found.checkpoint, found.shards, rows, found.ranked, cameras)
-    say(f"report: {path.absolute()}")

@@ -1,6 +1,5 @@
 """`maskreid embed`, `enrol`, `forget`, `search`, `score`: galleries of embeddings."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,10 +7,10 @@ import typer
 from rich.table import Table
 
 from maskreid_dist.cli.failures import one_line_errors
-from maskreid_dist.cli.options import Cache
+from maskreid_dist.cli.options import AsJson, Cache
 from maskreid_dist.cli.ranks import share_work
 from maskreid_dist.errors import UserError
-from maskreid_dist.terminal import Terminal, say
+from maskreid_dist.terminal import Terminal, say, say_json
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,6 @@ Pictures = Annotated[list[Path], typer.Argument(help="Crops of persons.", show_d
 Masks = Annotated[
     list[Path] | None, typer.Option("--mask", help="A picture's mask, in the pictures' order; repeatable.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
 
 
 @one_line_errors
@@ -136,7 +134,7 @@ def search(
             {"query": str(picture), "matches": [vars(match) for match in matches]}
             for picture, matches in zip(pictures, found, strict=True)
         ]
-        say(json.dumps(lists))
+        say_json(lists)
         return
     console = Terminal()
     for picture, matches in zip(pictures, found, strict=True):
@@ -173,7 +171,7 @@ def score(
     labels = [(side.pids[side.alive], side.camids[side.alive]) for side in sides]
     result = evaluate_retrieval(features[0], *labels[0], features[1], *labels[1], ap=ap)
     if as_json:
-        say(json.dumps({"unit": "percent", **percentages(result)}))
+        say_json({"unit": "percent", **percentages(result)})
         return
     model = sides[0].model
     print_table(Terminal(), [Ranked(f"{model.name}, step {model.step}", features[0], features[1], result)])

@@ -8,14 +8,14 @@ from typing import Annotated, Literal
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.options import AsJson
 from maskreid_dist.progress import progress_bar
-from maskreid_dist.terminal import say
+from maskreid_dist.terminal import say, say_json
 from maskreid_shards import Plan, Split
 
 Shards = Annotated[
     str, typer.Argument(help="What `maskreid convert` made: a folder or a URL.", show_default=False)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
 
 
 @one_line_errors
@@ -40,7 +40,7 @@ def verify(
             problems = verify_shards(shards, workers=workers, quick=quick, progress=progress)
     if as_json:
         names = ("shard", "key", "offset", "kind", "message")
-        say(json.dumps({"problems": [{name: getattr(p, name) for name in names} for p in problems]}))
+        say_json({"problems": [{name: getattr(p, name) for name in names} for p in problems]})
     else:
         for problem in problems:
             say(problem.message)
@@ -127,7 +127,7 @@ def stats(
     if as_json:
         policies = [asdict(effect) for effect in effects]
         batch = {"split": split, "identities": identities, "images": images, "few_images": policies}
-        say(json.dumps({"splits": {name: asdict(s) for name, s in splits.items()}, "batch": batch}))
+        say_json({"splits": {name: asdict(s) for name, s in splits.items()}, "batch": batch})
         return
     for name, found in splits.items():
         others = f" (of them {found.junk} junk, {found.distractors} distractors)"

@@ -1,14 +1,14 @@
 """`maskreid masks`: the quality of the masks in finished shards."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.options import AsJson
 from maskreid_dist.progress import progress_bar
-from maskreid_dist.terminal import say
+from maskreid_dist.terminal import say, say_json
 
 
 @one_line_errors
@@ -19,7 +19,7 @@ def masks(
         typer.Option(help="Write worst.png, coverage.png and masks.json into this folder."),
     ] = None,
     worst: Annotated[int, typer.Option(min=1, help="Masks on the contact sheet.")] = 32,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Judge the masks of shards: coverage, empty, full, fragmented and tiny
     ones, and pictures of the worst."""
@@ -40,7 +40,7 @@ def masks(
 
         report = judge_masks(shard_set, progress=count)
     if as_json:
-        say(json.dumps(report.content()))
+        say_json(report.content())
     else:
         say("\n".join(quality_lines(report)))
     if output:

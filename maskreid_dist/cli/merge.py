@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.options import AsJson
 from maskreid_dist.errors import UserError
 from maskreid_dist.progress import progress_bar
-from maskreid_dist.terminal import say
+from maskreid_dist.terminal import say, say_json
 from maskreid_shards import merge_shards
 
 
@@ -19,6 +20,7 @@ def merge(
         list[str],
         typer.Argument(metavar="NAME=SHARDS...", help="Finished folders, or URLs, such as a=shards/a."),
     ],
+    as_json: AsJson = False,
 ) -> None:
     """The train splits of finished shards as one, with identities and cameras of their own: images and masks
     are copied, not converted again."""
@@ -32,4 +34,7 @@ def merge(
         folders[name] = location
     with progress_bar("merging") as progress:
         report = merge_shards(folders, out, progress=progress)
-    say("\n".join(report.lines()))
+    if as_json:
+        say_json(report.content())
+    else:
+        say("\n".join(report.lines()))

@@ -18,3 +18,4 @@ CameraIds = Annotated[
     typer.Option(help="none: the data has no camera ids; only the query's own image, by key, is left out."),
 ]
 FiguresFile = Annotated[Path | None, typer.Option(help="Write the figures as JSON here.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]

@@ -1,13 +1,13 @@
 """`maskreid plan-run`: what a recipe would take on so many ranks, without a cluster."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
-from maskreid_dist.terminal import say
+from maskreid_dist.cli.options import AsJson
+from maskreid_dist.terminal import say, say_json
 
 GROUPS = {
     "batches": "batches",
@@ -47,7 +47,7 @@ def plan_run(
         float, typer.Option(min=1e-6, help="Of a data worker, with augmentation.")
     ] = 1000.0,
     memory_gb: Annotated[float, typer.Option(min=0, help="Of a rank's GPU.")] = 80.0,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Steps, bytes, FLOPs, memory and predicted time of a training; status 2 where it cannot work."""
     from maskreid_dist.data.batches import open_recipe_shards
@@ -58,7 +58,7 @@ def plan_run(
     rates = Rates(tflops, network_gb_s, read_mb_s, decode_pairs_s, memory_gb)
     plan = run_plan(config, open_recipe_shards(config.data).split("train"), world, rates)
     if as_json:
-        say(json.dumps(plan))
+        say_json(plan)
         return
     say(f"{plan['recipe']} on {plan['world']} ranks")
     for group, title in GROUPS.items():

@@ -1,6 +1,5 @@
 """`maskreid runs` and `maskreid top`: how trainings stand, from their run directories."""
 
-import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Annotated
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
-from maskreid_dist.terminal import Terminal, say
+from maskreid_dist.cli.options import AsJson
+from maskreid_dist.terminal import Terminal, say, say_json
 
 
 @one_line_errors
@@ -17,7 +17,7 @@ def runs(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Directory of run directories.")] = Path(
         "runs"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List runs: state, steps, last loss, best mAP, when, and what tells their recipes apart."""
     from maskreid_dist.report.run_state import find_runs, read_run
@@ -39,7 +39,7 @@ def runs(
             }
             for run in found
         ]
-        say(json.dumps(rows))
+        say_json(rows)
         return
     if not found:
         say(f"{folder.absolute()}: no runs here")

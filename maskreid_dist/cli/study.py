@@ -9,13 +9,16 @@ from rich.table import Table
 from maskreid_dist import exit_status
 from maskreid_dist.cli.convert import parse_part
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.options import AsJson
 from maskreid_dist.cli.quiet import quiet_libraries
 from maskreid_dist.cli.study_run import StudyRun
 from maskreid_dist.errors import UserError
-from maskreid_dist.terminal import say
+from maskreid_dist.terminal import say, say_json
 
 if TYPE_CHECKING:
+    from maskreid_dist.report.study_page import StudyPage
     from maskreid_dist.study.study_file import LoadedStudy, Task
+    from maskreid_dist.study.summary import Summary
 
 
 @one_line_errors
@@ -47,6 +50,7 @@ def study(
     again: Annotated[
         bool, typer.Option("--again", help="Train anew what is done, and compare it with the results kept.")
     ] = False,
+    as_json: AsJson = False,
     here: Annotated[bool, typer.Option("--here", hidden=True, help="In this process: one training.")] = False,
 ) -> None:
     """Train rows x seeds, each in a child process, and say which claims their figures bear out.
@@ -63,6 +67,8 @@ def study(
     place = runs / loaded.study.name
     if sum((listed, report, again, here)) > 1:
         raise UserError("--list, --report and --again: give one of them")
+    if as_json and not report:
+        raise UserError("--json is what --report says, for programs: give both")
     tasks = _chosen(loaded, part, rows or (), seeds or ())
     if here:
         from maskreid_dist.study.training import run_task
@@ -81,7 +87,7 @@ def study(
         raise typer.Exit(job.run_again(tasks))
     if not report:
         status = job.run(tasks)
-    _write_report(job, html)
+    _write_report(job, html, as_json)
     raise typer.Exit(status)
 
 
@@ -127,19 +133,40 @@ def _list_rows(job: "StudyRun", tasks: "list[Task]") -> None:
         job.say(f"about {total:.0f} minutes, {job.jobs} side by side, {pace.said}")
 
 
-def _write_report(job: "StudyRun", html: Path | None) -> None:
+def _write_report(job: "StudyRun", html: Path | None, as_json: bool) -> None:
     """Table on the terminal; table.md, rows.csv and figure.png beside the results; the page."""
     from maskreid_dist.report.study_page import study_figure, write_study_page
     from maskreid_dist.study.summary import summarise
-    from maskreid_dist.study.tables import COLUMNS, SHORT, markdown, rows_csv, study_page
+    from maskreid_dist.study.tables import content, markdown, rows_csv, study_page
     from maskreid_shards.atomic import write_atomically
 
     state = job.look() if job.results.is_dir() else None
     if state is None or not state.done:
-        job.say("no training is done yet: no table")
+        if as_json:
+            say_json({"study": job.loaded.study.name, "rows": []})
+        else:
+            job.say("no training is done yet: no table")
         return
     summary = summarise(state)
     page = study_page(summary)
+    if as_json:
+        say_json(content(summary))
+    else:
+        _print_table(job, summary, page)
+    picture = study_figure(page)
+    write_atomically(job.results / "table.md", markdown(summary).encode())
+    write_atomically(job.results / "rows.csv", rows_csv(summary).encode())
+    write_atomically(job.results / "figure.png", picture)
+    if html:
+        write_study_page(html, page, picture)
+    for name, place in (("table, rows and figure", job.results), ("page", html)):
+        if place and not as_json:
+            say(f"{name}: {place.absolute()}")
+
+
+def _print_table(job: "StudyRun", summary: "Summary", page: "StudyPage") -> None:
+    from maskreid_dist.study.tables import COLUMNS, SHORT
+
     table = Table(box=None, pad_edge=False)
     for number in SHORT:
         table.add_column(COLUMNS[number], no_wrap=number == 0)
@@ -149,11 +176,3 @@ def _write_report(job: "StudyRun", html: Path | None) -> None:
     job.say(summary.standing())
     for line in [*(claim.sentence() for claim in summary.judged()), *summary.to_come()]:
         job.say(line)
-    picture = study_figure(page)
-    write_atomically(job.results / "table.md", markdown(summary).encode())
-    write_atomically(job.results / "rows.csv", rows_csv(summary).encode())
-    write_atomically(job.results / "figure.png", picture)
-    say(f"table, rows and figure: {job.results.absolute()}")
-    if html:
-        write_study_page(html, page, picture)
-        say(f"page: {html.absolute()}")

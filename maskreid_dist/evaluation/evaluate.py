@@ -29,10 +29,8 @@ from maskreid_dist.retrieval import (
     evaluate_retrieval,
     expand_queries,
 )
-from maskreid_dist.retrieval.intervals import bootstrap_intervals
-from maskreid_dist.retrieval.protocols import camera_pairs, cameras_of_keys, pool_queries, single_shot_cmc
+from maskreid_dist.retrieval.protocols import cameras_of_keys
 from maskreid_dist.retrieval.result import ApName
-from maskreid_dist.retrieval.verification import count_similarities, named_images, true_match_rates
 from maskreid_shards import ShardSet, decode_pair
 from maskreid_shards.atomic import write_atomically
 
@@ -231,63 +229,6 @@ def ranked_doubts(calibration: Calibration, ranked: Ranked, shards: ShardSet) ->
     features = np.concatenate([ranked.query, ranked.gallery])
     pids = np.concatenate([query.pids, gallery.pids])
     return doubts(calibration, features, pids, np.concatenate([query.camids, gallery.camids]))
-
-
-FALSE_MATCH_RATES = (0.1, 0.01, 0.001, 0.0001)
-
-
-@dataclass(frozen=True)
-class Extras:
-    """Protocols beside the usual figures, each as a flag of `maskreid evaluate`."""
-
-    multiple_query: bool = False
-    single_shot: int = 0
-    camera_pairs: bool = False
-    intervals: bool = False
-    verification: bool = False
-
-
-def print_extras(
-    console: Console, ranked: Ranked, shards: ShardSet, extras: Extras, ap: ApName, cameras: Cameras
-) -> None:
-    """Each protocol asked for, by name, in per cent."""
-    labels = split_labels(shards, cameras)
-    query, gallery = (ranked.query, *labels.query), (ranked.gallery, *labels.gallery)
-    if extras.intervals:
-        found = bootstrap_intervals(ranked.result, ranks=(1, 5))
-        texts = [f"{name} {100 * low:.2f} to {100 * high:.2f}" for name, (low, high) in found.items()]
-        console.print(
-            f"95 % intervals, queries resampled 1000 times, AP by {ap}: {', '.join(texts)}", highlight=False
-        )
-    if extras.multiple_query:
-        pooled = pool_queries(*query)
-        result = evaluate_retrieval(*pooled, *gallery, ap=ap)
-        _print_figures(console, f"multiple query, {len(pooled[1])} queries", result)
-    if extras.single_shot:
-        curve = single_shot_cmc(*query, *gallery, repeats=extras.single_shot)
-        texts = [f"Rank-{k} {100 * curve[k - 1]:.2f}" for k in (1, 5, 10)]
-        console.print(f"single gallery shot, {extras.single_shot} draws: {', '.join(texts)}", highlight=False)
-    if extras.verification:
-        pids, camids = (np.concatenate([labels.query[n], labels.gallery[n]]) for n in range(2))
-        images = named_images(np.concatenate([ranked.query, ranked.gallery]), pids, camids)
-        rates = true_match_rates(count_similarities(images), FALSE_MATCH_RATES)
-        texts = [
-            f"{100 * rate:g} %: " + ("too few pairs" if found is None else f"{100 * found:.2f}")
-            for rate, found in zip(FALSE_MATCH_RATES, rates, strict=True)
-        ]
-        console.print(f"pairs: true match rate at a false match rate of {', '.join(texts)}", highlight=False)
-    if extras.camera_pairs:
-        for pair in camera_pairs(*query, *gallery, ap=ap):
-            name = f"camera {pair.query_camera} to camera {pair.gallery_camera}, {pair.queries} queries"
-            _print_figures(console, name, pair.result)
-
-
-def _print_figures(console: Console, name: str, result: RetrievalResult | None) -> None:
-    figures = "no query has a match"
-    if result:
-        figures = f"mAP {100 * result.mAP:.2f} (AP by {result.ap}), Rank-1 {100 * result.rank(1):.2f}"
-        figures += f", {result.skipped_queries} skipped"
-    console.print(f"{name}: {figures}", highlight=False)
 
 
 def print_table(console: Console, rows: Sequence[Ranked]) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from maskreid_dist.report.study_page import StudyPage, StudyRow
 from maskreid_dist.study.differences import Interval
@@ -64,6 +65,21 @@ def rows_csv(summary: Summary) -> str:
         shown = ["" if value is None else f"{value:.4f}" for value in values]
         writer.writerow([row.row.name, row.row.claim or "", " ".join(map(str, row.seeds)), *shown])
     return buffer.getvalue()
+
+
+def content(summary: Summary) -> dict[str, Any]:
+    """The same for JSON: the columns of `rows_csv`, numbers or null, and the claims."""
+    lines = list(csv.DictReader(io.StringIO(rows_csv(summary))))
+    text = ("row", "claim", "seeds")
+    rows = [
+        {name: value if name in text else float(value) if value else None for name, value in line.items()}
+        for line in lines
+    ]
+    claims = [
+        {"name": one.claim.name, "verdict": one.verdict, "said": one.sentence()} for one in summary.judged()
+    ]
+    base = {"study": summary.name, "base_row": summary.base_row, "unit": "percent"}
+    return {**base, "rows": rows, "claims": claims, "to_come": list(summary.to_come())}
 
 
 def study_page(summary: Summary) -> StudyPage:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from .atomic import (
     partial_folder,
@@ -52,6 +52,10 @@ class PartReport:
     images: int
     already: bool
     warnings: tuple[str, ...] = ()
+
+    def content(self) -> dict[str, Any]:
+        """The report for programs, of what JSON has."""
+        return {**vars(self), "folder": str(self.folder), "warnings": list(self.warnings)}
 
     def lines(self) -> list[str]:
         """The report for people."""

@@ -1,7 +1,8 @@
 """What a conversion says when it is done."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from .manifest import Manifest
 
@@ -21,6 +22,35 @@ class ConversionReport:
     differences: tuple[str, ...]
     checked: int
     warnings: tuple[str, ...] = ()
+
+    def content(self) -> dict[str, Any]:
+        """The report for programs, of what JSON has. The manifest beside the shards has more."""
+        splits = {
+            name: {
+                "images": split.samples,
+                "junk": split.junk,
+                "distractors": split.distractors,
+                "identities": split.identities,
+                "single_image_identities": split.single_image_identities,
+                "cameras": list(split.cameras),
+                "shards": len(split.shards),
+                "bytes": sum(shard.bytes for shard in split.shards),
+            }
+            for name, split in self.manifest.splits.items()
+        }
+        return {
+            "out": str(self.out),
+            "dataset": self.manifest.dataset,
+            "layout": self.manifest.layout,
+            "fingerprint": self.manifest.fingerprint,
+            "splits": splits,
+            "masks": {**asdict(self.manifest.masks), "bad": self.manifest.masks.bad},
+            "images": asdict(self.manifest.images) if self.manifest.images else None,
+            "published": {"compared": self.checked, "differences": list(self.differences)},
+            "ignored_files": len(self.strays),
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+        }
 
     def lines(self) -> list[str]:
         """The report for people, one fact a line."""
