@@ -1,6 +1,7 @@
 """The one configuration: frozen, typed, read from a TOML recipe (recipe.py), validated before anything
 starts."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, field_validator, model_validator
@@ -18,6 +19,16 @@ Fusing = Literal["pool", "conv", "none"]
 Pooling = Literal["mean", "gem"]
 Neck = Literal["bn", "bnneck"]
 TIMM = "timm:"
+MASK_DAMAGE = re.compile(r"(erode|dilate|shift)=[1-9][0-9]?|(drop|swap)=(0?\.[0-9]{1,9}|1|1\.0)")
+
+
+def mask_damage(text: str) -> str:
+    """The text. Raises ValueError: none of those that `DataConfig.mask_damage` knows."""
+    if not MASK_DAMAGE.fullmatch(text):
+        raise ValueError(
+            "use erode=N, dilate=N or shift=N (1 to 99 pixels), drop=SHARE or swap=SHARE (0 to 1)"
+        )
+    return text
 
 
 class Section(BaseModel):
@@ -53,6 +64,10 @@ class DataConfig(Section):
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.0  # probability of a random rectangle of the mean colour
     # The rectangle is no person in the mask either; without it the mask stays whole.
     erase_mask: bool = False
+    # Masks made worse on purpose, at training and evaluation, to see how good they must be: "erode=2",
+    # "dilate=4" and "shift=4" by pixels of the stored mask; "drop=0.5" and "swap=0.5" give so many of the
+    # images a full mask, or that of another person.
+    mask_damage: str | None = None
     # Of training; torchvision: libjpeg-turbo, faster; gpu: nvJPEG, and augmentation on the GPU, not yet run
     # on one.
     decoder: Literal["pillow", "torchvision", "gpu"] = "pillow"
@@ -61,6 +76,11 @@ class DataConfig(Section):
     # Most distinct bad samples a run may replace, each by the next image of its identity; 0 stops at the
     # first.
     bad_samples: Count = 0
+
+    @field_validator("mask_damage")
+    @classmethod
+    def _damage_of_a_kind(cls, damage: str | None) -> str | None:
+        return damage if damage is None else mask_damage(damage)
 
     @model_validator(mode="after")
     def _cache_is_of_a_url(self) -> Self:
@@ -76,6 +96,12 @@ class DataConfig(Section):
             raise ValueError(
                 'decoder "gpu" cannot replace bad samples; use "torchvision", or bad_samples = 0'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _decoder_can_damage(self) -> Self:
+        if self.decoder == "gpu" and self.mask_damage:
+            raise ValueError('decoder "gpu" cannot damage masks; use "torchvision", or leave mask_damage out')
         return self
 
     @model_validator(mode="after")

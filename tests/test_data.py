@@ -23,7 +23,7 @@ from maskreid_dist.data.transforms import EvaluationTransform, TrainTransform, c
 from maskreid_dist.errors import SampleError
 from maskreid_dist.evaluation.embed import embed_split
 from maskreid_dist.model import MaskReID
-from maskreid_shards import Plan, ShardError, open_shards
+from maskreid_shards import Plan, ShardError, decode_pair, open_shards
 from test_stream import sound
 
 WALKERS = Path(__file__).parent.parent / "shards" / "walkers"
@@ -202,3 +202,57 @@ def test_evaluation_keeps_the_order() -> None:
     )
     assert [len(batch.pids_B) for batch in batches] == [2, 2, 1]
     assert torch.cat([batch.samples_B for batch in batches]).tolist() == numbers.tolist()
+
+
+def test_damaged_masks_by_hand() -> None:
+    """Pixels of a 3 x 3 person in a 9 x 7 frame, and what erosion, dilation and a shift leave of it."""
+    from maskreid_dist.data.mask_damage import _shifted, _widened
+
+    mask = torch.zeros(1, 9, 7, dtype=torch.uint8)
+    mask[:, 3:6, 2:5] = 255
+    wide = _widened(mask, 1)
+    assert (wide[:, 2:7, 1:6] == 255).all() and int((wide > 0).sum()) == 25
+    assert torch.equal(255 - _widened(255 - wide, 1), mask)
+    moved = _shifted(mask, -4, 3)
+    assert moved[0].nonzero().tolist() == [[y, x] for y in (0, 1) for x in (5, 6)]
+    assert not _shifted(mask, 9, 0).any()
+
+
+def test_the_iou_of_damaged_masks(converted: Path) -> None:
+    """Full masks in the place of all: a mask's IoU is the share of its frame that it covers."""
+    from maskreid_dist.data.mask_damage import mean_iou
+
+    split = open_shards(converted).split("query")
+    covers = [np.mean(np.asarray(decode_pair(split.read(n))[1]) >= 128) for n in range(len(split))]
+    assert mean_iou("drop=1", [split]) == pytest.approx(np.mean(covers))
+    assert mean_iou("drop=0.0", [split, split]) == 1
+    assert 0 < mean_iou("erode=2", [split]) < mean_iou("erode=1", [split]) < 1
+
+
+@pytest.mark.parametrize("damage", ["erode=1", "dilate=2", "shift=3", "drop=0.5", "swap=0.5"])
+def test_a_samples_mask_is_damaged_alike_everywhere(converted: Path, damage: str) -> None:
+    """The image stays; the mask is the same in every batch, decoder and epoch."""
+    split = open_shards(converted).split("train")
+    sizes = {"height": 36, "width": 14, "resize_height": 36, "resize_width": 14, "mirror": 0.0}
+    sound_, worse = (
+        next(iter(evaluation_loader(split, config(**sizes, mask_damage=d), np.arange(len(split)), 1000)))
+        for d in (None, damage)
+    )
+    assert isinstance(sound_, Batch) and isinstance(worse, Batch)
+    assert torch.equal(sound_.image_B3HW, worse.image_B3HW)
+    changed = (sound_.mask_B1HW != worse.mask_B1HW).flatten(1).any(1)
+    assert changed.any() and bool(changed.all()) == (damage[:4] not in ("drop", "swap"))
+    plan = make_plan(split, BatchConfig(identities=3, images=2), 0, 1)
+    for decoder in ("pillow", "torchvision"):
+        own = config(**sizes, mask_damage=damage, decoder=decoder)
+        drawn = next(iter(training_loader(split, plan, own, 0, 0, 1, torch.device("cpu"))))
+        assert isinstance(drawn, Batch)
+        assert torch.equal(drawn.mask_B1HW, worse.mask_B1HW[drawn.samples_B])
+
+
+@pytest.mark.parametrize(
+    "damage", ["erode", "erode=0", "erode=1.5", "melt=3", "drop=1.5", "swap=-1", "drop=50%"]
+)
+def test_a_damage_that_is_none_is_refused(damage: str) -> None:
+    with pytest.raises(ValueError, match="use erode=N"):
+        DataConfig(shards="", mask_damage=damage)

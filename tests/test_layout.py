@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     f"{DIST}/study": {
         DIST,
         SHARDS,
-        *(f"{DIST}/{name}" for name in ("data", "evaluation", "planning", "report", "training")),
+        *(f"{DIST}/{name}" for name in ("data", "evaluation", "model", "planning", "report", "training")),
     },
     f"{DIST}/bench": {
         DIST,

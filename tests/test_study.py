@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from maskreid_dist.cli.study_run import StudyRun
 from maskreid_dist.errors import RecipeError, UserError
 from maskreid_dist.retrieval.paired import paired_differences
 from maskreid_dist.study.differences import NORMAL, STUDENT, Interval, row_difference, seed_paired_interval
 from maskreid_dist.study.result import RowResult, packed_queries, read_result, write_result
 from maskreid_dist.study.side_by_side import SideBySide, environment_of
-from maskreid_dist.study.state import look, part_of
+from maskreid_dist.study.state import State, look, part_of
 from maskreid_dist.study.study_file import Task, load_study
 from maskreid_dist.study.summary import Figure, summarise
 from maskreid_dist.study.tables import markdown, rows_csv
@@ -67,6 +68,8 @@ text = "Masks help"
 better = "both"
 than = "raw"
 """
+DAMAGED = """network_of = "both"
+set = ['data.mask_damage="swap=1"']"""
 
 
 def write_study(folder: Path, shards: Path | str = "nowhere", text: str = STUDY) -> Path:
@@ -110,6 +113,13 @@ def test_a_study_is_rows_times_seeds(tmp_path: Path) -> None:
         ("model.embedding_dim=16", "seed=3", ["row both", "seed", "the study's to set"]),
         ('base = "recipe.toml"', 'base = "other.toml"', ["row both", "other.toml", "no such recipe"]),
         ("[[rows]]", "[[rows", ["not valid TOML"]),
+        (
+            'claim = "masks"',
+            'network_of = "rwa"',
+            ["row raw", "network_of = 'rwa'", "no row that is trained"],
+        ),
+        ('claim = "masks"', 'network_of = "raw"', ["row raw", "no row that is trained"]),
+        ('claim = "masks"', 'network_of = "both"', ["row raw", "model.streams is of the network"]),
     ],
 )
 def test_a_bad_study_is_one_line(tmp_path: Path, old: str, new: str, words: list[str]) -> None:
@@ -138,8 +148,9 @@ def test_bad_calls_are_one_line(converted: Path, tmp_path: Path) -> None:
         assert status == 2 and said.count("\n") == 1 and words in said, said
 
 
-def test_the_committed_study_is_valid() -> None:
-    loaded = load_study(ROOT / "launch" / "studies" / "paper_walkers.toml")
+@pytest.mark.parametrize("name", ["paper_walkers", "mask_quality"])
+def test_the_committed_study_is_valid(name: str) -> None:
+    loaded = load_study(ROOT / "launch" / "studies" / f"{name}.toml")
     study = loaded.study
     assert len(study.seeds) >= 3
     decided = {name for claim in study.claims for name in (claim.better, claim.than)}
@@ -148,10 +159,10 @@ def test_the_committed_study_is_valid() -> None:
     assert {row.name for row in study.rows} - decided <= {
         row.name
         for row in study.rows
-        if "pull" in row.name  # the grid beside the two that claims name
+        if "pull" in row.name or name == "mask_quality"  # a grid; compared with the base row alone
     }
     digests = {task.config.name.rpartition("-")[2] for task in loaded.tasks}
-    own = [row for row in study.rows if row.shards]
+    own = [row for row in study.rows if row.shards and not row.network_of]
     assert len(digests) == len(loaded.tasks) - len(own) * len(study.seeds)  # where shards lie is no change
 
 
@@ -397,6 +408,39 @@ def test_a_study_from_its_file_to_its_table(converted: Path, tmp_path: Path) -> 
     path.write_text(STUDY.replace("dim=16", "dim=8"))
     status, said = run(*command, "--list")
     assert status == 0 and "0 done, 4 to run" in said and said.count("not counted") == 4
+
+
+def test_a_row_may_rank_another_rows_network(
+    converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is trained once, though its own row is not asked for; the two rows differ in their masks alone."""
+    text = STUDY.replace("seeds = [1, 2]", "seeds = [1]").replace('name = "raw"', 'name = "worse"')
+    text = text.replace("""set = ['model.streams=["raw"]']""", DAMAGED)
+    path = write_study(tmp_path, converted, text.replace('than = "raw"', 'than = "worse"'))
+    runs, kept = tmp_path / "runs", tmp_path / "results" / "small"
+    turns: list[list[str]] = []
+
+    def train_all(self: StudyRun, state: State, waiting: list[Task], *folders: Path) -> int:
+        turns.append([task.name for task in waiting])
+        return 0
+
+    monkeypatch.setattr(StudyRun, "train_all", train_all)
+    here: list[object] = ["study", path, "--runs", runs, "--here"]
+    status, said = run(*here, "--row", "worse")
+    assert status == 2 and "no network yet; train row both" in said
+    assert run("study", path, "--runs", runs, "--row", "worse")[0] == 0
+    assert run(*here, "--row", "both")[0] == 0 and run(*here, "--row", "worse")[0] == 0
+    both, worse = (read_result(kept / f"{row}-s1.json") for row in ("both", "worse"))
+    assert both.weights_sha256 == worse.weights_sha256 and both.queries_of == worse.queries_of
+    assert worse.network_of == "both" and worse.minutes is None and both.network_of is None
+    assert both.queries != worse.queries
+    (kept / "worse-s1.json").unlink()
+    assert run("study", path, "--runs", runs)[0] == 0
+    assert turns == [["both-s1"], ["worse-s1"], [], ["worse-s1"]]
+    # The same row, trained by itself, would be another network.
+    write_result(kept / "worse-s1.json", worse)
+    path.write_text(path.read_text().replace('network_of = "both"\n', ""))
+    assert "worse-s1.json: of other shards, recipe, row" in run("study", path, "--list")[1]
 
 
 def test_a_row_whose_shards_are_not_here_is_named_and_left_out(converted: Path, tmp_path: Path) -> None:

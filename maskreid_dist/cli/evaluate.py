@@ -78,6 +78,14 @@ def evaluate(
             "--expand-queries", min=0, help="Also with each query plus its K nearest images; 0: not."
         ),
     ] = 0,
+    mask_damage: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=N",
+            help="Also with worse masks: erode=N, dilate=N, shift=N pixels, drop=N or swap=N of the images; "
+            "repeatable.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
@@ -93,7 +101,8 @@ def evaluate(
             raise UserError("--multiple-query and --camera-pairs need camera ids: leave out --cameras none")
         extras = Extras(multiple_query, single_shot, camera_pairs, intervals, verification)
         grown = _grown(distractors, sizes)
-        asked = Asked(run, shards, cache, ap, cameras, extras, options, expand, grown)
+        damages = _damages(mask_damage or ())
+        asked = Asked(run, shards, cache, ap, cameras, extras, options, expand, grown, damages)
         _evaluate(asked, ranks, report, output, as_json)
 
     share_work(work)
@@ -120,12 +129,13 @@ class Asked:
     rerank: "ReRanking | None"
     expand: int
     grown: Grown | None
+    damages: "Sequence[str]"
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """refined: the same features, ranked with what is asked for besides, by name; growth: by size of the
-    gallery; extras: of other protocols."""
+    """refined: what is asked for besides, by name: the same features ranked otherwise, features of worse
+    masks; growth: by size of the gallery; extras: of other protocols."""
 
     checkpoint: "Checkpoint"
     shards: "ShardSet"
@@ -150,6 +160,17 @@ def _re_ranking(k1: int, k2: int, weight: float, power: Literal["squared", "four
         return ReRanking(k1, k2, weight, power)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _damages(texts: "Sequence[str]") -> "Sequence[str]":
+    from maskreid_dist.config import mask_damage
+
+    for text in texts:
+        try:
+            mask_damage(text)
+        except ValueError as error:
+            raise UserError(f"--mask-damage {text}: {error}") from None
+    return texts
 
 
 def _grown(distractors: str | None, sizes: str | None) -> Grown | None:
@@ -189,6 +210,7 @@ def _evaluated(asked: Asked, ranks: "Ranks", console: Terminal) -> Evaluated | N
         checkpoint_of,
         load_network,
         name_of,
+        rank_damaged,
         rank_network,
         refined,
     )
@@ -202,12 +224,13 @@ def _evaluated(asked: Asked, ranks: "Ranks", console: Terminal) -> Evaluated | N
     network = load_network(found)
     how = asked.ap, asked.cameras
     ranked = rank_network(name_of(found), network, found.config, shards, console, *how, ranks)
+    worse = rank_damaged(network, asked.damages, found.config, shards, console, *how, ranks)
     more = None
     if others is not None:
         more = embed_distractors(network, others, found.config, console, ranks)
     if not ranks.is_first:
         return None
-    rows = refined(ranked, shards, *how, asked.rerank, asked.expand)
+    rows = refined(ranked, shards, *how, asked.rerank, asked.expand) | worse
     growth: dict[int, RetrievalResult] = {}
     if asked.grown and more is not None:
         growth = grown(ranked, shards, more, asked.grown.sizes, *how)
@@ -233,6 +256,7 @@ def _agree(
     opened = {"shards": shards, **({"distractors": others} if others else {})}
     saved = f"step {checkpoint.step}, weights {checkpoint.weights_sha256[:12]}"
     options = {"--ap": asked.ap, "--cameras": asked.cameras, "the checkpoint": saved}
+    options["--mask-damage"] = " ".join(asked.damages)
     ranks.agree(facts_of_evaluation(checkpoint.config, ranks.device, opened, options))
 
 

@@ -58,7 +58,7 @@ class StudyRun:
     def run(self, tasks: "list[Task]") -> int:
         """Train what has no result; returns the exit status."""
         state = self.look()
-        return self.train_all(state, state.waiting(tasks), self.results, self.runs)
+        return self._in_turn(state, state.waiting(tasks), self.results, self.runs)
 
     def run_again(self, tasks: "list[Task]") -> int:
         """Train anew what has a result, and say how the two compare; returns the exit status."""
@@ -76,12 +76,26 @@ class StudyRun:
             if result_path(results, task).exists():  # of an earlier --again
                 result_path(results, task).unlink()
                 remove_folder(place / task.config.name)
-        status = self.train_all(state, done, results, place)
+        status = self._in_turn(state, done, results, place)
         found = find_results(results)
         for task in done:
             if task.name in found:
                 self.say(f"{task.name}: {compared(state.done[task.name], found[task.name].result)}")
         return status
+
+    def _in_turn(self, state: "State", waiting: "list[Task]", results: Path, runs: Path) -> int:
+        """What is trained, with the networks that other rows want; then those rows."""
+        from maskreid_dist.study.training import is_trained
+
+        trained = {task.name: task for task in waiting if task.source is None}
+        ranked = [task for task in waiting if task.source is not None]
+        for source in (task.source for task in ranked if task.source is not None):
+            if source.name not in trained and not is_trained(source, runs):
+                trained[source.name] = source
+        status = self.train_all(state, list(trained.values()), results, runs)
+        if status != exit_status.DONE or not ranked:
+            return status
+        return self.train_all(state, ranked, results, runs)
 
     def train_all(self, state: "State", waiting: "list[Task]", results: Path, runs: Path) -> int:
         import torch

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from maskreid_dist.config import BatchConfig, Config, DataConfig
 from maskreid_dist.data.bad_samples import Replaced, stand_ins
 from maskreid_dist.data.decoders import Decode, decode_on, decode_with_torchvision
+from maskreid_dist.data.mask_damage import damaged
 from maskreid_dist.data.streaming import Read, StreamedBatches
 from maskreid_dist.data.transforms import EvaluationTransform, Pair, PairTransform, TrainTransform
 from maskreid_dist.errors import SampleError
@@ -271,7 +272,8 @@ def training_loader(
     if config.data.decoder == "gpu":
         dataset = RawBatches(split)
     else:
-        decode = decode_with_torchvision if config.data.decoder == "torchvision" else decode_pair
+        decode: Decode = decode_with_torchvision if config.data.decoder == "torchvision" else decode_pair
+        decode = damaged(decode, config.data.mask_damage, split)
         dataset = PairDataset(split, transform, config.data.bad_samples > 0, decode)
     pin = device.type == "cuda" and config.data.decoder != "gpu"
     stop = config.optimizer.steps
@@ -300,7 +302,9 @@ def batches_of(
     is always a SampleError: without it the figures would be another data set's.
     """
     draws = [_without_augmentation(split, samples) for samples in batches]
-    return _loader(PairDataset(split, EvaluationTransform(config.data)), draws, config.data, False)
+    decode = damaged(decode_pair, config.data.mask_damage, split)
+    dataset = PairDataset(split, EvaluationTransform(config.data), decode=decode)
+    return _loader(dataset, draws, config.data, False)
 
 
 def _without_augmentation(split: Split, samples: NDArray[np.int64]) -> Draws:

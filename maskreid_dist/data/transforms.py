@@ -83,9 +83,13 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def as_tensors(image: Picture, mask: Picture) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
     """An RGB picture and its 8-bit mask as the types by which v2 tells them apart."""
-    if not isinstance(mask, Tensor):
-        mask = v2.functional.pil_to_tensor(mask)
-    return tv_tensors.Image(image), tv_tensors.Mask(mask)
+    return tv_tensors.Image(image), tv_tensors.Mask(mask_as_tensor(mask))
+
+
+def mask_as_tensor(mask: Picture) -> Tensor:
+    """(1, H, W) uint8."""
+    tensor: Tensor = mask if isinstance(mask, Tensor) else v2.functional.pil_to_tensor(mask)
+    return tensor
 
 
 def cut_out(image: PILImage.Image, mask: PILImage.Image) -> PILImage.Image:

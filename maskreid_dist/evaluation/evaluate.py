@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from maskreid_dist.config import Config
+from maskreid_dist.data.mask_damage import mean_iou
 from maskreid_dist.errors import UserError
 from maskreid_dist.evaluation.calibration import Calibration, doubts
 from maskreid_dist.evaluation.embed import embed_share
@@ -123,7 +124,9 @@ def rank_network(
     for split_name in ("query", "gallery"):
         with progress_bar(f"{name}: {split_name}", console) as progress:
             features.append(
-                embed_share(network, shards.split(split_name), config, ranks, split_name, progress)
+                embed_share(
+                    network, shards.split(split_name), config, ranks, f"{name}: {split_name}", progress
+                )
             )
     return rank_shares(name, features[0], features[1], shards, ranks, ap, cameras)
 
@@ -154,6 +157,28 @@ def rank_shares(
     except ValueError as error:  # of evaluate_retrieval, the same on every rank
         raise UserError(f"{name}: {error}") from None
     return Ranked(name, query, rows_on_first(gallery, len(labels.gallery[0]), ranks), result)
+
+
+def rank_damaged(
+    network: ReIDNetwork,
+    damages: Sequence[str],
+    config: Config,
+    shards: ShardSet,
+    console: Console,
+    ap: ApName = "hits",
+    cameras: Cameras = "labels",
+    ranks: Ranks | None = None,
+) -> dict[str, Ranked]:
+    """`rank_network` with the masks of query and gallery made worse, once for each of `damages`
+    (`data.mask_damage` of a recipe), by its text. Their names have the mean IoU with the stored masks."""
+    rows = {}
+    splits = [shards.split(name) for name in ("query", "gallery")]
+    for damage in damages:
+        data = config.data.model_copy(update={"mask_damage": damage})
+        worse = config.model_copy(update={"data": data})
+        name = f"masks: {damage}, IoU {mean_iou(damage, splits):.2f}"
+        rows[damage] = rank_network(name, network, worse, shards, console, ap, cameras, ranks)
+    return rows
 
 
 def rank_histogram(name: str, shards: ShardSet, stripes: int, masked: bool) -> Ranked:

@@ -36,7 +36,8 @@ class Queries(BaseModel):
 
 class RowResult(BaseModel):
     """figures: six, in per cent. queries_of: sha256 of the labels of queries and gallery; results that have
-    the same one can be compared query by query. minutes: in steps of training. recipe: the whole one."""
+    the same one can be compared query by query. minutes: in steps of training. recipe: the whole one.
+    network_of: the row whose network it is, of a row that is not trained."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -55,8 +56,9 @@ class RowResult(BaseModel):
     commit: str | None
     finished: str
     weights_sha256: str
-    shards: str  # the fingerprint of what it was trained on
+    shards: str  # the fingerprint of what it was trained on; of another row's network, of the row's own
     recipe: dict[str, Any]
+    network_of: str | None = None
 
     def average_precision(self) -> NDArray[np.float64]:
         """(Q,) float64, nan for a skipped query."""

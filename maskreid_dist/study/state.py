@@ -101,7 +101,8 @@ def _is_of(result: RowResult, task: Task, opened: Mapping[str, ShardSet]) -> boo
     """Whether the task would be trained so again: its recipe, and its shards where they are here."""
     shards = opened.get(task.config.data.shards)
     same_data = shards is None or shards.split("train").fingerprint == result.shards
-    return same_data and same_training(result.recipe, task.config)
+    same_network = result.network_of == task.row.network_of
+    return same_data and same_network and same_training(result.recipe, task.config)
 
 
 def _absent_shards(task: Task) -> str:
@@ -120,6 +121,8 @@ def _tflop(task: Task, opened: dict[str, ShardSet], counted: dict[tuple[object, 
     if data.shards not in opened:
         opened[data.shards] = open_recipe_shards(data)
         check_queries(opened[data.shards])
+    if task.source is not None:
+        return 0.0  # a gallery is ranked: seconds
     key = (data.shards, data.height, data.width, config.model, config.batch, config.loss.classifies)
     if key not in counted:
         everything = Rates(memory_gb=1e9)  # whether it fits is plan-run's to say

@@ -19,6 +19,7 @@ EXAMPLE = "launch/studies/paper_walkers.toml"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Overrides = tuple[str, ...]  # section.key=value, as --set takes them
 SET_BY_THE_STUDY = ("name", "seed")
+OF_MASKS = ("data.mask_damage",)  # what a row with another's network may set
 
 
 class Part(Section):
@@ -36,13 +37,15 @@ class Part(Section):
 
 class Row(Part):
     """A training that is repeated with every seed. claim: the name of the claim that it belongs to; shards:
-    other ones than the base recipe's; note: how these are made."""
+    other ones than the base recipe's; note: how these are made. network_of: no training, but the network of
+    that row, ranked with this row's masks (`data.mask_damage`, `shards`)."""
 
     name: Name
     claim: Name | None = None
     overrides: Overrides = Field(default=(), alias="set")
     shards: Location | None = None
     note: str = ""
+    network_of: Name | None = None
 
 
 class Claim(Part):
@@ -89,6 +92,9 @@ class Study(Part):
         for row in self.rows:
             if row.claim is not None and row.claim not in claims:
                 raise ValueError(f"row {row.name}: claim = {row.claim!r} is none of the claims")
+            trained = [other.name for other in self.rows if other.network_of is None]
+            if row.network_of is not None and row.network_of not in trained:
+                raise ValueError(f"row {row.name}: network_of = {row.network_of!r} is no row that is trained")
         return self
 
 
@@ -102,6 +108,7 @@ class Task:
     recipe: Path
     overrides: Overrides
     config: Config
+    source: "Task | None" = None  # whose network it is, where the row has network_of
 
     @property
     def name(self) -> str:
@@ -125,24 +132,40 @@ def load_study(path: Path) -> LoadedStudy:
     except ValidationError as error:
         raise RecipeError(f"{path}: {describe(error, _keys())}") from None
     recipe = path.parent / study.base
-    tasks = tuple(_task(path, study, recipe, row, seed) for row in study.rows for seed in study.seeds)
-    return LoadedStudy(path, study, tasks)
+    tasks: dict[tuple[str, int], Task] = {}
+    for of_another in (False, True):
+        for row in study.rows:
+            for seed in study.seeds if (row.network_of is not None) == of_another else ():
+                source = tasks[row.network_of, seed] if row.network_of is not None else None
+                tasks[row.name, seed] = _task(path, study, recipe, row, seed, source)
+    in_order = tuple(tasks[row.name, seed] for row in study.rows for seed in study.seeds)
+    return LoadedStudy(path, study, in_order)
 
 
-def _task(path: Path, study: Study, recipe: Path, row: Row, seed: int) -> Task:
-    own = [*study.overrides, *row.overrides]
+def _task(path: Path, study: Study, recipe: Path, row: Row, seed: int, source: Task | None) -> Task:
+    own = [*study.overrides, *(source.row.overrides if source else ()), *row.overrides]
     for override in own:
         if override.partition("=")[0].strip() in SET_BY_THE_STUDY:
             raise RecipeError(f"{path}: row {row.name}: {override}: name and seed are the study's to set")
-    own += [f"data.shards={json.dumps(row.shards)}"] if row.shards is not None else []
+    shards = row.shards or (source.row.shards if source else None)
+    own += [f"data.shards={json.dumps(shards)}"] if shards is not None else []
     own += [f"seed={seed}", f'name="{row.name}-s{seed}"']
     try:
         config = load_recipe(recipe, own)
     except RecipeError as error:
         raise RecipeError(f"{path}: row {row.name}: {error}") from None
-    digest = hashlib.sha256(json.dumps(trained_by(config), sort_keys=True).encode()).hexdigest()
+    decides = trained_by(config)
+    if source is not None:
+        before = trained_by(source.config)
+        if others := [key for key in decides if decides[key] != before[key] and key not in OF_MASKS]:
+            raise RecipeError(
+                f"{path}: row {row.name}: {others[0]} is of the network, row {row.network_of}'s; "
+                f"set {OF_MASKS[0]} or shards alone, or leave network_of out"
+            )
+        decides["network_of"] = row.network_of
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     named = (*own[:-1], f'name="{row.name}-s{seed}-{digest[:8]}"')
-    return Task(row, seed, recipe, named, load_recipe(recipe, named))
+    return Task(row, seed, recipe, named, load_recipe(recipe, named), source)
 
 
 def trained_by(config: Config) -> dict[str, Any]:
