@@ -9,6 +9,7 @@ from PIL import Image
 from market import write_market
 from mask_pictures import SIZE, cut_out, saved
 from maskreid_shards import MaskOptions
+from maskreid_shards.masks.maker import NOTE
 from maskreid_shards.masks.policy import read_mask
 from program import run
 
@@ -80,6 +81,15 @@ def test_a_label_map_is_no_soft_mask(
     assert (data is None) == (kind is not None) and [problem.kind for problem in found] == [kind] * bool(kind)
     if kind:
         assert "--mask-kind label --person-label" in found[0].detail
+
+
+@pytest.mark.parametrize("highest", [0, 3])
+def test_an_empty_mask_of_a_network_is_no_label_map(tmp_path: Path, highest: int) -> None:
+    path = saved(tmp_path / "m.png", Image.new("L", SIZE, highest))
+    (tmp_path / NOTE).write_text('{"model": "pose"}')
+    data, found = read_mask(path, SIZE, where="x", options=MaskOptions(str(tmp_path)))
+    assert data is None and [problem.kind for problem in found] == ["empty"]
+    assert "found nobody" in found[0].detail and "label" not in found[0].detail
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from ..errors import ShardError
 from ..opening import PICTURE_BYTES, read_file
 from .arrays import MAGIC as ARRAY_MAGIC
 from .arrays import array_picture
+from .maker import read_maker
 from .options import LABEL_MODES, PNG_BIT_DEPTH, MaskOptions, person_mask
 
 OnBadMask = Literal["fail", "full", "skip"]
@@ -205,11 +206,17 @@ def _valid_mask(
         mask = mask.resize(size, filtering)
     highest = int(mask.getextrema()[1])  # type: ignore[arg-type]  # of one band: two numbers
     if highest < PERSON_LEVEL:
-        hint = "; a label map needs its person labels: --mask-kind label --person-label N" if highest else ""
-        hint = hint if options.kind == "soft" else ""
-        return None, (MaskProblem("empty", where, f"highest value {highest}{hint}"),)
+        return None, (MaskProblem("empty", where, f"highest value {highest}{_why_empty(highest, options)}"),)
     as_stored = mask is picture and picture.format == "PNG" and data[PNG_BIT_DEPTH] == 8
     return data if as_stored else png_bytes(mask), tuple(changes)
+
+
+def _why_empty(highest: int, options: MaskOptions) -> str:
+    """What an empty mask most probably is; empty where nothing is known."""
+    if read_maker(options.location):
+        return "; the network that made it found nobody"
+    labels = highest and options.kind == "soft"
+    return "; a label map needs its person labels: --mask-kind label --person-label N" if labels else ""
 
 
 def without_alpha(picture: Image.Image, options: MaskOptions) -> tuple[Image.Image, bool]:
