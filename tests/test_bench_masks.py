@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from market import write_market
 from maskreid_dist.bench import masks
+from maskreid_dist.bench.mask_speed import MaskSpeed, measure_speed
 from maskreid_dist.cli.app import app
 from maskreid_dist.errors import UserError
 from maskreid_dist.segmentation import pose_weights
@@ -69,6 +70,26 @@ def test_exact_masks_that_are_missing(market: Path, tmp_path: Path) -> None:
     weights.write_bytes(plain_pose())
     status, output = run("bench", "masks", market, "--against", market / PATTERN, "--weights", weights)
     assert status == 2 and "sha256" in output and output.count("\n") == 1
+
+
+def test_the_time_of_a_mask_and_its_parts(
+    market: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "w.tflite"
+    weights.write_bytes(plain_pose())
+    monkeypatch.setattr(pose_weights, "SHA256", hashlib.sha256(plain_pose()).hexdigest())
+    found = measure_speed(market, 4, 2, weights=weights)
+    assert found.whole_ms >= found.whole_least_ms > 0 and found.network_ms >= found.network_least_ms > 0
+    assert found.gflop is not None and found.gflop > 0 and found.product_gflops > 0
+    made = MaskSpeed(64, 5, 12.5, 11.0, 10.0, 9.0, 0.3, 60.0, 80.0)
+    assert made.promise().value == pytest.approx(80) and not made.promise().kept
+    assert "12.50 ms of a core (11.00 at the least), of them the network 10.00 (9.00)" in made.lines()[0]
+    assert "0.300 GFLOP, 30 GFLOP/s; a product of matrices: 60" in made.lines()[1]
+    assert "would take 5.00 ms" in made.lines()[1]
+    status, output = run("bench", "masks", market, "--speed", 4000, "--weights", weights)
+    assert status == 2 and "images; measure at most so many" in output and output.count("\n") == 1
+    status, output = run("bench", "masks", market)
+    assert status == 2 and "--against" in output and output.count("\n") == 1
 
 
 def test_a_pair_of_masks(market: Path) -> None:

@@ -8,7 +8,7 @@ The mask comes from a square of MASK_SIDE pixels, which `maskreid segment --heig
 from one of 256, for which the network was published.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate, pad
 from maskreid_dist.errors import UserError
 from maskreid_dist.segmentation.tflite import Graph, read_graph
 from maskreid_dist.segmentation.tflite_network import TfliteNetwork
+from maskreid_dist.segmentation.tflite_window import Window
 from maskreid_shards.opening import PICTURE_BYTES, read_file
 
 MASK_SIDE = 192
@@ -46,13 +47,12 @@ class PoseSegmenter:
     def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
         """uint8 (3, H, W) to the probability of person, float32 (H, W) in 0..1 on the CPU, for each."""
         squares = [_square(image.to(self.device), self.side) for image in images]
-        masks = self._run(self.mask_network, [square for square, _ in squares]).sigmoid()
+        places = [place.window for _, place in squares]
         found = []
-        for mask, (_, place), image in zip(masks, squares, images, strict=True):
-            inside = mask[
-                None, :, place.top : place.top + place.height, place.left : place.left + place.width
-            ]
-            own = interpolate(inside, tuple(image.shape[-2:]), mode="bilinear", antialias=True)
+        for inside, image in zip(
+            self._inside([square for square, _ in squares], places), images, strict=True
+        ):
+            own = interpolate(inside.sigmoid(), tuple(image.shape[-2:]), mode="bilinear", antialias=True)
             found.append(own[0, 0].clamp(0, 1).cpu())
         return found
 
@@ -69,13 +69,37 @@ class PoseSegmenter:
             found.append(torch.stack([x, y, points[:, 3].sigmoid()], 1).numpy())
         return found
 
+    def _inside(self, squares: Sequence[Tensor], windows: Sequence[Window]) -> list[Tensor]:
+        """The logits in each square's window, (1, 1, rows, columns) each."""
+        if self.device.type != "cpu":  # the whole is little work there, and many windows many small layers
+            (logits,) = self.mask_network(_batch(squares))
+            return [
+                logits[number, None, :, window.top : window.bottom, window.left : window.right]
+                for number, window in enumerate(windows)
+            ]
+        return [
+            inside
+            for chunk, first in self._chunks(squares)
+            for inside in self.mask_network.windows(chunk, windows[first : first + CHUNK])
+        ]
+
     def _run(self, network: TfliteNetwork, squares: Sequence[Tensor]) -> Tensor:
-        on_cpu = self.device.type == "cpu"
-        # A pass over fewer images may round otherwise; on a CPU a mask does not depend on its neighbours.
-        filling = [torch.zeros_like(squares[0])] * (-len(squares) % CHUNK if on_cpu else 0)
-        batch = torch.stack([*squares, *filling]).contiguous(memory_format=torch.channels_last)
-        parts = batch.split(CHUNK) if on_cpu else (batch,)
-        return torch.cat([network(part)[0] for part in parts])[: len(squares)]
+        whole: Tensor
+        if self.device.type != "cpu":
+            (whole,) = network(_batch(squares))
+            return whole
+        return torch.cat([network(chunk)[0] for chunk, _ in self._chunks(squares)])[: len(squares)]
+
+    def _chunks(self, squares: Sequence[Tensor]) -> Iterator[tuple[Tensor, int]]:
+        """CHUNK squares each and the number of the first. The last one is filled with zeros: a pass over
+        fewer may round otherwise, and a mask should not depend on its neighbours."""
+        for first in range(0, len(squares), CHUNK):
+            part = list(squares[first : first + CHUNK])
+            yield _batch(part + [torch.zeros_like(part[0])] * (CHUNK - len(part))), first
+
+
+def _batch(squares: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(squares)).contiguous(memory_format=torch.channels_last)
 
 
 class _Place:
@@ -85,6 +109,10 @@ class _Place:
         scale = side / max(height * (1 + 2 * MARGIN), width)
         self.height, self.width = max(1, round(height * scale)), max(1, round(width * scale))
         self.top, self.left = (side - self.height) // 2, (side - self.width) // 2
+
+    @property
+    def window(self) -> Window:
+        return Window(self.top, self.top + self.height, self.left, self.left + self.width)
 
 
 def _square(image: Tensor, side: int) -> tuple[Tensor, _Place]:

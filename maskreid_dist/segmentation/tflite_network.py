@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskreid_dist.errors import UserError
 from maskreid_dist.segmentation.tflite import ACTIVATIONS, PADDINGS, Graph, Operation
+from maskreid_dist.segmentation.tflite_layers import Add, Convolution, Enlarge
+from maskreid_dist.segmentation.tflite_window import Window, compute_window, first_windowed
 
 
 class TfliteNetwork(nn.Module):
@@ -39,13 +40,33 @@ class TfliteNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, C, H, W) float32 to the outputs, (B, C, H, W), or (B, N) where the graph flattens them."""
-        tensors = {self.input: images}
+        maps = self._computed(images, len(self.wiring))
+        return [maps[number] for number in self.outputs]
+
+    def windows(self, images: Tensor, windows: Sequence[Window]) -> list[Tensor]:
+        """(B, C, H, W) float32 to each image's window of the one output, (1, C, rows, columns): `forward`'s
+        values, up to rounding. Large maps are computed in the windows alone, once for images of the same
+        window; always of the whole batch, so that an image's values do not depend on the others' windows."""
+        steps = list(self.steps)
+        first = first_windowed(steps)
+        maps = self._computed(images, first)
+        found = {
+            window: compute_window(steps[first:], self.wiring[first:], maps, self.outputs[0], window)
+            for window in dict.fromkeys(windows)
+        }
+        return [found[window][number : number + 1] for number, window in enumerate(windows)]
+
+    def _computed(self, images: Tensor, steps: int) -> dict[int, Tensor]:
+        """What the first `steps` steps leave for those after them, and the outputs among it."""
+        maps = {self.input: images}
         for step, (module, (sources, output)) in enumerate(zip(self.steps, self.wiring, strict=True)):
-            tensors[output] = module(*(tensors[number] for number in sources))
+            if step == steps:
+                break
+            maps[output] = module(*(maps[number] for number in sources))
             for number in sources:
                 if self.last_use[number] == step and number not in self.outputs:
-                    tensors.pop(number, None)
-        return [tensors[number] for number in self.outputs]
+                    maps.pop(number, None)
+        return maps
 
 
 Margins = Mapping[int, tuple[int, tuple[int, int, int, int]]]  # of a PAD's output: what is padded, and how
@@ -96,7 +117,7 @@ def _module(operation: Operation, graph: Graph, weights: Mapping[int, Tensor], m
         if padded and same:
             raise ValueError("PAD before a convolution that pads")
         depthwise = operation.name == "DEPTHWISE_CONV_2D"
-        return _Convolution(
+        return Convolution(
             # TFLite's are (out, height, width, in), and (1, height, width, channels).
             weights[operation.inputs[1]].permute(*((3, 0, 1, 2) if depthwise else (0, 3, 1, 2))),
             weights[operation.inputs[2]],
@@ -108,7 +129,7 @@ def _module(operation: Operation, graph: Graph, weights: Mapping[int, Tensor], m
     if padded:
         raise ValueError(f"PAD before {operation.name}")
     if operation.name == "ADD":
-        return _Add(activation)
+        return Add(activation)
     if operation.name == "RESIZE_BILINEAR":
         if options["align_corners"] or not options["half_pixel_centers"]:
             raise ValueError("RESIZE_BILINEAR with other than half-pixel centres")
@@ -118,7 +139,7 @@ def _module(operation: Operation, graph: Graph, weights: Mapping[int, Tensor], m
         )
         if height % old_height or width % old_width:
             raise ValueError("RESIZE_BILINEAR by other than a whole factor")
-        return _Enlarge(height // old_height, width // old_width)
+        return Enlarge(height // old_height, width // old_width)
     if operation.name == "MAX_POOL_2D":
         if PADDINGS[options["padding"]] == "same" or activation != "none":
             raise ValueError("MAX_POOL_2D with padding or activation")
@@ -130,81 +151,3 @@ def _module(operation: Operation, graph: Graph, weights: Mapping[int, Tensor], m
     if operation.name == "RESHAPE" and len(graph.shapes[operation.output]) == 2:
         return nn.Flatten()  # of 1 x 1 pixels: the order of the axes does not matter
     raise ValueError(f"{operation.name} to {graph.shapes[operation.output]}")
-
-
-class _Convolution(nn.Module):
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor,
-        stride: tuple[int, int],
-        padding: tuple[int, int, int, int] | None,
-        activation: str,
-        *,
-        depthwise: bool,
-    ) -> None:
-        """padding: left, right, top, bottom; None is TFLite's "same", which depends on the input's size."""
-        super().__init__()
-        # To one channel: channel by channel and then summed takes 0.4 of the time on a CPU.
-        self.summed = not depthwise and weight.shape[0] == 1
-        if self.summed:
-            weight, depthwise = weight.transpose(0, 1), True
-        form = torch.contiguous_format if depthwise else torch.channels_last
-        self.register_buffer("weight", weight.contiguous(memory_format=form))
-        self.register_buffer("bias", bias)
-        self.stride, self.padding, self.activation = stride, padding, activation
-        self.groups = weight.shape[0] if depthwise else 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        left, right, top, bottom = self.padding or self._same(x)
-        if (left, top) == (right, bottom):
-            around = (top, left)
-        else:
-            x, around = F.pad(x, (left, right, top, bottom)), (0, 0)
-        bias = None if self.summed else self.bias
-        at_once = x.device.type == "cpu" and not torch.compiler.is_compiling()  # no graph to export
-        if at_once and torch.backends.mkldnn.is_available():
-            # conv2d leaves few channels to a slower program: 5 times the time for 8 to 8 channels.
-            y = torch.mkldnn_convolution(x, self.weight, bias, around, self.stride, (1, 1), self.groups)
-        else:
-            y = F.conv2d(x, self.weight, bias, self.stride, around, 1, self.groups)
-        return _activated(y.sum(1, keepdim=True).add_(self.bias) if self.summed else y, self.activation)
-
-    def _same(self, x: Tensor) -> tuple[int, int, int, int]:
-        """Margins for ceil(size / stride) outputs, the larger half behind."""
-        found: list[int] = []
-        for axis, stride in ((3, self.stride[1]), (2, self.stride[0])):
-            size, filter_size = x.shape[axis], self.weight.shape[axis]
-            total = max((-(-size // stride) - 1) * stride + filter_size - size, 0)
-            found += (total // 2, total - total // 2)
-        left, right, top, bottom = found
-        return left, right, top, bottom
-
-
-class _Add(nn.Module):
-    def __init__(self, activation: str) -> None:
-        super().__init__()
-        self.activation = activation
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return _activated(x + y, self.activation)
-
-
-class _Enlarge(nn.Module):
-    def __init__(self, rows: int, columns: int) -> None:
-        super().__init__()
-        self.rows, self.columns = rows, columns
-
-    def forward(self, x: Tensor) -> Tensor:
-        size = (x.shape[2] * self.rows, x.shape[3] * self.columns)
-        return F.interpolate(x, size, mode="bilinear", align_corners=False)
-
-
-def _activated(fresh: Tensor, activation: str) -> Tensor:
-    """In place."""
-    if activation == "relu6":
-        return fresh.clamp_(0, 6)
-    return fresh.relu_() if activation == "relu" else fresh
