@@ -1,6 +1,7 @@
 """`launch/train.py` with something wrong on one rank at one step. Run as a program, by every rank.
 
-FAULT = "KIND RANK STEP [STEP]"; steps count from 1, as in the log.
+FAULT = "KIND RANK STEP [STEP]"; steps count from 1, as in the log. The ranks beside one that stops or hangs
+wait until it has, and from then on a second for what never comes, in place of engine.collective_timeout_s.
 """
 
 import multiprocessing
@@ -11,10 +12,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from torch.distributed import distributed_c10d
 
 from maskreid_dist.cli.app import train_main
 from maskreid_dist.data.batches import Batch
@@ -39,6 +43,11 @@ def faulty_step(
     clock: Any = None,
 ) -> Any:
     here = world.rank == int(RANK) and str(step + 1) in STEPS
+    if KIND in ("stop", "hang") and str(step + 1) in STEPS:
+        if here:
+            (runs() / "waiting").write_text(str(os.getpid()))
+        else:
+            be_impatient(world)
     hooks = [hook for hook in (before(engine.module) if here else None,) if hook]
     result = training_step(engine, batch, classes, config, step, watch, world, memory, clock)
     for hook in hooks:
@@ -46,6 +55,17 @@ def faulty_step(
     if here:
         after(engine.module)
     return result
+
+
+def be_impatient(world: World) -> None:
+    """Not before the other rank has stopped, or is about to hang: whether it is late must not matter."""
+    other = runs() / "waiting"
+    while not other.exists() or not other.read_text():
+        time.sleep(0.05)
+    while KIND == "stop" and psutil.Process(int(other.read_text())).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.05)
+    for group in (None, world.control):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=1), group)
 
 
 def runs() -> Path:

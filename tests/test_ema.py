@@ -1,9 +1,6 @@
 """The moving average of the weights: what it is, and a training with one, on a trunk of timm, resumed."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +10,8 @@ from torch import nn
 
 from maskreid_dist.model.checkpoint import finished_checkpoints
 from maskreid_dist.training.ema import Ema
-from maskreid_dist.training.environment import free_port
+from nodes import ROOT, run_nodes
 
-ROOT = Path(__file__).parent.parent
 RECIPE = f"""
 name = "averaged"
 [data]
@@ -86,17 +82,8 @@ def test_what_the_network_holds_can_become_the_average() -> None:
 
 
 def train(recipe: Path, runs: Path, *arguments: str) -> Path:
-    command = [
-        str(Path(sys.executable).parent / "torchrun"),
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        str(free_port()),
-    ]
-    command += [str(ROOT / "launch" / "train.py"), str(recipe), "--runs", str(runs), *arguments]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    ranks = run_nodes([[recipe, "--runs", runs, *arguments]] * 2)
+    assert [rank.status for rank in ranks] == [0, 0], ranks[0].output + ranks[1].output
     return runs / "averaged"
 
 

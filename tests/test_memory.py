@@ -165,9 +165,9 @@ def test_a_resumed_run_has_the_memory_of_one_that_nobody_stopped(tmp_path: Path)
         "linear", "constant"
     )
     recipe.write_text(text.replace("steps = 6", "steps = 5"))
-    train("python", recipe, tmp_path / "straight")
-    train("python", recipe, tmp_path / "stopped", "--set", "optimizer.steps=4")
-    train("python", recipe, tmp_path / "stopped", "--resume")
+    train("one", recipe, tmp_path / "straight")
+    train("one", recipe, tmp_path / "stopped", "--set", "optimizer.steps=4")
+    train("one", recipe, tmp_path / "stopped", "--resume")
     run = tmp_path / "stopped" / "tiny"
     assert losses(run) == losses(tmp_path / "straight" / "tiny")
     of_memory = [json.loads(line)["memory_loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from maskreid_dist.model.checkpoint import find_checkpoint, finished_checkpoints
-from maskreid_dist.training.environment import free_port
+from maskreid_dist.training import leaving
+from maskreid_dist.training.environment import Place, free_port
+from maskreid_dist.training.meeting import Meeting, PeersLost
 from nodes import GUARD_S, PYTHONPATH, ROOT, Ended, run_nodes, start_nodes, wait_for, write_recipe
 
 HOST = socket.gethostname()
@@ -59,7 +62,7 @@ def test_a_killed_rank_is_named(tmp_path: Path, launcher: str | None) -> None:
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_stopped_rank_is_named_when_the_timeout_ends(tmp_path: Path, launcher: str | None) -> None:
-    nodes = train(tmp_path, "stop 1 3", "engine.collective_timeout_s=40", launcher=launcher)
+    nodes = train(tmp_path, "stop 1 3", launcher=launcher)
     assert [node.status for node in nodes] == [1, 1]
     (error,) = nodes[0].errors
     assert error.startswith(f"rank 1 on {HOST} left without a word, or is stopped (last heard of: ")
@@ -70,7 +73,7 @@ def test_a_stopped_rank_is_named_when_the_timeout_ends(tmp_path: Path, launcher:
 
 @pytest.mark.faults
 def test_a_rank_that_hangs_is_named_and_shows_its_stack(tmp_path: Path) -> None:
-    nodes = train(tmp_path, "hang 1 3", "engine.collective_timeout_s=40")
+    nodes = train(tmp_path, "hang 1 3")
     assert [node.status for node in nodes] == [1, 1]
     at = "step 3, computing"
     for rank, node in enumerate(nodes):
@@ -197,40 +200,42 @@ def test_no_shared_memory(tmp_path: Path) -> None:
 
 
 def test_a_taken_port_is_said(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path)
+    """One second is enough: nothing there would ever answer."""
+    impatient = ("--set", "engine.collective_timeout_s=1")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        arguments: list[str | Path] = [
-            recipe,
-            "--runs",
-            tmp_path / "runs",
-            "--set",
-            "engine.collective_timeout_s=5",
-        ]
-        nodes = wait_for(start_nodes([arguments] * 2, variables={"MASTER_PORT": port}))
+        arguments: list[str | Path] = [write_recipe(tmp_path), "--runs", tmp_path / "runs", *impatient]
+        nodes = run_nodes([arguments] * 2, variables={"MASTER_PORT": port})
     assert [node.status for node in nodes] == [1, 1]
     assert nodes[0].errors == [
         f"rank 0 on {HOST}: 127.0.0.1:{port}: the port is taken; give the launcher another (--master_port)"
     ]
     assert nodes[1].errors == [
-        f"rank 1 on {HOST}: 127.0.0.1:{port}: rank 0 does not answer there within 5 s; see its log, "
+        f"rank 1 on {HOST}: 127.0.0.1:{port}: rank 0 does not answer there within 1 s; see its log, "
         "and MASTER_ADDR and MASTER_PORT"
     ]
     assert not any("Traceback" in node.output for node in nodes)
 
 
-def test_a_rank_that_never_comes_is_named(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path)
-    arguments: list[str | Path] = [
-        recipe,
-        "--runs",
-        tmp_path / "runs",
-        "--set",
-        "engine.collective_timeout_s=15",
-    ]
-    nodes = start_nodes([arguments] * 2)
+def test_a_rank_that_never_comes_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By rank 0, in this process; as processes it is among `make faults`."""
+    monkeypatch.setattr(leaving, "STILL_S", 0.1)
+    store = TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    meeting = Meeting(Place(0, 0, 2), store, 0.1)
+    with pytest.raises(PeersLost) as lost:
+        meeting.join()
+    assert leaving.leave_together(meeting, lost.value) == 1
+    assert "maskreid: error: rank 1 did not come within 0.1 s\n" in capsys.readouterr().err
+
+
+@pytest.mark.faults
+def test_a_process_that_never_comes_is_named(tmp_path: Path) -> None:
+    arguments: list[str | Path] = [write_recipe(tmp_path), "--runs", tmp_path / "runs"]
+    nodes = start_nodes([[*arguments, "--set", "engine.collective_timeout_s=15"]] * 2)
     os.killpg(nodes[1].pid, signal.SIGKILL)
     first, _ = wait_for(nodes)
     assert first.status == 1

@@ -80,7 +80,7 @@ def test_what_deepspeed_is_told_of_zero() -> None:
 def test_sync_batchnorm_without_a_gpu_is_one_line(tmp_path: Path) -> None:
     recipe_file = tmp_path / "tiny.toml"
     recipe_file.write_text(RECIPE)
-    output = train("python", recipe_file, tmp_path, "--set", "engine.sync_batchnorm=true", status=2)
+    output = train("one", recipe_file, tmp_path, "--set", "engine.sync_batchnorm=true", status=2)
     assert "engine.sync_batchnorm: torch has it on GPUs alone" in output and "Traceback" not in output
 
 
@@ -90,10 +90,10 @@ def test_a_run_under_zero_3_is_saved_resumed_and_the_same(tmp_path: Path) -> Non
     recipe_file = tmp_path / "tiny.toml"
     recipe_file.write_text(RECIPE.replace("linear", "constant").replace("steps = 6", "steps = 4"))
     stage_3 = ("--set", "engine.zero_stage=3", "--set", "engine.activation_checkpointing=true")
-    train("torchrun", recipe_file, tmp_path / "plain")
-    train("torchrun", recipe_file, tmp_path / "three", *stage_3)
-    train("torchrun", recipe_file, tmp_path / "resumed", *stage_3, "--set", "optimizer.steps=3")
-    train("torchrun", recipe_file, tmp_path / "resumed", *stage_3, "--resume")
+    train("two", recipe_file, tmp_path / "plain")
+    train("two", recipe_file, tmp_path / "three", *stage_3)
+    train("two", recipe_file, tmp_path / "resumed", *stage_3, "--set", "optimizer.steps=3")
+    train("two", recipe_file, tmp_path / "resumed", *stage_3, "--resume")
     plain, three, resumed = (tmp_path / name / "tiny" for name in ("plain", "three", "resumed"))
     assert list(losses(three).values()) == pytest.approx(list(losses(plain).values()), rel=1e-4)
     assert losses(resumed) == losses(three)

@@ -84,8 +84,9 @@ def test_a_training_gets_the_lock_that_a_look_held(tmp_path: Path, monkeypatch: 
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout
         holder.stdout.readline()
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
-        assert isinstance(lock_run_directory(run_folder), str)
+        with monkeypatch.context() as impatient:
+            impatient.setattr("maskreid_dist.training.run_folder.LEFT_S", 0.0)
+            assert isinstance(lock_run_directory(run_folder), str)
         monkeypatch.setattr("time.sleep", lambda seconds: holder.communicate("\n"))
         held = lock_run_directory(run_folder)
     assert not isinstance(held, str)

@@ -33,9 +33,11 @@ from maskreid_dist.training.environment import free_port
 from maskreid_dist.training.loop import dropout_seed, identity_classes
 from maskreid_dist.training.resuming import check_continues
 from maskreid_shards import convert_market1501, open_shards
+from nodes import run_programs, variables_of_ranks
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+FORKED = {"one": 1, "two": 2}
 STEPS = 6
 RECIPE = f"""
 name = "tiny"
@@ -75,6 +77,15 @@ def launcher(kind: str) -> list[str]:
 
 
 def train(kind: str, recipe: Path, runs: Path, *arguments: str, status: int = 0) -> str:
+    """By a launcher, or as `one` or `two` ranks without any; what all have said."""
+    if kind in FORKED:
+        one_machine = [{**rank, "LOCAL_RANK": rank["RANK"]} for rank in variables_of_ranks(FORKED[kind])]
+        variables = one_machine if kind == "two" else [{}]
+        own: list[str | Path] = [recipe, "--runs", runs, *arguments]
+        ended = run_programs(ROOT / "launch" / "train.py", [own] * FORKED[kind], variables)
+        output = "".join(rank.output for rank in ended)
+        assert [rank.status for rank in ended] == [status] * FORKED[kind], output[-4000:]
+        return output
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "shards"))
     command = [*launcher(kind), str(recipe), "--runs", str(runs), *arguments]
@@ -139,15 +150,10 @@ def test_deepspeed_run_leaves_everything(straight: Path) -> None:
 
 def test_the_variables_of_srun_make_ranks(recipe: Path, straight: Path, tmp_path: Path) -> None:
     """Two processes that srun could have started: the losses are those of the deepspeed launcher."""
-    common = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    common |= {"SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    common["PYTHONPATH"] = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "shards"))
-    command = [*launcher("python"), str(recipe), "--runs", str(tmp_path)]
-    ranks = []
-    for rank in ("0", "1"):
-        environment = {**common, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
-        ranks.append(subprocess.Popen(command, env=environment, cwd=ROOT))
-    assert [rank.wait() for rank in ranks] == [0, 0]
+    common = {"SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    variables = [{**common, "SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1")]
+    ranks = run_programs(ROOT / "launch" / "train.py", [[recipe, "--runs", tmp_path]] * 2, variables)
+    assert [rank.status for rank in ranks] == [0, 0], ranks[0].output
     assert losses(tmp_path / "tiny") == losses(straight)
 
 
@@ -162,7 +168,8 @@ def test_stopping_and_resuming_gives_the_same_losses_and_weights(
     assert len(losses(run)) == 1
     assert not (run / "stop").exists()
     (run / "stop").touch()
-    output = train("deepspeed", recipe, tmp_path, "--resume")
+    os.utime(run / "stop", (2**30, 2**30))
+    output = train("two", recipe, tmp_path, "--resume")
     assert "continuing from" in output
     assert f"{run / 'stop'}: removed, it is of " in output
     assert losses_of_tensorboard(run) == {step: pytest.approx(loss) for step, loss in losses(run).items()}
@@ -185,7 +192,7 @@ def test_torchrun_with_zero_1_trains_the_same(straight: Path, recipe: Path, tmp_
     )
     # And goes on with one rank, at another stage.
     more = ("--set", "engine.zero_stage=2", "--set", f"optimizer.steps={STEPS + 1}")
-    output = train("python", recipe, tmp_path, "--resume", *more)
+    output = train("one", recipe, tmp_path, "--resume", *more)
     assert "step_00000006: saved by 2 rank(s) with ZeRO stage 1, divided anew for 1 with stage 2" in output
     assert len(losses(tmp_path / "tiny")) == STEPS + 1
 
@@ -312,17 +319,17 @@ def test_bad_starts_are_one_line_and_status_2(alone: Path, recipe: Path, tmp_pat
         (("--resume", "--set", "model.width=0.25"), "model.width = 0.125, the recipe says 0.25"),
         (("--set", "name=new", "--set", "batch.identities=300"), "use fewer identities a batch"),
     ):
-        output = train("python", recipe, runs, *arguments, status=2)
+        output = train("one", recipe, runs, *arguments, status=2)
         assert words in output
         assert "Traceback" not in output
     if not torch.cuda.is_available():
-        output = train("python", recipe, runs, "--set", "name=new", "--set", "data.decoder=gpu", status=2)
+        output = train("one", recipe, runs, "--set", "name=new", "--set", "data.decoder=gpu", status=2)
         assert 'torch finds no GPU here; use "torchvision"' in output
         assert "Traceback" not in output
-    output = train("python", recipe, recipe, status=2)  # the recipe's own file is no directory
+    output = train("one", recipe, recipe, status=2)  # the recipe's own file is no directory
     assert f"{recipe / 'tiny'}: cannot be written" in output
     assert "Traceback" not in output
-    output = train("deepspeed", recipe, runs, "--set", "name=odd", "--set", "batch.identities=7", status=2)
+    output = train("two", recipe, runs, "--set", "name=odd", "--set", "batch.identities=7", status=2)
     assert "7 identities (P) a global batch cannot be shared equally by 2 ranks" in output
     assert "Traceback" not in output
     assert not (runs / "odd").exists()
@@ -348,7 +355,7 @@ def test_a_bad_sample_of_one_rank_stops_all_with_one_line(recipe: Path, tmp_path
 
 def test_a_diverging_loss_is_said(recipe: Path, tmp_path: Path) -> None:
     output = train(
-        "python", recipe, tmp_path, "--set", "optimizer.lr=1e38", "--set", "optimizer.name=sgd", status=2
+        "one", recipe, tmp_path, "--set", "optimizer.lr=1e38", "--set", "optimizer.name=sgd", status=2
     )
     assert "lower optimizer.lr" in output
     assert "Traceback" not in output
@@ -358,7 +365,7 @@ def test_a_rejected_resume_writes_nothing(alone: Path, recipe: Path, tmp_path: P
     run = shutil.copytree(alone, tmp_path / "tiny")
     ends = ("lock", "status.json")  # who trained last, and how that ended
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name not in ends}
-    train("python", recipe, tmp_path, "--resume", "--set", "optimizer.gradient_clipping=1.0", status=2)
+    train("one", recipe, tmp_path, "--resume", "--set", "optimizer.gradient_clipping=1.0", status=2)
     assert {
         path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name not in ends
     } == before
@@ -467,7 +474,7 @@ def test_resuming_what_holds_nothing_says_so_and_the_manifest_says_where_it_come
     recipe: Path, tmp_path: Path
 ) -> None:
     arguments = ("--resume", "--set", "optimizer.steps=2", "--set", "run.log_every=2")
-    output = train("python", recipe, tmp_path, *arguments)
+    output = train("one", recipe, tmp_path, *arguments)
     run = tmp_path / "tiny"
     assert f"{run}: holds no checkpoint, so --resume starts from the beginning" in output
     assert f"run directory: {run}" in output
