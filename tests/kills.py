@@ -3,62 +3,34 @@ behind.
 
 python tests/kills.py --kills 60 --seed 1     (make kills)
 
-Two gloo ranks train on this repository's shards with a data worker each, under `deepspeed` and `torchrun`
-in turn. After every kill no process, port or file in /dev/shm may be left within 30 s and every finished
-checkpoint must verify. A training that ends must have the losses and weights of one that nobody disturbed,
-bit for bit. Not batch normalisation's running statistics: a save averages them over the ranks, and one more
-save rounds them in other places (by about 1e-7).
+Two gloo ranks train on this repository's shards with a data worker each, in turn under `deepspeed`, under
+`torchrun`, and under `deepspeed` on each of two hosts, namespaces of this machine, of which one loses its
+power. All runs in namespaces of its own; where none may be made (root, and what `make cluster` needs), as it
+is, and without the hosts. After every kill no process, port or file in /dev/shm may be left within 30 s and
+every finished checkpoint must verify. A training that ends must have the losses and weights of one that
+nobody disturbed, bit for bit. Not batch normalisation's running statistics: a save averages them over the
+ranks, and one more save rounds them in other places (by about 1e-7).
 """
 
 import argparse
-import json
 import math
-import os
 import random
 import shutil
 import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
+from cluster.hosts import Host, cluster, enter, missing_programs
+from killed_training import EVERY, GONE_S, STEPS, VICTIMS, Training, TrainingOnHosts
+from maskreid_dist.model.checkpoint import PARTIAL
 
-from maskreid_dist.errors import CheckpointError
-from maskreid_dist.model.checkpoint import PARTIAL, finished_checkpoints, read_checkpoint
-from maskreid_dist.training.environment import free_port
-from nodes import PYTHONPATH, RECIPE, ROOT
-
-GONE_S = 30.0  # for a training to leave when it has been killed
-GUARD_S = 600.0  # for anything to happen at all
-STEPS = 60
-EVERY = 3
-KILL, HANG_UP, TERMINATE = signal.SIGKILL, signal.SIGHUP, signal.SIGTERM
-# Whom a kill meets, and with what; `group`: everybody, as a terminal does that closes.
-VICTIMS = {
-    "deepspeed": {
-        "rank": KILL,
-        "launch.py": KILL,
-        "deepspeed": KILL,
-        "deepspeed and launch.py": KILL,
-        "launch.py and a rank": KILL,
-        "group": HANG_UP,
-        "launch.py, terminated": TERMINATE,
-    },
-    "torchrun": {
-        "rank": KILL,
-        "agent": KILL,
-        "agent and a rank": KILL,
-        "agent, hung up": HANG_UP,
-        "agent, terminated": TERMINATE,
-    },
-}
 MOMENTS = ("while it starts", "between saves", "in a save")
 
 
@@ -76,171 +48,6 @@ class Killed:
     kept: int = 0  # steps in the newest checkpoint afterwards
     recovered_s: float = float("nan")  # from the kill to the next step
     faults: list[str] = field(default_factory=list)
-
-
-class Training:
-    """A run directory and the command that trains in it."""
-
-    def __init__(self, folder: Path, launcher: str) -> None:
-        self.launcher = launcher
-        self.folder = folder
-        self.port = free_port()
-        self.log = folder / "log"
-        recipe = folder / "tiny.toml"
-        text = RECIPE.replace("workers = 0", "workers = 1").replace("steps = 4", f"steps = {STEPS}")
-        recipe.write_text(text.replace("checkpoint_every = 2", f"checkpoint_every = {EVERY}"))
-        module = "deepspeed.launcher.runner" if launcher == "deepspeed" else "torch.distributed.run"
-        ranks = "--num_gpus" if launcher == "deepspeed" else "--nproc_per_node"
-        self.command = [sys.executable, "-m", module, ranks, "2", "--master_port", str(self.port)]
-        self.command += [str(ROOT / "launch" / "train.py"), str(recipe), "--runs", str(folder), "--resume"]
-        self.process: subprocess.Popen[bytes] | None = None
-        self.kept = 0  # steps in the newest checkpoint when it was started
-        self.old_log = 0  # the log's file at that time: it is written anew when the training continues
-        self.stepped_at: float | None = None  # when the first step after that was in the log
-        self.seen: set[int] = set()  # process ids, for their files in /dev/shm
-
-    @property
-    def run(self) -> Path:
-        return self.folder / "tiny"
-
-    def start(self) -> None:
-        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        environment |= {"PYTHONPATH": PYTHONPATH, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        self.kept, self.old_log, self.stepped_at = self.saved(), self._log_file(), None
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-
-    def processes(self) -> list[psutil.Process]:
-        """All that live: they have the run directory in their command lines, data workers too."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                words = process.cmdline()
-                if str(self.folder) in words and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-                    self.seen.add(process.pid)
-            except psutil.Error:
-                continue
-        return found
-
-    def ranks(self) -> list[psutil.Process]:
-        """The ranks, in their order; fewer while it starts."""
-        numbers = {}
-        for process in self.processes():
-            try:
-                parent = process.parent()
-                above = parent.environ().get("RANK") if parent else None
-                if "RANK" in process.environ() and above is None:
-                    numbers[process.environ()["RANK"]] = process
-            except psutil.Error:
-                continue
-        return [numbers[number] for number in sorted(numbers)]
-
-    def steps(self) -> list[int]:
-        """The steps in the log."""
-        try:
-            lines = (self.run / "metrics.jsonl").read_text().splitlines()
-            return [json.loads(line)["step"] for line in lines]
-        except (OSError, ValueError):  # none yet, or being rewritten
-            return []
-
-    def _log_file(self) -> int:
-        try:
-            return (self.run / "metrics.jsonl").stat().st_ino
-        except OSError:
-            return 0
-
-    def saved(self) -> int:
-        """Steps in the newest checkpoint."""
-        finished = finished_checkpoints(self.run / "checkpoints")
-        return int(finished[-1].name.removeprefix("step_")) if finished else 0
-
-    def progress(self) -> int:
-        """Steps since it was started."""
-        steps = self.steps() if self._log_file() != self.old_log else []
-        done = max(0, steps[-1] - self.kept) if steps else 0
-        if done and self.stepped_at is None:
-            self.stepped_at = time.monotonic()
-        return done
-
-    def wait(self, until: Callable[[], bool], guard_s: float = GUARD_S) -> bool:
-        """Whether it became true before the command ended."""
-        deadline = time.monotonic() + guard_s
-        while not until():
-            assert self.process
-            if self.process.poll() is not None:
-                return False
-            assert time.monotonic() < deadline, self.log.read_text(errors="replace")[-4000:]
-            time.sleep(0.02)
-        return True
-
-    def kill(self, victim: str, number: signal.Signals, chance: random.Random) -> None:
-        assert self.process
-        ranks = self.ranks()
-        own = psutil.Process(self.process.pid)
-        children = [child for child in own.children() if child.pid not in [rank.pid for rank in ranks]]
-        chosen = [own] if victim.startswith(("deepspeed", "agent")) else []
-        if "launch.py" in victim:
-            chosen += children[:1]
-        if "rank" in victim and ranks:
-            chosen.append(chance.choice(ranks))
-        if victim == "group" or not chosen:
-            os.killpg(self.process.pid, number)
-        for process in chosen:
-            try:
-                process.send_signal(number)
-            except psutil.Error:  # it has just left
-                pass
-
-    def leave(self) -> float:
-        """Seconds until nothing of it lives; what lives after 30 is killed."""
-        started = time.monotonic()
-        assert self.process
-        while self.process.poll() is None or self.processes():
-            if time.monotonic() - started > GONE_S:
-                for process in self.processes():
-                    process.kill()
-                self.process.kill()
-                self.process.wait()
-                return float("inf")
-            time.sleep(0.05)
-        return time.monotonic() - started
-
-    def leavings(self) -> list[str]:
-        """What should not be there once it has left."""
-        faults = []
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", self.port))
-            except OSError:
-                faults.append(f"port {self.port} is taken")
-        for path in Path("/dev/shm").iterdir():
-            if any(f"_{pid}_" in path.name for pid in self.seen):
-                faults.append(f"{path} is left")
-        for path in finished_checkpoints(self.run / "checkpoints"):
-            try:
-                read_checkpoint(path)
-            except CheckpointError as error:
-                faults.append(str(error))
-        return faults
-
-    def result(self) -> dict[str, str]:
-        """Losses and weights, as text that two runs can be compared by."""
-        newest = finished_checkpoints(self.run / "checkpoints")[-1]
-        losses = {
-            line["step"]: line["loss"]
-            for line in map(json.loads, (self.run / "metrics.jsonl").read_text().splitlines())
-        }
-        from safetensors.torch import load_file
-
-        weights = load_file(newest / "weights.safetensors")
-        bits = {
-            name: str(value.view(-1).tolist()) for name, value in weights.items() if "running_" not in name
-        }
-        return {"step": newest.name, "losses": str(losses), **bits}
 
 
 def choose(chance: random.Random, launcher: str) -> tuple[str, signal.Signals, str]:
@@ -267,13 +74,12 @@ def disturb(training: Training, chance: random.Random, start_s: float) -> Killed
             lambda: training.progress() > 0 and any(p not in there for p in saves.glob(f"*{PARTIAL}"))
         )
         time.sleep(chance.uniform(0, 0.1))
-    assert training.process
-    if not alive or training.process.poll() is not None:
+    if not alive or training.ended:
         return None
     killed = Killed(training.launcher, victim, moment, training.kept + training.progress(), time.monotonic())
     training.kill(victim, number, chance)
     killed.gone_s = training.leave()
-    killed.status = training.process.returncode
+    killed.status = training.status
     if killed.gone_s > GONE_S:
         killed.faults.append("processes were left after 30 s")
     killed.faults += training.leavings()
@@ -285,8 +91,7 @@ def finish(training: Training) -> None:
     training.start()
     while training.wait(lambda: training.progress() > 0 and training.stepped_at is None):
         pass
-    assert training.process
-    assert training.process.returncode == 0, training.log.read_text(errors="replace")[-4000:]
+    assert training.status == 0, training.log.read_text(errors="replace")[-4000:]
 
 
 def recover(killed: Killed | None, training: Training) -> None:
@@ -312,53 +117,89 @@ def row(number: int, killed: Killed) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no kill after as many")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--folder", type=Path, help="keep the runs here")
+    parser.add_argument("--below", action="store_true", help=argparse.SUPPRESS)  # once in the namespaces
     options = parser.parse_args()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the training would outlive its terminal, too
-    chance = random.Random(options.seed)
+    if options.below:
+        return kill_all(options, options.folder, hosts=2)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kills-"))
     print(f"seed {options.seed}, {options.kills} kills, in {folder}", flush=True)
-    undisturbed = Training(_made(folder / "undisturbed"), "deepspeed")
-    started = time.monotonic()
-    undisturbed.start()
-    undisturbed.wait(lambda: bool(undisturbed.steps()))
-    start_s = time.monotonic() - started
-    assert undisturbed.process
-    assert undisturbed.process.wait(GUARD_S) == 0, undisturbed.log.read_text()[-4000:]
-    alone_s = time.monotonic() - started
-    wanted = undisturbed.result()
-    print(f"undisturbed: {alone_s:.1f} s, of which {start_s:.1f} s to the first step\n{HEADING}", flush=True)
+    try:
+        if problem := missing_programs():
+            print(f"no hosts of their own: {problem}", flush=True)
+            return kill_all(options, folder, hosts=0)
+        told = [f"--{name}={getattr(options, name)}" for name in ("kills", "minutes", "seed")]
+        return enter("kills", [*told, f"--folder={folder}", "--below"])
+    finally:
+        if not options.folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
-    kills: list[Killed] = []
-    trainings: list[Training] = []
-    unequal: list[str] = []
+
+def kill_all(options: argparse.Namespace, folder: Path, hosts: int) -> int:
+    with ExitStack() as stack:  # the hosts first: with them the namespaces have a network
+        machines = stack.enter_context(cluster(_made(folder / "hosts"), hosts)) if hosts else []
+        wanted, start_s, alone_s = undisturbed(_made(folder / "undisturbed"))
+        print(HEADING, flush=True)
+        chance = random.Random(options.seed)
+        kills: list[Killed] = []
+        unequal: list[str] = []
+        trainings = 0
+        began = time.monotonic()
+        ends = began + 60 * options.minutes
+        while len(kills) < options.kills and time.monotonic() < ends:
+            name = f"training{trainings}"
+            training = new_training(_made(folder / name), trainings, machines)
+            trainings += 1
+            kills += kill_until_done(training, chance, options.kills - len(kills), ends, start_s, len(kills))
+            result = training.result()
+            parted = [key for key in wanted if result.get(key) != wanted[key]]
+            print(f"done; beside the undisturbed training differ: {parted or 'nothing'}", flush=True)
+            unequal += [f"{name}: {key}" for key in parted]
+    report(kills, trainings, unequal, alone_s, time.monotonic() - began)
+    return 1 if unequal or any(killed.faults for killed in kills) else 0
+
+
+def undisturbed(folder: Path) -> tuple[dict[str, str], float, float]:
+    """The result of a training that nobody kills, seconds to its first step, and seconds in all."""
+    training = Training(folder, "deepspeed")
     began = time.monotonic()
-    while len(kills) < options.kills:
-        launcher = ("deepspeed", "torchrun")[len(trainings) % 2]
-        training = Training(_made(folder / f"training{len(trainings)}"), launcher)
-        trainings.append(training)
-        before: Killed | None = None
-        while len(kills) < options.kills:
-            killed = disturb(training, chance, start_s)
-            recover(before, training)
-            if killed is None:
-                break
-            kills.append(killed)
-            before = killed
-            print(row(len(kills), killed), flush=True)
-        if training.saved() < STEPS:
-            finish(training)
-            recover(before, training)
-        result = training.result()
-        parted = [key for key in wanted if result.get(key) != wanted[key]]
-        print(f"done; beside the undisturbed training differ: {parted or 'nothing'}", flush=True)
-        unequal += [f"{training.folder.name}: {key}" for key in parted]
-    report(kills, len(trainings), unequal, alone_s, time.monotonic() - began)
-    faulty = bool(unequal) or any(killed.faults for killed in kills)
-    if not options.folder:
-        shutil.rmtree(folder)
-    return 1 if faulty else 0
+    training.start()
+    training.wait(lambda: bool(training.steps()))
+    start_s = time.monotonic() - began
+    training.wait(lambda: False)
+    assert training.status == 0, training.log.read_text()[-4000:]
+    alone_s = time.monotonic() - began
+    print(f"undisturbed: {alone_s:.1f} s, of which {start_s:.1f} s to the first step", flush=True)
+    return training.result(), start_s, alone_s
+
+
+def new_training(folder: Path, number: int, hosts: Sequence[Host]) -> Training:
+    """By each launcher in turn."""
+    launchers = list(VICTIMS) if hosts else [name for name in VICTIMS if name != "two hosts"]
+    launcher = launchers[number % len(launchers)]
+    return TrainingOnHosts(folder, hosts) if launcher == "two hosts" else Training(folder, launcher)
+
+
+def kill_until_done(
+    training: Training, chance: random.Random, most: int, ends: float, start_s: float, before: int
+) -> list[Killed]:
+    """Start and kill it, at most as often and until then; then let it end. before: kills of other
+    trainings."""
+    kills: list[Killed] = []
+    while len(kills) < most and time.monotonic() < ends:
+        killed = disturb(training, chance, start_s)
+        recover(kills[-1] if kills else None, training)
+        if killed is None:
+            break
+        kills.append(killed)
+        print(row(before + len(kills), killed), flush=True)
+    if training.saved() < STEPS:
+        finish(training)
+        recover(kills[-1] if kills else None, training)
+    return kills
 
 
 def report(kills: list[Killed], trainings: int, unequal: list[str], alone_s: float, wall_s: float) -> None:
