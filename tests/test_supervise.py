@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from maskreid_dist.cli.supervise import Supervisor, run_of, with_port
 from maskreid_dist.errors import UserError
 from maskreid_dist.training.ending import begin, end, status_of
-from nodes import ROOT, write_recipe
+from nodes import PYTHONPATH, ROOT, write_recipe
 from program import run as program
 
 
@@ -142,3 +143,41 @@ def test_the_agent_is_told_of_a_stop(tmp_path: Path, local_rank: int, restart: i
     ended = subprocess.run(["sh", torchrun], env=environment, check=False, stdout=subprocess.PIPE)
     assert ended.returncode == status
     assert ended.stdout == b"told\n"
+
+
+@pytest.mark.faults
+def test_a_real_launcher_whose_rank_is_killed_at_the_same_step_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`deepspeed`, rank 0 killed at its third step: the first start brings a checkpoint, the next two none.
+    Then one that nobody kills ends the same run."""
+    starts: list[list[str]] = []
+
+    def noted(words: Sequence[str]) -> list[str]:
+        starts.append(with_port(words))
+        return starts[-1]
+
+    monkeypatch.setattr("maskreid_dist.cli.supervise.with_port", noted)
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+    script = ROOT / "tests" / "faulty_training.py"
+    launcher = ("-m", "deepspeed.launcher.runner", "--num_gpus", "1")
+    command = [sys.executable, *launcher, script, write_recipe(tmp_path), "--runs", tmp_path]
+
+    def supervised(fault: str) -> tuple[int, str]:
+        monkeypatch.setenv("FAULT", fault)
+        options = ("--failures", 2, "--pause", 0.25)
+        status, output = program("supervise", *options, "--", *command)
+        return status, output + "".join(capfd.readouterr())
+
+    status, output = supervised("kill 0 3")
+    assert status == 1, output
+    assert "2 steps are saved; starting again in 0 s" in output
+    assert "2 steps are saved; starting again in 0.25 s" in output
+    assert "no new checkpoint in 2 starts: giving up" in output
+    assert output.count("continuing from") == 2
+    assert len(starts) == 3 and all("--master_port" in words for words in starts)  # asked for at each start
+    status, output = supervised("kill 0 99")
+    assert (status, len(starts)) == (0, 4), output
+    assert "step_00000002" in output and status_of(tmp_path / "tiny", 1) == 0
