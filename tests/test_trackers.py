@@ -2,6 +2,7 @@
 says."""
 
 import json
+import sqlite3
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from maskreid_dist.config import Config
 from maskreid_dist.errors import RecipeError, UserError
 from maskreid_dist.recipe import load_recipe
+from maskreid_dist.run_directory import TRACKED
 from maskreid_dist.training.environment import Place
 from maskreid_dist.training.preparing import prepare
 from maskreid_dist.training.run_log import RunLog
@@ -90,6 +92,50 @@ def test_each_is_told_the_same(tmp_path: Path, config: Config, packages: dict[st
     assert mlflow.calls[4][1:] == (({"loss": 1.5, "images_per_second": 8.0},), {"step": 2})
     assert not (tmp_path / "tensorboard").exists()
     assert packages["wandb"].calls[0][2]["id"].startswith("tiny-")
+
+
+def offline(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package itself, on this machine alone; skips where it is not installed."""
+    for variable, value in {
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+        "TRACKIO_DIR": str(folder / "trackio"),
+        "MLFLOW_TRACKING_URI": f"file:{folder}/mlflow",
+        "MLFLOW_ALLOW_FILE_STORE": "true",  # mlflow 3.17 refuses folders without it
+        "HF_HUB_OFFLINE": "1",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    pytest.importorskip(name)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_packages_themselves(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run and its continuation are one run there, with the values of both."""
+    offline(name, tmp_path, monkeypatch)
+    config = load_recipe(write_recipe(tmp_path), [f'run.tracker=["{name}"]', "run.project=reid"])
+    run = tmp_path / "tiny"
+    run.mkdir()
+    assert record(run, config) == [] == record(run, config, start=2)
+    assert "left out" not in "".join(capsys.readouterr())
+    (known,) = {json.loads((run / TRACKED).read_text())[name]}
+    if name == "wandb":
+        import wandb
+
+        wandb.teardown()  # its own process writes until then
+        files = list(run.glob(f"wandb/offline-run-*/run-{known}.wandb"))
+        assert len(files) == 2 and all(b"images_per_second" in file.read_bytes() for file in files)
+    elif name == "mlflow":
+        from mlflow.tracking import MlflowClient
+
+        assert [point.step for point in MlflowClient().get_metric_history(known, "loss")] == [1, 2, 3, 4]
+        assert MlflowClient().get_run(known).data.params["optimizer.lr"] == "0.001"
+    else:
+        (database,) = (tmp_path / "trackio").glob("reid*.db")
+        with sqlite3.connect(database) as connection:
+            rows = connection.execute("select step from metrics where run_name = ? order by step", (known,))
+            assert {step for (step,) in rows} == {1, 2, 3, 4}
 
 
 def test_a_resumed_run_goes_on_under_its_name(
