@@ -22,6 +22,7 @@ from maskreid_dist.training.environment import free_port
 from nodes import PYTHONPATH, RECIPE, ROOT
 
 GONE_S = 30.0  # for a training to leave when it has been killed
+ENDED_S = 180.0  # what has not left then is ended: how long the rest takes is worth knowing
 GUARD_S = 600.0  # for anything to happen at all
 STEPS = 60
 EVERY = 3
@@ -178,10 +179,10 @@ class Training:
                 pass
 
     def leave(self) -> float:
-        """Seconds until nothing of it lives; what lives after 30 is killed."""
+        """Seconds until nothing of it lives; what lives after ENDED_S is killed."""
         started = time.monotonic()
         while not self.ended or self.processes():
-            if time.monotonic() - started > GONE_S:
+            if time.monotonic() - started > ENDED_S:
                 for process in self.processes():
                     process.kill()
                 for command in self.started:

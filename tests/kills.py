@@ -107,7 +107,7 @@ HEADING = (
 
 
 def row(number: int, killed: Killed) -> str:
-    gone = f"{killed.gone_s:5.1f}" if killed.gone_s < GONE_S else " left"
+    gone = " left" if math.isinf(killed.gone_s) else f"{killed.gone_s:5.1f}"
     return (
         f"{number:4d}  {killed.launcher:9s}  {killed.victim:23s}  {killed.moment:15s}  {killed.step:5d}  "
         f"{killed.kept:5d}  {killed.status:6d}  {gone}  {'; '.join(killed.faults) or 'nothing'}"
