@@ -17,7 +17,7 @@ help:
 	@echo "make docs    build the documentation into dist/site; warnings and dead links are errors"
 	@echo "make docs-pages     write the pages that are made of the code (commands, keys of a recipe, recipes)"
 	@echo "make docs-commands  run the documentation's commands that train (the others are in make test)"
-	@echo "make test-adapters  test the losses in the calling forms of other libraries against those libraries"
+	@echo "make test-adapters  test the losses in other libraries' calling forms against them, and FAISS's lists"
 	@echo "make retrieval-peers  the exact ranking beside Torchreid, torchmetrics and an argsort; some 4 minutes"
 	@echo "make kernels-alone  the losses in a fresh environment: size, import, tests (TORCH=torch==VERSION)"
 	@echo "make faults  the tests of dead, stuck and failing ranks that take minutes"
@@ -26,7 +26,7 @@ help:
 	@echo "make cluster train over several hosts, namespaces of this machine, by every launcher (root; OPTIONS=--help)"
 	@echo "make exactness  1, 2, 4 ranks x ZeRO 0-3 x micro batches x memory, and changes of both: tables"
 	@echo "make step-cost  a step beside bare forward, backward and optimizer; peak memory of micro_images"
-	@echo "make ranks-alike RUN=runs/demo  evaluate and embed with 1, 2, 3 ranks against one process: seconds, bytes"
+	@echo "make ranks-alike  score, re-rank (RUN=...: evaluate, embed too) with 1, 2, 3 ranks beside one process"
 	@echo "make calibration  20 times, a threshold of half of the walkers' persons measured on the others (RUN=...)"
 	@echo "make hostile  what a user may be given: links, pipes, lies, odd servers (SECURITY.md)"
 	@echo "make fuzz    an hour of odd inputs for everything that reads given files (OPTIONS=--help)"
@@ -89,7 +89,8 @@ $(ADAPTERS)/.installed: $(INSTALLED) tests/adapters.txt
 	@touch $@
 
 test-adapters: $(ADAPTERS)/.installed
-	ADAPTERS=all $(ADAPTERS)/bin/python -m pytest -q tests/test_kernels_adapters.py tests/test_kernels_readme.py
+	ADAPTERS=all $(ADAPTERS)/bin/python -m pytest -q tests/test_kernels_adapters.py tests/test_kernels_readme.py \
+	  tests/test_retrieval_faiss.py
 
 retrieval-peers: $(ADAPTERS)/.installed
 	OMP_NUM_THREADS=1 $(ADAPTERS)/bin/python -m maskreid_dist bench retrieval --size market1501 $(OPTIONS)
@@ -115,7 +116,6 @@ step-cost: $(INSTALLED)
 	$(BIN)/python tests/step_cost.py $(OPTIONS)
 
 ranks-alike: $(INSTALLED)
-	@test -n "$(RUN)" || { echo "error: name a run: make ranks-alike RUN=runs/demo" >&2; exit 2; }
 	$(BIN)/python tests/ranks_alike.py $(RUN) $(OPTIONS)
 
 # Without RUN a short training of its own, which the same command continues or takes as it is.

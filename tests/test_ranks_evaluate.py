@@ -21,17 +21,8 @@ from maskreid_shards import convert_market1501, open_shards
 from program import run
 
 HOST = socket.gethostname()
-FIGURES = (
-    "--rerank",
-    "--rerank-k1",
-    "4",
-    "--rerank-k2",
-    "2",
-    "--intervals",
-    "--camera-pairs",
-    "--mask-damage",
-    "swap=1",
-)
+RERANK = ("--rerank", "--rerank-k1", "4", "--rerank-k2", "2")
+FIGURES = (*RERANK, "--expand-queries", "3", "--intervals", "--camera-pairs", "--mask-damage", "swap=1")
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +95,18 @@ def test_a_gallery_that_other_ranks_finish_has_the_bytes_of_one_process(
     def embed(out: str) -> list[str]:
         return ["embed", str(data / "run"), str(data / "shards"), str(tmp_path / out)]
 
-    assert run(*embed("one"))[0] == 0
+    assert run(*embed("one"))[0] == run(*embed("queries"), "--split", "query")[0] == 0
     expected = files(tmp_path / "one")
     assert set(expected) == {"manifest.json", "rows-1.f32", "journal-1.txt"}
-    three, killed, again, last = launcher.run(
+    score = ["score", str(tmp_path / "queries"), str(tmp_path / "one"), *RERANK]
+    three, killed, again, last, scored = launcher.run(
         Launch(3, embed("of3")),
         Launch(3, embed("killed"), kill=(1, 2)),
         Launch(2, embed("killed")),
         Launch(2, embed("alone"), kill=(1, 3)),
+        Launch(3, score),
     )
+    assert scored.statuses == [0, 0, 0] and scored.output == run(*score)[1] and "re-ranked" in scored.output
     for out, left in (("of3", three), ("killed", again)):
         assert set(left.statuses) == {0}, left.output
         assert files(tmp_path / out) == expected
@@ -156,6 +150,12 @@ def test_what_one_rank_finds_wrong_is_one_line_of_all(data: Path, tmp_path: Path
         (["embed", *good, str(tmp_path / "held")], f"{first}/held: another process is writing here"),
     ]
     run("embed", *good, tmp_path / "held")
+    for rank in (0, 1):
+        shutil.copytree(tmp_path / "held", tmp_path / f"held{rank}")
+    with Gallery.open(tmp_path / "held1", writing=True) as gallery:
+        gallery.forget(keys=gallery.keys[:1])
+    differs = ["score", str(tmp_path / "held"), f"{tmp_path}/held{{rank}}"]
+    cases.append((differs, "the gallery is not the same on all ranks: "))
     with Gallery.open(tmp_path / "held", writing=True):
         ended = launcher.run(*(Launch(2, arguments) for arguments, _ in cases))
     for (arguments, start), left in zip(cases, ended, strict=True):

@@ -66,10 +66,17 @@ def test_any_shape(
     check(rows[:queries], rows[queries:], k, metric)
 
 
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> int:
+    module = importlib.import_module("maskreid_dist.retrieval.nearest")  # the package has its function
+    monkeypatch.setattr(module, "LARGEST_TILE", 1000)
+    return 1000
+
+
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_several_tiles_and_blocks(metric: Metric) -> None:
+def test_several_tiles_and_blocks(metric: Metric, small_tiles: int) -> None:
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((2 * LARGEST_TILE + 500, 12)).astype(np.float32)
+    rows = rng.standard_normal((2 * small_tiles + 400, 12)).astype(np.float32)
     check(rows[:150], rows[150:], 21, metric)
 
 
@@ -100,21 +107,21 @@ def test_rows_one_ulp_apart(monkeypatch: pytest.MonkeyPatch, metric: Metric, cop
     module = importlib.import_module("maskreid_dist.retrieval.nearest")  # the package has its function
     monkeypatch.setattr(module, "LARGEST_TILE", 50 * copies)
     for k in (1, 3, 55 * copies, 70 * copies):
-        index, largest = nearest_and_largest(images, k, metric)
+        index, largest = nearest_and_largest(images, images, k, metric)
         assert np.array_equal(index, exact.argsort(axis=1, kind="stable")[:, :k])
         assert np.array_equal(largest, exact.max(axis=1))
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-4])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_largest_distances_are_exact(metric: Metric, spread: float) -> None:
+def test_largest_distances_are_exact(metric: Metric, spread: float, small_tiles: int) -> None:
     """Over two tiles; a small spread: float32 leaves all rows open."""
     rng = np.random.default_rng(2)
-    rows = 1.0 + spread * rng.standard_normal((LARGEST_TILE + 300, 3))
+    rows = 1.0 + spread * rng.standard_normal((small_tiles + 300, 3))
     ids = np.zeros(len(rows), np.int64)
     images = image_set("query", rows, ids, ids, metric=metric)
-    index, found = nearest_and_largest(images, 4, metric)
-    some = slice(LARGEST_TILE - 100, LARGEST_TILE + 100)
+    index, found = nearest_and_largest(images, images, 4, metric)
+    some = slice(small_tiles - 100, small_tiles + 100)
     mine = images.features[some], images.norms[some]
     whole_rows = block_distances(*mine, images.features, images.norms, metric)  # the definition, bit for bit
     assert np.array_equal(found[some], whole_rows.amax(dim=1).numpy())

@@ -1,14 +1,24 @@
 """Re-ranking against its definition with whole matrices, written from the paper."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from maskreid_dist.retrieval import ReRanking, RetrievalError, evaluate_reranked, evaluate_retrieval
+from gloo import run_ranks
+from maskreid_dist.retrieval import (
+    ReRanking,
+    RetrievalError,
+    evaluate_reranked,
+    evaluate_retrieval,
+    expand_queries,
+    reranking,
+)
 from maskreid_dist.retrieval.distance import Metric
 from maskreid_dist.retrieval.inputs import both_sides
 from maskreid_dist.retrieval.reranking import reranked_blocks
@@ -67,7 +77,7 @@ def people(queries: int, images: int, seed: int, noise: float = 0.7) -> tuple[Ar
 def sparse(query: Array, gallery: Array, options: ReRanking, metric: Metric) -> NDArray[np.float64]:
     ids = [np.zeros(len(rows), np.int64) for rows in (query, gallery)]
     sides = both_sides(query, ids[0], ids[0], gallery, ids[1], ids[1], metric=metric)
-    return np.concatenate([block.copy() for block in reranked_blocks(*sides, options, metric, block=17)])
+    return np.concatenate([block.copy() for block in reranked_blocks(*sides, options, metric, 17)])
 
 
 @settings(max_examples=40)
@@ -153,3 +163,47 @@ def test_no_valid_query_says_why() -> None:
     q, qp, _, g, gp, _ = people(10, 40, 6)
     with pytest.raises(RetrievalError, match="camera"):
         evaluate_reranked(q, qp, np.zeros(10, int), g, gp, np.zeros(40, int))
+
+
+def pieces_of(name: str) -> None:
+    """So that each of three ranks has a share; but two have none of the last."""
+    reranking._CHUNK, reranking._BLOCK = (512, 64) if name == "no_mean" else (16, 4)
+
+
+def _rank_part(rank: int, world: int, results: Path) -> None:
+    group = dist.group.WORLD
+    q, qp, qc, g, gp, gc = people(30, 170, 8)
+    own = slice(*([0, 90, 90, 170][rank : rank + 2]))  # the second has none
+    for name, options in RERANKED.items():
+        pieces_of(name)
+        found = evaluate_reranked(q, qp, qc, g[own], gp[own], gc[own], options, group=group)
+        np.savez(
+            results / f"{name}-{rank}.npz", ap=found.average_precision, cmc=found.cmc, first=found.first_rank
+        )
+    np.save(results / f"expanded-{rank}.npy", expand_queries(q, g[own], k=5, group=group))
+    with pytest.raises(ValueError, match="rank 1 of the group: gallery features: 1 of 1 rows hold NaN"):
+        rows = np.full((1, 8), np.nan if rank == 1 else 1.0, np.float32)
+        evaluate_reranked(q, qp, qc, rows, gp[:1], gc[:1], group=group)
+    with pytest.raises(ValueError, match="re-ranking"):
+        evaluate_reranked(q, qp, qc, g, gp, gc, ReRanking(k1=5 + rank), group=group)
+    with pytest.raises(ValueError, match="k is at least 1"):
+        expand_queries(q, g, k=rank, group=group)
+
+
+RERANKED = {"paper": ReRanking(), "ports": ReRanking(power="fourth"), "no_mean": ReRanking(k2=1)}
+
+
+def test_over_ranks_bit_by_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_CHUNK", "_BLOCK"):
+        monkeypatch.setattr(reranking, name, getattr(reranking, name))
+    q, qp, qc, g, gp, gc = people(30, 170, 8)
+    run_ranks(_rank_part, 3, tmp_path, tmp_path)
+    for name, options in RERANKED.items():
+        pieces_of(name)
+        one = evaluate_reranked(q, qp, qc, g, gp, gc, options)
+        for rank in range(3):
+            found = np.load(tmp_path / f"{name}-{rank}.npz")
+            assert np.array_equal(found["ap"], one.average_precision, equal_nan=True)
+            assert np.array_equal(found["cmc"], one.cmc) and np.array_equal(found["first"], one.first_rank)
+    expanded = expand_queries(q, g, k=5)
+    assert all(np.array_equal(np.load(tmp_path / f"expanded-{n}.npy"), expanded) for n in range(3))

@@ -20,7 +20,7 @@ from maskreid_dist.cli.doctor import doctor
 from maskreid_dist.cli.evaluate import evaluate
 from maskreid_dist.cli.export import export
 from maskreid_dist.cli.failures import one_line_errors
-from maskreid_dist.cli.gallery import embed, enrol, forget, score, search
+from maskreid_dist.cli.gallery import embed, enrol, forget, search
 from maskreid_dist.cli.init import init
 from maskreid_dist.cli.inspect import plan, stats, verify
 from maskreid_dist.cli.layouts import convert_app, segment_app
@@ -31,6 +31,7 @@ from maskreid_dist.cli.plan_run import plan_run
 from maskreid_dist.cli.push import push
 from maskreid_dist.cli.quiet import quiet_libraries
 from maskreid_dist.cli.runs import runs, top
+from maskreid_dist.cli.score import score
 from maskreid_dist.cli.study import study
 from maskreid_dist.cli.supervise import supervise
 from maskreid_dist.errors import UserError

@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
-from maskreid_dist.cli.options import AsJson, Cache, CameraIds, FiguresFile, RankedShards, RunOrCheckpoint
+from maskreid_dist.cli.options import (
+    AsJson,
+    Cache,
+    CameraIds,
+    FiguresFile,
+    RankedShards,
+    ReRank,
+    ReRankIndex,
+    ReRankK1,
+    ReRankK2,
+    ReRankPower,
+    ReRankWeight,
+    RunOrCheckpoint,
+    re_ranking,
+)
 from maskreid_dist.cli.ranks import share_work
 from maskreid_dist.errors import UserError
 from maskreid_dist.terminal import Terminal, say_json
@@ -60,18 +74,12 @@ def evaluate(
     sizes: Annotated[
         str | None, typer.Option(help="Of those galleries: 20k,100k,1M. Default: the largest.")
     ] = None,
-    rerank: Annotated[
-        bool, typer.Option("--rerank", help="Also with k-reciprocal re-ranking (Zhong et al. 2017).")
-    ] = False,
-    k1: Annotated[int, typer.Option("--rerank-k1", help="Neighbours of its sets.")] = 20,
-    k2: Annotated[int, typer.Option("--rerank-k2", help="Neighbours of its mean; 1: no mean.")] = 6,
-    weight: Annotated[
-        float, typer.Option("--rerank-weight", help="Of the distance beside the sets', 0 to 1.")
-    ] = 0.3,
-    power: Annotated[
-        Literal["squared", "fourth"],
-        typer.Option("--rerank-power", help="Distances squared (the paper) or d^4 (the Python ports)."),
-    ] = "squared",
+    rerank: ReRank = False,
+    k1: ReRankK1 = 20,
+    k2: ReRankK2 = 6,
+    weight: ReRankWeight = 0.3,
+    power: ReRankPower = "squared",
+    index: ReRankIndex = "exact",
     expand: Annotated[
         int,
         typer.Option(
@@ -96,7 +104,7 @@ def evaluate(
 
         run = best_checkpoint(checkpoint) if best else checkpoint
         _check_places((report, output) if ranks.is_first else ())
-        options = _re_ranking(k1, k2, weight, power) if rerank else None
+        options = re_ranking(k1, k2, weight, power, index) if rerank else None
         if cameras == "none" and (multiple_query or camera_pairs):
             raise UserError("--multiple-query and --camera-pairs need camera ids: leave out --cameras none")
         extras = Extras(multiple_query, single_shot, camera_pairs, intervals, verification)
@@ -153,15 +161,6 @@ def _check_places(paths: "Sequence[Path | None]") -> None:
             check_writable(path)
 
 
-def _re_ranking(k1: int, k2: int, weight: float, power: Literal["squared", "fourth"]) -> "ReRanking":
-    from maskreid_dist.retrieval import ReRanking
-
-    try:
-        return ReRanking(k1, k2, weight, power)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
 def _damages(texts: "Sequence[str]") -> "Sequence[str]":
     from maskreid_dist.config import mask_damage
 
@@ -183,7 +182,7 @@ def _grown(distractors: str | None, sizes: str | None) -> Grown | None:
 
 
 def _evaluate(asked: Asked, ranks: "Ranks", report: Path | None, output: Path | None, as_json: bool) -> None:
-    """All ranks embed and rank; what follows is rank 0's."""
+    """All ranks embed, rank and re-rank; larger galleries, other protocols and the report are rank 0's."""
     from maskreid_dist.evaluation.evaluate import write_json
 
     console = Terminal(quiet=as_json or not ranks.is_first)
@@ -212,10 +211,10 @@ def _evaluated(asked: Asked, ranks: "Ranks", console: Terminal) -> Evaluated | N
         name_of,
         rank_damaged,
         rank_network,
-        refined,
     )
     from maskreid_dist.evaluation.extras import extra_figures
     from maskreid_dist.evaluation.growth import embed_distractors, grown
+    from maskreid_dist.evaluation.refined import refined
 
     shards, others = _opened(asked)
     check_queries(shards, asked.cameras)
@@ -228,9 +227,9 @@ def _evaluated(asked: Asked, ranks: "Ranks", console: Terminal) -> Evaluated | N
     more = None
     if others is not None:
         more = embed_distractors(network, others, found.config, console, ranks)
+    rows = refined(ranked, shards, *how, asked.rerank, asked.expand, ranks) | worse
     if not ranks.is_first:
         return None
-    rows = refined(ranked, shards, *how, asked.rerank, asked.expand) | worse
     growth: dict[int, RetrievalResult] = {}
     if asked.grown and more is not None:
         growth = grown(ranked, shards, more, asked.grown.sizes, *how)
@@ -257,6 +256,7 @@ def _agree(
     saved = f"step {checkpoint.step}, weights {checkpoint.weights_sha256[:12]}"
     options = {"--ap": asked.ap, "--cameras": asked.cameras, "the checkpoint": saved}
     options["--mask-damage"] = " ".join(asked.damages)
+    options |= {"--rerank": str(asked.rerank), "--expand-queries": str(asked.expand)}
     ranks.agree(facts_of_evaluation(checkpoint.config, ranks.device, opened, options))
 
 

@@ -1,7 +1,7 @@
-"""`maskreid embed`, `enrol`, `forget`, `search`, `score`: galleries of embeddings."""
+"""`maskreid embed`, `enrol`, `forget`, `search`: galleries of embeddings."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -114,6 +114,13 @@ def search(
     masks: Masks = None,
     top: Annotated[int, typer.Option(min=1, help="Images of each list.")] = 20,
     html: Annotated[Path | None, typer.Option(help="Also write the lists with pictures here.")] = None,
+    index: Annotated[
+        str,
+        typer.Option(
+            help="What finds them: exact, our own; faiss, the same by FAISS; faiss:FACTORY (faiss:HNSW32), "
+            "approximately, by an index that FAISS builds for this search."
+        ),
+    ] = "exact",
     as_json: AsJson = False,
 ) -> None:
     """The gallery images nearest to pictures, exactly."""
@@ -121,17 +128,19 @@ def search(
     from maskreid_dist.gallery import Gallery
     from maskreid_dist.gallery.search import search as find
     from maskreid_dist.gallery.search import write_page
+    from maskreid_dist.retrieval.faiss_lists import check_index, index_text
 
+    check_index(index)
     if html:
         check_writable(html)
     opened = Gallery.open(gallery)
     extractor = _extractor(run)
-    found = find(extractor, opened, pictures, masks, top)
+    found = find(extractor, opened, pictures, masks, top, index)
     if html:
-        write_page(html, extractor, opened, pictures, masks, found)
+        write_page(html, extractor, opened, pictures, masks, found, index)
     if as_json:
         lists = [
-            {"query": str(picture), "matches": [vars(match) for match in matches]}
+            {"query": str(picture), "index": index, "matches": [vars(match) for match in matches]}
             for picture, matches in zip(pictures, found, strict=True)
         ]
         say_json(lists)
@@ -146,38 +155,12 @@ def search(
             person = (str(match.pid), str(match.camid), match.key)
             table.add_row(str(rank), f"{match.similarity:.4f}", chance, *person)
         console.print(table, markup=False)
+    if text := index_text(index):
+        say(text)
     if extractor.calibration is None:
         say("no probabilities: maskreid calibrate makes them")
     if html:
         say(f"page: {html.absolute()}")
-
-
-@one_line_errors
-def score(
-    query: Annotated[Path, typer.Argument(help="Gallery folder with the queries.", show_default=False)],
-    gallery: Folder,
-    ap: Annotated[Literal["hits", "trapezoid"], typer.Option(help="Definition of AP.")] = "hits",
-    as_json: AsJson = False,
-) -> None:
-    """Evaluate embeddings that were made before: CMC, mAP (both definitions), mINP."""
-    from maskreid_dist.evaluation.evaluate import Ranked, percentages, print_table
-    from maskreid_dist.gallery import Gallery
-    from maskreid_dist.retrieval import evaluate_retrieval
-
-    sides = [Gallery.open(folder) for folder in (query, gallery)]
-    if sides[0].model != sides[1].model:
-        raise UserError(f"{query} is of {sides[0].model}, {gallery} of {sides[1].model}: not comparable")
-    features = [side.features if side.alive.all() else side.features[side.alive] for side in sides]
-    labels = [(side.pids[side.alive], side.camids[side.alive]) for side in sides]
-    result = evaluate_retrieval(features[0], *labels[0], features[1], *labels[1], ap=ap)
-    if as_json:
-        say_json({"unit": "percent", **percentages(result)})
-        return
-    model = sides[0].model
-    print_table(Terminal(), [Ranked(f"{model.name}, step {model.step}", features[0], features[1], result)])
-    say(
-        f"{result.valid_queries} valid queries, {result.skipped_queries} skipped (no match in another camera)"
-    )
 
 
 def _extractor(run: Path, device: "torch.device | None" = None) -> "Extractor":

@@ -1,9 +1,14 @@
 """Arguments and options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from maskreid_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from maskreid_dist.retrieval import ReRanking
 
 RunOrCheckpoint = Annotated[
     Path, typer.Argument(help="A run directory, one of its checkpoints, or pretrained:walkers.")
@@ -19,3 +24,40 @@ CameraIds = Annotated[
 ]
 FiguresFile = Annotated[Path | None, typer.Option(help="Write the figures as JSON here.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
+
+ReRank = Annotated[
+    bool, typer.Option("--rerank", help="Also with k-reciprocal re-ranking (Zhong et al. 2017).")
+]
+ReRankK1 = Annotated[int, typer.Option("--rerank-k1", help="Neighbours of its sets.")]
+ReRankK2 = Annotated[int, typer.Option("--rerank-k2", help="Neighbours of its mean; 1: no mean.")]
+ReRankWeight = Annotated[
+    float, typer.Option("--rerank-weight", help="Of the distance beside the sets', 0 to 1.")
+]
+ReRankPower = Annotated[
+    Literal["squared", "fourth"],
+    typer.Option("--rerank-power", help="Distances squared (the paper) or d^4 (the Python ports)."),
+]
+ReRankIndex = Annotated[
+    Literal["exact", "faiss"],
+    typer.Option(
+        "--rerank-index", help="What finds its neighbours: our own, or FAISS, which finds the same."
+    ),
+]
+
+
+def re_ranking(
+    k1: int,
+    k2: int,
+    weight: float,
+    power: Literal["squared", "fourth"],
+    index: Literal["exact", "faiss"],
+) -> "ReRanking":
+    """Raises UserError for values that cannot be, and where FAISS is not installed."""
+    from maskreid_dist.retrieval import ReRanking
+    from maskreid_dist.retrieval.faiss_lists import check_index
+
+    check_index(index)
+    try:
+        return ReRanking(k1, k2, weight, power, index)
+    except ValueError as error:
+        raise UserError(str(error)) from None

@@ -23,13 +23,11 @@ from maskreid_dist.model import ReIDNetwork, build_network
 from maskreid_dist.model.checkpoint import Checkpoint, find_checkpoint, load_weights
 from maskreid_dist.progress import progress_bar
 from maskreid_dist.retrieval import (
-    ReRanking,
     RetrievalError,
     RetrievalResult,
-    evaluate_reranked,
     evaluate_retrieval,
-    expand_queries,
 )
+from maskreid_dist.retrieval.inputs import Features, Ids
 from maskreid_dist.retrieval.protocols import cameras_of_keys
 from maskreid_dist.retrieval.result import ApName
 from maskreid_shards import ShardSet, decode_pair
@@ -146,12 +144,9 @@ def rank_shares(
     """
     ranks.wait()
     labels = split_labels(shards, cameras)
-    rows = ranks.rows(len(labels.gallery[0]))
     query = all_rows(query, len(labels.query[0]), ranks)
-    pids, camids = (ids[rows] for ids in labels.gallery)
-    sides = query, *labels.query, gallery, pids, camids
     try:
-        result = evaluate_retrieval(*sides, ap=ap, group=ranks.group)
+        result = evaluate_retrieval(*own_sides(query, gallery, labels, ranks), ap=ap, group=ranks.group)
     except UserError:
         raise
     except ValueError as error:  # of evaluate_retrieval, the same on every rank
@@ -179,6 +174,14 @@ def rank_damaged(
         name = f"masks: {damage}, IoU {mean_iou(damage, splits):.2f}"
         rows[damage] = rank_network(name, network, worse, shards, console, ap, cameras, ranks)
     return rows
+
+
+def own_sides(
+    query: NDArray[np.float32], own_gallery: NDArray[np.float32], labels: Labels, ranks: Ranks
+) -> tuple[Features, Ids, Ids, Features, Ids, Ids]:
+    """What an evaluation over ranks takes: all queries, and this rank's part of the gallery."""
+    pids, camids = (ids[ranks.rows(len(labels.gallery[0]))] for ids in labels.gallery)
+    return query, *labels.query, own_gallery, pids, camids
 
 
 def rank_histogram(name: str, shards: ShardSet, stripes: int, masked: bool) -> Ranked:
@@ -219,33 +222,6 @@ def evaluate_checkpoint(
     network = load_network(checkpoint)
     ranked = rank_network(name_of(checkpoint), network, checkpoint.config, shards, console, ap, cameras)
     return checkpoint, ranked
-
-
-def refined(
-    ranked: Ranked,
-    shards: ShardSet,
-    ap: ApName,
-    cameras: Cameras,
-    rerank: ReRanking | None = None,
-    expand: int = 0,
-) -> dict[str, Ranked]:
-    """The same features, ranked with what is asked for: "expanded", queries plus their `expand` nearest;
-    "reranked"; "expanded_reranked" where both are."""
-    labels = split_labels(shards, cameras)
-    rows: dict[str, Ranked] = {}
-    if expand:
-        query = expand_queries(ranked.query, ranked.gallery, k=expand)
-        name = f"queries + {expand} nearest"
-        rows["expanded"] = rank_gallery(name, query, ranked.gallery, shards, ap, cameras)
-    if rerank:
-        text = f"re-ranked {rerank.k1}, {rerank.k2}, {rerank.weight:g}"  # short: six figures stand beside it
-        text += ", d^4" if rerank.power == "fourth" else ""
-        for key, before in [("", ranked), *((f"{key}_", row) for key, row in list(rows.items()))]:
-            sides = before.query, *labels.query, before.gallery, *labels.gallery
-            result = evaluate_reranked(*sides, rerank, ap=ap)
-            name = f"{before.name}, re-ranked" if key else text
-            rows[f"{key}reranked"] = Ranked(name, before.query, before.gallery, result)
-    return rows
 
 
 def ranked_doubts(calibration: Calibration, ranked: Ranked, shards: ShardSet) -> list[str]:

@@ -14,6 +14,7 @@ from maskreid_dist.gallery.extractor import Extractor, as_image
 from maskreid_dist.gallery.journal import GalleryError
 from maskreid_dist.gallery.store import Gallery
 from maskreid_dist.report.search_page import FoundImage, SearchedImage, write_search_page
+from maskreid_dist.retrieval.faiss_lists import index_text
 from maskreid_shards import ShardError, Split, decode_pair, open_shards
 
 
@@ -31,14 +32,19 @@ class Match:
 
 
 def search(
-    extractor: Extractor, gallery: Gallery, pictures: Sequence[Path], masks: Sequence[Path] | None, top: int
+    extractor: Extractor,
+    gallery: Gallery,
+    pictures: Sequence[Path],
+    masks: Sequence[Path] | None,
+    top: int,
+    index: str = "exact",
 ) -> list[list[Match]]:
-    """The `top` nearest images of every picture, nearest first. Raises GalleryError: another network,
-    empty."""
+    """The `top` nearest images of every picture, nearest first; index: as for `Gallery.search`. Raises
+    GalleryError: another network, empty."""
     check_model(gallery, extractor)
     if not gallery.alive.any():
         raise GalleryError(f"{gallery.folder}: nobody is in it; maskreid embed or enrol fills it")
-    found = gallery.search(extractor(pictures, masks), top)
+    found = gallery.search(extractor(pictures, masks), top, index=index)
     pids, camids = gallery.pids, gallery.camids
 
     def match(row: int, similarity: float) -> Match:
@@ -59,8 +65,9 @@ def write_page(
     pictures: Sequence[Path],
     masks: Sequence[Path] | None,
     matches: Sequence[Sequence[Match]],
+    index: str = "exact",
 ) -> None:
-    """The matches with pictures, where they are still at hand."""
+    """The matches with pictures, where they are still at hand. index: that they were found by."""
     split = split_of(gallery)
     searched = []
     for number, (picture, found) in enumerate(zip(pictures, matches, strict=True)):
@@ -82,6 +89,7 @@ def write_page(
     facts = (
         f"{people} images in {gallery.folder.absolute()}; {gallery.model}; numbers are cosine similarities"
     )
+    facts += f"; {index_text(index)}" if index != "exact" else ""
     write_search_page(path, "MaskReID: search", facts, searched)
 
 

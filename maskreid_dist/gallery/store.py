@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskreid_dist.gallery.journal import GalleryError, JournalRows, apply_event, event_line, read_journal
+from maskreid_dist.retrieval.faiss_lists import check_index
 from maskreid_dist.retrieval.inputs import Features, image_set
 from maskreid_dist.retrieval.nearest import Neighbours, nearest_images
 from maskreid_dist.retrieval.pairs import JUNK_PID
@@ -126,6 +127,17 @@ class Gallery:
             return np.zeros((0, self.dimensions), np.float32)
         return np.memmap(self.folder / rows, "<f4", "r", shape=(len(self), self.dimensions))
 
+    def living(self, rows: slice) -> NDArray[np.float32]:
+        """Of the rows that were not taken out those numbered `rows`: (n, D); read-only."""
+        return self.features[rows] if self.alive.all() else self.features[np.flatnonzero(self.alive)[rows]]
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal where network, rows, keys and labels are, whatever folder they lie in."""
+        known = self._rows
+        said = [self.model.weights_sha256, known.keys, known.pids, known.camids, known.alive, known.checks]
+        return f"{zlib.crc32(json.dumps(said).encode()):08x}"
+
     @property
     def keys(self) -> Sequence[str]:
         return self._rows.keys
@@ -222,15 +234,16 @@ class Gallery:
                     f"{self.folder}: rows {first} to {first + count - 1} are damaged; make them again"
                 )
 
-    def search(self, query: Features, k: int) -> Neighbours:
+    def search(self, query: Features, k: int, *, index: str = "exact") -> Neighbours:
         """The k rows nearest to every query (Q, D) by cosine, exactly, of those not taken out. Fewer rows
-        than k: shorter lists."""
+        than k: shorter lists. index: as for `maskreid_dist.retrieval.nearest`."""
+        check_index(index)
         count = len(self)
         ids = np.zeros(max(count, len(query)), np.int64)
         mine = image_set("query", query, ids[: len(query)], ids[: len(query)], metric="cosine")
         listed = np.where(self.alive, 0, JUNK_PID)
         rows = image_set("gallery", self.features, listed, ids[:count], metric="cosine")
-        return nearest_images(mine, rows, k, "cosine")
+        return nearest_images(mine, rows, k, "cosine", index=index)
 
     def _record(self, event: dict[str, Any]) -> None:
         self._writing()

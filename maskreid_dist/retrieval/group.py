@@ -1,9 +1,11 @@
 """The collectives of an evaluation whose gallery is spread over the ranks of a process group.
 
 Every rank of the group takes part in every function here, in the same order; with `group=None` nothing is
-sent. Only labels, good images' distances and counts travel, never features.
+sent. An evaluation sends labels, good images' distances and counts, never features; re-ranking, of which
+every rank needs all images, sends each rank's to all.
 """
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,6 +79,38 @@ def gather_rows(values: NDArray[Any], group: dist.ProcessGroup | None) -> list[N
     padded[:, : values.shape[1]] = values
     gathered = _gather(torch.from_numpy(padded), group).numpy()
     return [rows[:, :width] for rows, width in zip(gathered, widths, strict=True)]
+
+
+def own_run(items: int, unit: int, group: dist.ProcessGroup | None) -> slice:
+    """This rank's of so many items: neighbours, in rank order, in whole units; only the last may be cut."""
+    if group is None:
+        return slice(0, items)
+    rank, size, units = dist.get_rank(group), dist.get_world_size(group), -(-items // unit)
+    start, stop = (min(at * units // size * unit, items) for at in (rank, rank + 1))
+    return slice(start, stop)
+
+
+def gather_all(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """(n, ...) of every rank as one (sum of n, ...) in rank order, bit for bit, on `own`'s device.
+
+    n may differ, the rest not. Two collectives.
+    """
+    if group is None or dist.get_world_size(group) == 1:
+        return own
+    sizes = _gather(torch.tensor([len(own)]), group)[:, 0].tolist()
+    row_bytes = math.prod(own.shape[1:]) * own.element_size()
+    padded = torch.zeros(max(sizes), row_bytes, dtype=torch.uint8)  # bytes: for any dtype
+    if len(own):
+        padded[: len(own)] = own.cpu().contiguous().view(torch.uint8).view(len(own), row_bytes)
+    parts = _gather(padded, group)
+    rows = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return rows.view(own.dtype).view(-1, *own.shape[1:]).to(own.device)
+
+
+def whole_gallery(own: ImageSet, labels: GalleryLabels, group: dist.ProcessGroup | None) -> ImageSet:
+    """The images of all ranks on every rank."""
+    features, norms = gather_all(own.features, group), gather_all(own.norms, group)
+    return ImageSet(features, norms, labels.gallery.pids, labels.gallery.camids)
 
 
 def _described(query: ImageSet) -> dict[str, str]:

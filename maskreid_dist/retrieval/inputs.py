@@ -41,6 +41,12 @@ def part(images: ImageSet, start: int, stop: int, device: torch.device | None = 
     )
 
 
+def chosen(images: ImageSet, rows: NDArray[np.int64]) -> ImageSet:
+    """These images, in this order."""
+    at = torch.from_numpy(rows).to(images.features.device)
+    return ImageSet(images.features[at], images.norms[at], images.pids[rows], images.camids[rows])
+
+
 def unlabelled(first: ImageSet, second: ImageSet) -> ImageSet:
     """The images of both as those of one nameless identity, so that none is junk; on the first's device."""
     device = first.features.device

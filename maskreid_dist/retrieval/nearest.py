@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskreid_dist.retrieval.distance import COLUMN_BITS, Metric, Precision, place_bound, places, precisions
+from maskreid_dist.retrieval.faiss_lists import FLAT, check_index, faiss_lists
 from maskreid_dist.retrieval.group import gather_rows, share_labels
-from maskreid_dist.retrieval.inputs import Features, ImageSet, both_sides, part
+from maskreid_dist.retrieval.inputs import Features, ImageSet, both_sides, chosen, part
 from maskreid_dist.retrieval.pairs import IntArray
 from maskreid_dist.retrieval.tile import LARGEST_TILE, Tile
 from maskreid_kernels.options import check_group
@@ -46,15 +47,21 @@ def nearest(
     *,
     metric: Literal["cosine", "euclidean"] = "cosine",
     group: dist.ProcessGroup | None = None,
+    index: str = "exact",
 ) -> Neighbours:
     """The k nearest gallery rows of every query, ties by gallery index.
 
     query (Q, D), gallery (G, D): NumPy or torch, any floating dtype; the gallery may be a memory-mapped file.
     group: a process group; the gallery is then this rank's rows (the global order is rank order), the queries
     are the same on all ranks, and so is the result. All ranks of the group take part.
-    Raises ValueError for bad input; over a group the same line on every rank.
+    index: "faiss" finds the same lists by FAISS's IndexFlat, "faiss:HNSW32" (any of its factory strings, and
+    after a semicolon its parameters) approximate ones, by an index that is built for this call: FAISS must be
+    installed.
+    Raises ValueError for bad input; over a group the same line on every rank. UserError: an index that is not
+    to be had.
     """
     check_group(group)
+    check_index(index)
     sides: tuple[ImageSet | None, ImageSet | None] = (None, None)
     problem = None
     try:
@@ -64,35 +71,66 @@ def nearest(
         sides = both_sides(query, ids[0], ids[0], gallery, ids[1], ids[1], metric=metric)
     except (TypeError, ValueError) as error:
         problem = str(error)
-    options = {"metric": metric, "k": k}
+    options = {"metric": metric, "k": k, "index": index}
     labels = share_labels(*sides, problem, options, group)
     query_set, gallery_set = cast(tuple[ImageSet, ImageSet], sides)
-    found = nearest_images(query_set, gallery_set, int(k), metric, first=labels.offset)
-    lists = merge(gather_rows(found.index_QK, group), gather_rows(found.distance_QK, group), int(k))
+    lists = nearest_of_all(query_set, gallery_set, int(k), metric, labels.offset, group, index)
     if metric == "euclidean":
         return Neighbours(lists.index_QK, np.sqrt(lists.distance_QK))
     return lists
 
 
+def nearest_of_all(
+    query: ImageSet,
+    gallery: ImageSet,
+    k: int,
+    metric: Metric,
+    offset: int,
+    group: dist.ProcessGroup | None,
+    index: str = "exact",
+) -> Neighbours:
+    """As `nearest_images`, of the galleries of all ranks, on each. offset: of this rank's first image."""
+    found = nearest_images(query, gallery, k, metric, first=offset, index=index)
+    return merge(gather_rows(found.index_QK, group), gather_rows(found.distance_QK, group), k)
+
+
 def nearest_images(
-    query: ImageSet, gallery: ImageSet, k: int, metric: Metric, *, first: int = 0
+    query: ImageSet, gallery: ImageSet, k: int, metric: Metric, *, first: int = 0, index: str = "exact"
 ) -> Neighbours:
     """Of this rank's gallery, whose first image has the global index `first`; Euclidean distances squared."""
-    lists = _lists(query, gallery, k, metric, first, False)
+    if index != "exact":
+        found = faiss_lists(query, gallery, k, metric, index)
+        lists = Neighbours(found.index_QK + first, found.distance_QK)
+        if index == FLAT and not found.proven_Q.all():
+            rows = np.flatnonzero(~found.proven_Q)
+            ours = nearest_images(chosen(query, rows), gallery, k, metric, first=first)
+            lists.index_QK[rows], lists.distance_QK[rows] = ours.index_QK, ours.distance_QK
+        return lists
+    blocks = _lists(query, gallery, k, metric, first, False)
     width = min(k, len(gallery))
     return Neighbours(
-        np.concatenate([block.index_BK for block in lists] or [np.zeros((0, width), np.int64)]),
-        np.concatenate([block.distance_BK for block in lists] or [np.zeros((0, width))]),
+        np.concatenate([block.index_BK for block in blocks] or [np.zeros((0, width), np.int64)]),
+        np.concatenate([block.distance_BK for block in blocks] or [np.zeros((0, width))]),
     )
 
 
-def nearest_and_largest(images: ImageSet, k: int, metric: Metric) -> tuple[IntArray, NDArray[np.float64]]:
-    """Of every image among all of them: its k nearest, itself included, (N, K) int64, and the largest
-    distance to any, exactly, (N,) float64, Euclidean squared. One product of all with all."""
-    lists = _lists(images, images, k, metric, 0, True)
-    return np.concatenate([block.index_BK for block in lists]), np.concatenate(
-        [block.largest_B for block in lists]
-    )
+def nearest_and_largest(
+    query: ImageSet, images: ImageSet, k: int, metric: Metric, index: str = "exact"
+) -> tuple[IntArray, NDArray[np.float64]]:
+    """Of every query among all images: its k nearest, (Q, K) int64, and the largest distance to any, exactly,
+    (Q,) float64, Euclidean squared. index: "exact", one product of these with all, or "faiss", two."""
+    if index != "exact":
+        near = faiss_lists(query, images, k, metric, FLAT)
+        far = faiss_lists(query, images, 1, metric, FLAT, farthest=True)
+        index_QK, largest_Q = near.index_QK, far.distance_QK[:, 0]
+        rows = np.flatnonzero(~(near.proven_Q & far.proven_Q))
+        if len(rows):
+            ours = nearest_and_largest(chosen(query, rows), images, k, metric)
+            index_QK[rows], largest_Q[rows] = ours
+        return index_QK, largest_Q
+    blocks = _lists(query, images, k, metric, 0, True)
+    found = [block.index_BK for block in blocks] or [np.zeros((0, min(k, len(images))), np.int64)]
+    return np.concatenate(found), np.concatenate([block.largest_B for block in blocks] or [np.zeros(0)])
 
 
 def _lists(
@@ -255,8 +293,8 @@ def _first_k(
     order = np.lexsort((index_I, distance_I, row_I))
     count_B = np.bincount(row_I, minlength=rows)
     within = np.arange(len(order)) - np.repeat(np.cumsum(count_B) - count_B, count_B)
-    chosen = order[within < k]
-    return index_I[chosen].reshape(rows, -1), distance_I[chosen].reshape(rows, -1)
+    first = order[within < k]
+    return index_I[first].reshape(rows, -1), distance_I[first].reshape(rows, -1)
 
 
 def merge(index_RQK: list[IntArray], distance_RQK: list[NDArray[np.float64]], k: int) -> Neighbours:

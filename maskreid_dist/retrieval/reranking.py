@@ -14,27 +14,36 @@ a few dozen entries a row. What is left of N x N is a block of queries at a time
 
 The paper's d is the squared Euclidean distance. The public Python ports square their input once more, and
 Torchreid's default hands them squared distances: power = "fourth".
+
+Over ranks every rank holds all images; each finds the neighbours, the sets and the means of its share of them
+and the final distances of its share of the queries. What is found is sent to all: integers and float64, whole
+chunks and blocks of one process, so that every number is computed as that process would.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
 from maskreid_dist.errors import RetrievalError
 from maskreid_dist.retrieval.distance import Metric, pair_distances
 from maskreid_dist.retrieval.evaluate import check_options, score, why_no_query_is_valid
+from maskreid_dist.retrieval.faiss_lists import check_index
+from maskreid_dist.retrieval.group import gather_all, own_run, share_labels, whole_gallery
 from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, both_sides, part, unlabelled
 from maskreid_dist.retrieval.nearest import nearest_and_largest
 from maskreid_dist.retrieval.pairs import JUNK_PID, GalleryIndex, IntArray, block_pairs
 from maskreid_dist.retrieval.result import RetrievalResult
-from maskreid_dist.retrieval.sparse import Rows, mean_of_rows, shared_mass, transposed
+from maskreid_dist.retrieval.sparse import Rows, gathered, mean_of_rows, shared_mass, transposed
+from maskreid_kernels.options import check_group
 
 _CHUNK = 512  # images whose sets are made at once
+_BLOCK = 64  # queries whose final distances are held at once
 
 
 @dataclass(frozen=True)
@@ -43,13 +52,14 @@ class ReRanking:
     mixture.
 
     power: "squared", d is the squared Euclidean distance (cosine: 1 - similarity, half of it for unit rows);
-    "fourth", its square.
+    "fourth", its square. index: what finds the neighbours, our tiles or FAISS, which find the same.
     """
 
     k1: int = 20
     k2: int = 6
     weight: float = 0.3
     power: Literal["squared", "fourth"] = "squared"
+    index: Literal["exact", "faiss"] = "exact"
 
     def __post_init__(self) -> None:
         for name in ("k1", "k2"):
@@ -60,30 +70,41 @@ class ReRanking:
             raise ValueError(f"re-ranking: weight lies between 0 and 1, not {self.weight!r}")
         if self.power not in ("squared", "fourth"):
             raise ValueError(f"re-ranking: power is squared or fourth, not {self.power!r}")
+        if self.index not in ("exact", "faiss"):
+            raise ValueError(f"re-ranking: index is exact or faiss, not {self.index!r}")
 
 
 def reranked_blocks(
-    query: ImageSet, gallery: ImageSet, options: ReRanking, metric: Metric, block: int = 64
+    query: ImageSet,
+    gallery: ImageSet,
+    options: ReRanking,
+    metric: Metric,
+    block: int,
+    group: dist.ProcessGroup | None = None,
 ) -> Iterator[NDArray[np.float64]]:
     """Final distances of the queries to the gallery, `block` queries at a time: (B, G) float64.
 
     A gallery smaller than k1 or k2 has fewer neighbours. Products are float64: equal up to its rounding. The
-    array may be overwritten; the next block overwrites it.
+    array may be overwritten; the next block overwrites it. group: every rank gives all images, and gets the
+    distances of its share of the queries, `own_run(Q, block, group)`. All ranks of the group take part.
     """
     images = unlabelled(query, gallery)
+    own = own_run(len(images), _CHUNK, group)
     wanted = min(max(options.k1 + 1, options.k2), len(images))
-    index_NK, distance_N = nearest_and_largest(images, wanted, metric)
+    found = nearest_and_largest(part(images, own.start, own.stop), images, wanted, metric, options.index)
+    index_NK, distance_N = (gather_all(torch.from_numpy(part), group).numpy() for part in found)
     largest_N = _powered(distance_N, options)
     largest_N[largest_N == 0] = 1.0  # all images are copies of one
-    encoded = _encode(images, index_NK[:, : options.k1 + 1], largest_N, options, metric)
+    encoded = gathered(_encode(images, own, index_NK[:, : options.k1 + 1], largest_N, options, metric), group)
     if options.k2 > 1:
-        encoded = mean_of_rows(encoded, index_NK[:, : options.k2])
+        encoded = gathered(mean_of_rows(encoded, index_NK[own, : options.k2]), group)
     Q = len(query)
     by_column = transposed(encoded.from_row(Q))
     g_GD, g_G = _operand(gallery, metric)
+    mine = own_run(Q, block, group)
     # The same memory for every block: glibc's heap would break up, and hold twice as much in the end.
     buffers = np.empty((3, min(block, Q), len(gallery)))
-    for start in range(0, Q, block):
+    for start in range(mine.start, mine.stop, block):
         stop = min(start + block, Q)
         d_BG, shared_BG, union_BG = buffers[:, : stop - start]
         shared_mass(encoded, start, stop, by_column, shared_BG)
@@ -100,23 +121,26 @@ def reranked_blocks(
 
 
 def _encode(
-    images: ImageSet, index_NK: IntArray, largest_N: NDArray[np.float64], options: ReRanking, metric: Metric
+    images: ImageSet,
+    own: slice,
+    index_NK: IntArray,
+    largest_N: NDArray[np.float64],
+    options: ReRanking,
+    metric: Metric,
 ) -> Rows:
-    """V before the mean: row i sums to 1 over i's expanded reciprocal set."""
-    N = len(images)
+    """V of the images `own` before the mean: row i sums to 1 over i's expanded reciprocal set."""
     half_NH = index_NK[:, : round(options.k1 / 2) + 1]
     mutual_NK, mutual_NH = _mutual(index_NK), _mutual(half_NH)
-    counts, columns, values = [], [], []
-    for start in range(0, N, _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, N))
+    parts = []
+    for start in range(own.start, own.stop, _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, own.stop))
         row_M, column_M = _expanded(rows, index_NK, mutual_NK, half_NH, mutual_NH)
         d_M = _powered(_pairs(images, row_M, column_M, metric), options) / largest_N[row_M]
         weight_M = np.exp(-d_M)
         sum_C = np.bincount(row_M - start, weights=weight_M, minlength=len(rows))
-        counts.append(np.bincount(row_M - start, minlength=len(rows)))
-        columns.append(column_M.astype(np.int32))
-        values.append(weight_M / sum_C[row_M - start])
-    return Rows.build(np.concatenate(counts), np.concatenate(columns), np.concatenate(values), N)
+        counts = np.bincount(row_M - start, minlength=len(rows))
+        parts.append((counts, column_M.astype(np.int32), weight_M / sum_C[row_M - start]))
+    return Rows.join(parts, len(images))
 
 
 def _mutual(index_NK: IntArray) -> NDArray[np.bool_]:
@@ -196,33 +220,63 @@ def evaluate_reranked(
     *,
     metric: Literal["cosine", "euclidean"] = "cosine",
     ap: Literal["hits", "trapezoid"] = "hits",
+    group: dist.ProcessGroup | None = None,
     max_rank: int = 50,
 ) -> RetrievalResult:
-    """As `evaluate_retrieval`, on one process, with the lists of re-ranking. Ties are ordered by gallery
-    index.
+    """As `evaluate_retrieval`, with the lists of re-ranking; over a group too, but every rank then holds the
+    whole gallery while it works. Ties are ordered by gallery index.
 
     Junk takes part in the neighbourhoods, as in the public code, and leaves the lists.
     """
-    check_options(ap, max_rank)
-    sides = query, query_pids, query_camids, gallery, gallery_pids, gallery_camids
-    query_set, gallery_set = both_sides(*sides, metric=metric)
-    if not len(query_set) or not len(gallery_set):
+    check_group(group)
+    check_index(options.index)
+    query_set = gallery_set = problem = None
+    try:
+        check_options(ap, max_rank)
+        sides = query, query_pids, query_camids, gallery, gallery_pids, gallery_camids
+        query_set, gallery_set = both_sides(*sides, metric=metric)
+        if not len(query_set):
+            raise ValueError("re-ranking needs a query and a gallery image")
+    except ValueError as error:
+        problem = str(error)
+    settings = {"metric": metric, "ap": ap, "max_rank": max_rank, "re-ranking": str(options)}
+    settings |= {"gallery dtype": "" if gallery_set is None else str(gallery_set.features.dtype)}
+    labels = share_labels(query_set, gallery_set, problem, settings, group)
+    query_set, gallery_set = cast(ImageSet, query_set), cast(ImageSet, gallery_set)
+    gallery_set = whole_gallery(gallery_set, labels, group)
+    if not len(gallery_set):
         raise ValueError("re-ranking needs a query and a gallery image")
-    labels = GalleryIndex.build(gallery_set.pids, gallery_set.camids)
-    unlisted = np.flatnonzero(gallery_set.pids == JUNK_PID)
-    ranks: list[IntArray] = []
-    listed: list[IntArray] = []
-    for final_BG in reranked_blocks(query_set, gallery_set, options, metric):
-        mine = part(query_set, len(ranks), len(ranks) + len(final_BG))
+    rows = list(_ranked(query_set, gallery_set, labels.gallery, options, metric, group))
+    numbers, listed = (np.array([row[n] for row in rows], np.int64) for n in (1, 2))
+    ranks = np.concatenate([np.zeros(0, np.int64), *(row[0] for row in rows)])
+    ranks, numbers, listed = (
+        gather_all(torch.from_numpy(own), group).numpy() for own in (ranks, numbers, listed)
+    )
+    if not len(ranks):
+        raise RetrievalError(why_no_query_is_valid(query_set, labels.gallery))
+    return score(np.split(ranks, np.cumsum(numbers)[:-1]), listed, ap, max_rank, len(gallery_set))
+
+
+def _ranked(
+    query: ImageSet,
+    gallery: ImageSet,
+    labels: GalleryIndex,
+    options: ReRanking,
+    metric: Metric,
+    group: dist.ProcessGroup | None,
+) -> Iterator[tuple[IntArray, int, int]]:
+    """Of each of this rank's queries: the ranks of its good images, their number, the length of its list."""
+    unlisted = np.flatnonzero(gallery.pids == JUNK_PID)
+    start = own_run(len(query), _BLOCK, group).start
+    for final_BG in reranked_blocks(query, gallery, options, metric, _BLOCK, group):
+        mine = part(query, start, start + len(final_BG))
+        start += len(final_BG)
         pairs = block_pairs(mine.pids, mine.camids, labels)
         final_BG[:, unlisted] = np.inf
         final_BG[pairs.junk_row, pairs.junk_index] = np.inf
         good = np.split(pairs.good_index, np.searchsorted(pairs.good_row, np.arange(1, len(mine))))
-        ranks += [_ranks_of(row, index) for row, index in zip(final_BG, good, strict=True)]
-        listed.append(pairs.listed_B)
-    if not any(map(len, ranks)):
-        raise RetrievalError(why_no_query_is_valid(query_set, labels))
-    return score(ranks, np.concatenate(listed), ap, max_rank, len(gallery_set))
+        for row, own, listed in zip(final_BG, good, pairs.listed_B.tolist(), strict=True):
+            yield _ranks_of(row, own), len(own), listed
 
 
 def _ranks_of(distance_G: NDArray[np.float64], index_R: IntArray) -> IntArray:

@@ -3,11 +3,15 @@
 Shapes: N rows and columns, M entries.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 
+from maskreid_dist.retrieval.group import gather_all
 from maskreid_dist.retrieval.pairs import IntArray
 
 _CHUNK_ENTRIES = 1 << 19  # entries handled at once: some 30 MiB
@@ -31,6 +35,15 @@ class Rows:
         cls, count_N: IntArray, column_M: NDArray[np.int32], value_M: NDArray[np.float64], columns: int
     ) -> "Rows":
         return cls(np.concatenate([[0], np.cumsum(count_N)]), column_M, value_M, columns)
+
+    @classmethod
+    def join(
+        cls, parts: Iterable[tuple[IntArray, NDArray[np.int32], NDArray[np.float64]]], columns: int
+    ) -> "Rows":
+        """Of count_N, column_M and value_M of neighbouring rows, one part after the other; may be none."""
+        none = np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0)
+        count_N, column_M, value_M = (np.concatenate(x) for x in zip(none, *parts, strict=True))
+        return cls.build(count_N, column_M, value_M, columns)
 
     @property
     def count_N(self) -> IntArray:
@@ -58,19 +71,26 @@ def transposed(rows: Rows) -> Rows:
     return Rows.build(count, row_M[order], rows.value_M[order], len(rows.count_N))
 
 
-def mean_of_rows(rows: Rows, index_NK: IntArray) -> Rows:
-    """Row i becomes the mean of the rows index_NK[i]."""
-    K = index_NK.shape[1]
-    columns, values, counts = [], [], []
-    size_N = rows.count_N[index_NK].sum(axis=1)
-    for first, last in _chunks(size_N, _CHUNK_ENTRIES):
-        entry_E, of_E = rows.entries(index_NK[first:last].ravel())
+def gathered(own: Rows, group: dist.ProcessGroup | None) -> Rows:
+    """The rows of all ranks in rank order. All ranks of the group take part."""
+    parts = (own.count_N, own.column_M, own.value_M)
+    count, column, value = (gather_all(torch.from_numpy(part), group).numpy() for part in parts)
+    return Rows.build(count, column, value, own.columns)
+
+
+def mean_of_rows(rows: Rows, index_IK: IntArray) -> Rows:
+    """Row i is the mean of the rows index_IK[i]."""
+    K = index_IK.shape[1]
+    parts = []
+    size_I = rows.count_N[index_IK].sum(axis=1)
+    for first, last in _chunks(size_I, _CHUNK_ENTRIES):
+        entry_E, of_E = rows.entries(index_IK[first:last].ravel())
         keys_E = (of_E // K) * rows.columns + rows.column_M[entry_E]
         keys_M, place_E = np.unique(keys_E, return_inverse=True)
-        values.append(np.bincount(place_E, weights=rows.value_M[entry_E], minlength=len(keys_M)) / K)
-        columns.append((keys_M % rows.columns).astype(np.int32))
-        counts.append(np.bincount(keys_M // rows.columns, minlength=last - first))
-    return Rows.build(np.concatenate(counts), np.concatenate(columns), np.concatenate(values), rows.columns)
+        values = np.bincount(place_E, weights=rows.value_M[entry_E], minlength=len(keys_M)) / K
+        counts = np.bincount(keys_M // rows.columns, minlength=last - first)
+        parts.append((counts, (keys_M % rows.columns).astype(np.int32), values))
+    return Rows.join(parts, rows.columns)
 
 
 def shared_mass(rows: Rows, start: int, stop: int, by_column: Rows, out: NDArray[np.float64]) -> None:

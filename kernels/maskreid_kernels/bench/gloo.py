@@ -14,12 +14,13 @@ def run_ranks(function: Callable[..., None], world: int, folder: Path, *argument
     """Call `function(rank, world, *arguments)` in `world` processes of one group, which meet in a file in
     `folder`."""
     meeting = f"file://{folder}/rendezvous"
-    spawn(_run_rank, (world, meeting, function, arguments), nprocs=world)
+    spawn(run_rank, (world, meeting, function, arguments), nprocs=world)
 
 
-def _run_rank(
+def run_rank(
     rank: int, world: int, meeting: str, function: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
+    """What each process of `run_ranks` does. meeting: a URL of torch's."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     try:
