@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TRITON_TESTS := $(addprefix tests/test_kernels_,\
   triton_batch_hard.py triton_ranking.py triton_logsumexp.py triton_symmetric.py \
+  triton_symmetric_ranking.py \
   triton_retrieval_counts.py gpu_presets.py)
 INSTALLED := $(VENV)/.installed
 ADAPTERS ?= $(VENV)-adapters

@@ -61,6 +61,10 @@ PROMISED = {
     "ranking, D = 2048, 0.1 % violators, to the product": 1.5,
     "ranking, D = 2048, 50 % violators, to the product": 3.6,
     "batch_hard symmetric, D = 2048, to the product": 0.7,
+    "ranking symmetric, D = 2048, 0.1 % violators, to the product": 1.2,
+    "ranking symmetric, D = 2048, 50 % violators, to the product": 2.4,
+    "ranking symmetric, D = 2048, 0.1 % violators, gradient beside rectangular": 0.05,
+    "ranking symmetric, D = 2048, 50 % violators, gradient beside rectangular": 0.05,
     **{
         f"{name} symmetric, D = 2048, gradient beside rectangular": 0.05
         for name in ("batch_hard", "n_pair", "circle")

@@ -41,6 +41,7 @@ def all_programs() -> list[Compiled]:
         "batch_hard.negatives",
         "batch_hard.symmetric_negatives",
         "ranking.forward",
+        "ranking.symmetric_forward",
         "ranking.dense_weights",
         "retrieval.counts",
     ]

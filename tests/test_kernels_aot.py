@@ -93,7 +93,7 @@ for loss in MODULES:
     for variant in variants(loss, 256, "bf16", TARGETS["sm_90"]):
         program = variant.program
         sizes = [p for p in program.params if not p.is_constexpr]
-        sizes = [p for p in sizes if not p.name.endswith(("_ptr", "_high", "_low"))]
+        sizes = [p for p in sizes if not p.name.endswith(("_ptr", "_high", "_low", "_desc"))]
         found[f"{loss}.{program.fn.__name__}"] = [p.name for p in sizes if not p.do_not_specialize]
 print(json.dumps(found))
 """

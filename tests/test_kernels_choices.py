@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from maskreid_kernels import LOSSES, backends
+from maskreid_kernels.batch_hard import specialised
 from maskreid_kernels.choices import EVIDENCE, FAMILIES, explain
 from maskreid_kernels.ranking.triton_forward import SPARSE_UP_TO
 from maskreid_kernels.symmetric_tiles import SWITCH
@@ -15,7 +16,8 @@ from maskreid_kernels.symmetric_tiles import SWITCH
 
 @pytest.fixture(autouse=True)
 def as_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(SWITCH, raising=False)
+    for switch in (SWITCH, specialised.SWITCH):
+        monkeypatch.delenv(switch, raising=False)
 
 
 def test_every_loss_is_explained() -> None:
@@ -43,8 +45,12 @@ def test_half_of_the_work_is_said_where_it_is_done(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(SWITCH, "1")
     assert "the upper triangle" in explain("batch_hard", 8192, 256, **words).passes[0]
     assert "the upper triangle" in explain("circle", 8192, 256, **words).passes[0]
+    assert explain("ranking", 8192, 256, **words).passes[0].startswith("forward: the upper triangle of S")
+    rows_in_bfloat16 = explain("batch_hard", 8192, 256, dtype=torch.bfloat16, device="cuda", precision="bf16")
+    assert specialised.SWITCH in rows_in_bfloat16.reasons[-1]
     for found in (
-        explain("ranking", 8192, 256, **words),
+        explain("ranking", 8192, 256, dtype=torch.float64, device="cuda"),
+        explain("ranking", 8192, 256, world_size=2, **words),
         explain("batch_hard", 8192, 256, world_size=2, **words),
         explain("batch_hard", 8192, 256, dtype=torch.float64, device="cuda"),
     ):

@@ -18,6 +18,7 @@ import kernel_checks
 from kernel_cases import LOSSES, PRESETS, Preset, batch
 from kernel_checks import DEVICE, GPU, Step, pick
 from maskreid_kernels import symmetric_tiles, triton_tiles
+from maskreid_kernels.batch_hard import specialised
 from maskreid_kernels.batch_hard import triton as batch_hard_triton
 from maskreid_kernels.logsumexp import triton as logsumexp_triton
 from maskreid_kernels.logsumexp import triton_bands
@@ -127,7 +128,7 @@ def test_as_shipped(name: str, preset: Preset) -> None:
 
 @pytest.mark.skipif(not GPU, reason="test_kernels_triton_symmetric.py has what the interpreter can run")
 @pytest.mark.parametrize("preset", pick(PRESETS, IN_CI[:1], IN_CI[:1]), ids=str)
-@pytest.mark.parametrize("name", ["batch_hard", "n_pair", "circle"])
+@pytest.mark.parametrize("name", ["batch_hard", "n_pair", "circle", "ranking_sparse", "ranking_dense"])
 @pytest.mark.parametrize("rows,columns", pick(SHAPES, SHAPES[1:], SHAPES))
 def test_symmetric_passes(
     rows: int, columns: int, name: str, preset: Preset, monkeypatch: pytest.MonkeyPatch
@@ -136,6 +137,21 @@ def test_symmetric_passes(
     monkeypatch.setenv(symmetric_tiles.SWITCH, "1")
     monkeypatch.setattr(symmetric_tiles, "processors", lambda device: 1)
     check(name, *rows_as(preset, rows, columns), preset)
+
+
+@pytest.mark.skipif(not GPU or torch.cuda.get_device_capability() != (9, 0), reason="for Hopper")
+@pytest.mark.parametrize("name", [name for name in LOSSES if name.startswith("batch_hard")])
+@pytest.mark.parametrize("rows,columns", pick([*SHAPES, (250, 64)], SHAPES[1:2], SHAPES))
+def test_specialised_warps(rows: int, columns: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every program several tiles; then a tile and less."""
+    monkeypatch.setenv(specialised.SWITCH, "1")
+    monkeypatch.setattr(specialised, "processors", lambda device: 3)
+    for preset in PRESETS[:2]:
+        x, y = rows_as(preset, rows, columns)
+        assert specialised.why_not_specialised(rows, rows, columns, torch.bfloat16, x.device) is None
+        check(name, x, y, preset)
+        for few, labels in ((x[:1], y[:1]), (x[:12], torch.arange(12, device=DEVICE))):
+            kernel_checks.nothing(triton_step(name, few, labels, preset))
 
 
 @by_preset

@@ -22,6 +22,7 @@ from maskreid_kernels import (
 )
 from maskreid_kernels.positives import find_positives
 from maskreid_kernels.ranks import RankLayout
+from products_over_ranks import counted
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "batch_hard": lambda x, y, **options: batch_hard_loss(x, y, margin=3.0, **options),
@@ -151,6 +152,15 @@ def test_half_of_the_similarities_and_no_more(monkeypatch: pytest.MonkeyPatch) -
         "ranking", torch.eye(64)[torch.arange(8192) // 128], torch.arange(8192) // 128, "chunked"
     )
     assert sum(products) == (8192 * 8192 + 16 * 512 * 512) // 2
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_products_over_ranks(ranks: int) -> None:
+    """N^2 / 2 in the forward, N^2 (1 - 1 / (2 W)) in the backward, and some on the diagonal; shared well."""
+    found = counted(ranks)
+    assert 0.5 < found.forward < 0.54 and found.most_forward < 1.2 * found.forward / ranks
+    assert 0 < found.backward - (1 - 1 / (2 * ranks)) < 0.04
+    assert found.gradient == 1
 
 
 def check_over_ranks(rank: int, world: int) -> None:

@@ -70,7 +70,7 @@ def explain(
     )
     reasons = [_reason(chosen, backend, rows, family, device)]
     if chosen == "triton":
-        passes = _triton(loss, rows, world_size, device, dtype, precision, inside, reasons)
+        passes = _triton(loss, rows, columns, world_size, device, dtype, precision, inside, reasons)
     elif chosen == "chunked" and loss != "softmax":
         share = "half of S, each block by rows and by columns" if world_size == 1 else "a share of half of S"
         passes = [f"forward: {share}", f"products of {columns} columns in {compute_dtype(dtype)}"]
@@ -91,6 +91,7 @@ def _reason(chosen: str, asked: str, rows: int, family: Family, device: torch.de
 def _triton(
     loss: str,
     rows: int,
+    columns: int,
     world_size: int,
     device: torch.device,
     dtype: torch.dtype,
@@ -98,23 +99,32 @@ def _triton(
     inside: float | None,
     reasons: list[str],
 ) -> list[str]:
+    from .batch_hard.specialised import why_not_specialised
     from .ranking.triton_forward import SPARSE_UP_TO  # these import Triton
     from .symmetric_tiles import why_rectangular
 
     preset = choose_precision(precision, dtype)
     name = next((name for name, one in PRECISIONS.items() if one == preset), "float64")
     why = why_rectangular(-(-rows // world_size), rows, device)
-    if loss == "ranking":
-        why = "this loss has no pass over the upper triangle"
-    elif loss == "batch_hard" and dtype == torch.float64:
+    if dtype == torch.float64 and loss == "batch_hard":
         why = "its keys hold 32 bits of a distance"
+    elif dtype == torch.float64 and loss == "ranking":
+        why = "its sums hold 36 binary digits behind the point"
     reasons.append(why or f"passes over the upper triangle are on ({EVIDENCE['upper triangle']})")
     forward = f"forward: {'all of S' if why else 'the upper triangle of S'}, products in {name}"
     if loss == "batch_hard":
+        columns = -(-columns // 16) * 16  # as they are stored
+        own_rows = -(-rows // world_size)
+        plain = why_not_specialised(own_rows, rows, columns, preset.rows, device)
+        if plain is None:
+            forward = f"forward: the upper triangle of S by specialised warps, products in {name}"
+        reasons.append(plain or f"specialised warps are on ({EVIDENCE['upper triangle']})")
         return [forward, "backward: two pairs an anchor"]
     if loss != "ranking":
         return [forward, "backward: bands of weights and a product"]
     limit = f"{SPARSE_UP_TO:.2%}"
+    if why is None:
+        forward += " (rows of length 1 and a margin up to 16: else all of S)"
     if inside is None:
         return [forward, f"backward: marked pairs of anchors that have up to {limit} of all, else bands"]
     reasons.append(

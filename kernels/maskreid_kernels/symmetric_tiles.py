@@ -45,13 +45,18 @@ class Triangle:
 
 
 def symmetric(device: torch.device) -> bool:
-    """Whether symmetric passes are on: by the switch where it is set ("1" or "0"), else on verified GPUs."""
-    switch = os.environ.get(SWITCH, "")
-    if switch:
-        return switch == "1"
-    if device.type != "cuda" or not VERIFIED or not torch.cuda.is_available():
+    """Whether symmetric passes are on."""
+    return switched_on(device, SWITCH, VERIFIED)
+
+
+def switched_on(device: torch.device, switch: str, verified: dict[str, str]) -> bool:
+    """By the variable of that name where it is set ("1" or "0"), else on verified GPUs."""
+    asked = os.environ.get(switch, "")
+    if asked:
+        return asked == "1"
+    if device.type != "cuda" or not verified or not torch.cuda.is_available():
         return False
-    return torch.cuda.get_device_name(device) in VERIFIED
+    return torch.cuda.get_device_name(device) in verified
 
 
 def why_rectangular(anchors: int, places: int, device: torch.device) -> str | None:

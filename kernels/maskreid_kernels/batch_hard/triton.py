@@ -42,6 +42,8 @@ from ..triton_tiles import (
     tile_shape,
 )
 from .programs import NO_KEY, NUMBERS, negatives_program, pairs_gradient_program, picks_program
+from .specialised import nearest_keys, why_not_specialised
+from .specialised import variants as specialised_variants
 from .symmetric_programs import symmetric_negatives_program
 from .terms import BatchHardTerms
 
@@ -123,6 +125,8 @@ def nearest_negatives(
     (places, columns), anchors = x_ND.shape, len(rows.anchor_M)
     chip, acc = chip_of(x_ND.device), accumulator(x_ND.dtype)[1]
     given = (x_ND, square_N, rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N)
+    if why_not_specialised(anchors, places, columns, x_ND.dtype, x_ND.device) is None:
+        return Nearest(nearest_keys(x_ND, square_N, rows, cosine=cosine), None)
     options = {"COSINE": cosine, "PACKED": packed}
     tile = symmetric_tile(columns, x_ND.dtype, chip)
     triangle = (
@@ -195,12 +199,14 @@ def variants(columns: int, precision_name: str, chip: Chip = "large") -> list[Va
     best = {"best_ptr": "*i32" if packed else "*fp32", "best_place_ptr": "*i32"}
     picks = _picks_options(columns, BatchHardTerms(0.3, "euclidean", False)) | {"ACC": acc}
     slabs = {"BLOCK_D": _slab(columns), "COSINE": False, "ACC": acc, "num_warps": 4}
+    specialised = specialised_variants() if chip == "wide" and packed else []
     return [
         Variant.of(negatives_program, rows, {**mined, **tiles}, **best),
         Variant.of(symmetric_negatives_program, rows, {**mined, **symmetric_tiles}, key_ptr="*i64"),
         Variant.of(picks_program, torch.float32, picks, **best),
         Variant.of(picks_program, torch.float32, picks | {"best_place_ptr": None}, best_ptr="*i64"),
         Variant.of(pairs_gradient_program, torch.float32, slabs, first_ptr="*i64", pair_ptr="*i64"),
+        *specialised,
     ]
 
 

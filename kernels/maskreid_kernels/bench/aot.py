@@ -17,10 +17,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from ..precision import PRECISIONS
 from ..triton_tiles import INTERPRETED, Chip, Variant
@@ -33,6 +35,7 @@ MODULES = {
     "rows": "fused_rows",
     "retrieval": "retrieval_counts.triton",
 }
+CONSUMERS = 2  # times its num_warps, a program with specialised warps multiplies
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 FLOAT_ATOMIC = re.compile(
     r"(?:red|atom)\.[\w.:]*\.(?:f16|f32|f64|bf16|f16x2|bf16x2)\b|\w+_atomic_(?:pk_)?add_(?:f|bf)\w+"
@@ -155,7 +158,11 @@ def jobs(
 
 def walks_tiles(job: Job) -> bool:
     """Whether the job's program multiplies tiles: only of those are times predicted."""
-    return "DOT" in variants(job.loss, job.columns, job.preset, TARGETS[job.target])[job.index].options
+    return _multiplies(variants(job.loss, job.columns, job.preset, TARGETS[job.target])[job.index].options)
+
+
+def _multiplies(options: dict[str, Any]) -> bool:
+    return "DOT" in options or "STAGES" in options
 
 
 def compile_all(work: Iterable[Job], processes: int) -> Iterator[Compiled]:
@@ -175,15 +182,16 @@ def compile_job(job: Job) -> Compiled:
     name += " raw" if "inverse_ptr" in variant.options else ""  # rows that are not normalised
     name += " circle" if variant.options.get("CIRCLE") else ""
     name += " exact" if variant.options.get("EXACT") else ""  # rows that are not normalised
+    name += " upper" if "shift_ptr" in variant.options else ""  # after a symmetric pass
     name += " of keys" if "best_place_ptr" in variant.options else ""  # after a symmetric pass
     options = dict(variant.options)
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages") if key in options}
     tile = tuple(options.get(key, 1) for key in ("BLOCK_M", "BLOCK_N", "BLOCK_D"))
-    common = (job, name, "DOT" in options, (tile[0], tile[1], tile[2]))
+    common = (job, name, _multiplies(options), (tile[0], tile[1], tile[2]))
     places = {argument: (place,) for place, argument in enumerate(variant.program.arg_names)}
     # As a launch on torch's memory: pointers and row lengths that are multiples of 16 are known as such.
     aligned = [key for key, kind in variant.types.items() if kind.startswith("*") or key == "D"]
-    source = ASTSource(
+    source = (GluonASTSource if variant.program.is_gluon() else ASTSource)(
         variant.program,
         {key: variant.types.get(key, "constexpr") for key in variant.program.arg_names},
         constexprs={places[key]: value for key, value in options.items()},
@@ -205,6 +213,8 @@ def compile_job(job: Job) -> Compiled:
     else:
         registers, spills, code = _read_cubin(binary.asm["cubin"], job.target == "sm_90")
     walks = 2 if "side" in variant.types else 1 if "tiles_per_chunk" in variant.types else 0
+    if variant.program.is_gluon():
+        code, walks = _first_consumer(code), 1
     slab, rest, marks = _tile_loop(code, walks)
     return Compiled(
         *common,
@@ -213,7 +223,7 @@ def compile_job(job: Job) -> Compiled:
         binary.metadata.shared,
         matrix,
         atomics,
-        launch["num_warps"],
+        launch["num_warps"] * (CONSUMERS if variant.program.is_gluon() else 1),
         tuple(sorted(slab.items())),
         tuple(sorted(rest.items())),
         tuple(sorted(marks.items())),
@@ -228,6 +238,19 @@ def _read_cubin(cubin: bytes, machine_code: bool) -> tuple[int, int, str]:
         usage = _run("cuobjdump", "-res-usage", str(path))
         code = _run("cuobjdump", "-sass", str(path)) if machine_code else ""
     return _number(usage, r"REG:(\d+)"), _number(usage, r"STACK:(\d+)"), code
+
+
+def _first_consumer(code: str) -> str:
+    """Of specialised warps' machine code the loop over tiles of those that multiply and come first."""
+    found = list(INSTRUCTION.finditer(code))
+    first = next((int(one[1], 16) for one in found if one[2] == "HGMMA"), 0)
+    jumps = [(int(one[3], 16), int(one[1], 16)) for one in found if one[2] == "BRA" and one[3]]
+    around = sorted((at - to, to, at) for to, at in jumps if to < first < at)
+    if len(around) < 2:
+        return ""
+    _, begin, end = around[1]  # the next one around the loop over D
+    span = {int(one[1], 16): one.span() for one in found}
+    return code[span[begin][0] : span[end][1]]
 
 
 def _tile_loop(code: str, walks: int) -> tuple[Counter[str], Counter[str], Counter[str]]:

@@ -77,6 +77,9 @@ def programs_per_processor(program: Compiled) -> int:
 
 def triangle_of(program: Compiled, places: int, card: Card) -> Triangle | None:
     """The walk of a program over the upper triangle of S; None of one that takes all of it."""
+    if "specialised" in program.program:  # a tile a program, in strips of pairs of blocks
+        blocks = -(-places // program.tile[0])
+        return Triangle(1, blocks)
     if "symmetric" not in program.program:
         return None
     tile = TileShape(*program.tile, program.warps, 3, one_slab=program.tile[2] >= program.job.columns)
@@ -114,7 +117,7 @@ def predict(
     rest += marked_tiles * issue_clocks(dict(program.per_marks), program.warps)
     if programs_per_processor(program) > 1:
         tile = max(products, steps, l2, rest)
-    elif resident:  # the next tile's loads go on behind this one's epilogue
+    elif resident or "specialised" in program.program:  # the next tile's loads go on behind this one's rest
         tile = max(max(products, steps) + rest, l2)
     else:
         tile = max(products, steps, l2) + REFILL_CLOCKS + rest

@@ -13,6 +13,7 @@ from functools import cache, partial
 import torch
 
 from ..backends import TRITON_FROM_ROWS
+from ..ranking.triton_backward import BAND_ROWS, GRADIENT_BYTES
 from ..ranking.triton_forward import PARTIAL_BYTES_PER_ANCHOR, SPARSE_UP_TO
 from ..triton_tiles import PARTIAL_BYTES, SIDE_BY_SIDE
 from . import eager
@@ -100,6 +101,9 @@ class Model:
         of_name = [one for one in self.programs if one.program == name]
         exact = [one for one in of_name if one.job.columns == D]
         return (exact or [one for one in of_name if one.tile[2] < D])[0]
+
+    def has(self, name: str) -> bool:
+        return any(one.program == name for one in self.programs)
 
     def over_tiles(self, name: str, N: int, D: int, share: float = 0.0) -> Pass:
         program = self.find(name, D)
@@ -210,7 +214,7 @@ def _losses(model: Model) -> dict[str, float]:
 
 def _symmetric(model: Model) -> dict[str, float]:
     """The losses with a pass over the upper triangle, that pass instead of the rectangular one."""
-    found = {}
+    found: dict[str, float] = {}
     for kernel, name, circle in (
         ("batch_hard", "batch_hard", ""),
         ("n_pair", "logsumexp", ""),
@@ -229,12 +233,37 @@ def _symmetric(model: Model) -> dict[str, float]:
                     * model.over_tiles(f"{name}.pairs{circle}", 65536, D).total
                 )
                 saved -= model.memory(6 * BANDS_OF_TRIANGLE / 2 * 65536 * D * 4)
-            found[f"{key}, forward pass"] = half
-            found[key] = whole - saved
-            found[f"{key}, to the product"] = found[key] / model.product(65536, D)
-            found[f"{key}, times faster than rectangular"] = whole / found[key]
-            found[f"{key}, gradient beside rectangular"] = 1e-3
+            found |= _beside_rectangular(model, key, D, half, whole, saved)
+    for D in (2048, 256) if model.has("batch_hard.specialised_negatives") else ():
+        half = model.over_tiles("batch_hard.specialised_negatives", 65536, D).total
+        saved = model.over_tiles("batch_hard.negatives", 65536, D).total - half
+        saved -= model.memory(2 * 65536 * D * 2)  # the sorted copy
+        key, whole = f"batch_hard specialised, D = {D}", model.loss("batch_hard", 65536, D)
+        found |= _beside_rectangular(model, key, D, half, whole, saved)
+    for D in (2048, 256):
+        for share in (0.001, 0.5):
+            key = f"ranking symmetric, D = {D}, {100 * share:g} % violators"
+            half = model.over_tiles("ranking.symmetric_forward", 65536, D, share).total
+            saved = model.ranking_forward(65536, D, share) - half
+            if share > SPARSE_UP_TO:  # bands; what they push right of the diagonal comes and goes
+                bands = -(-65536 // min(BAND_ROWS, GRADIENT_BYTES // (4 * D)))
+                saved += (1 - 1 / bands) / 2 * model.over_tiles("ranking.dense_weights", 65536, D).total
+                saved += model.memory(65536**2) - model.memory(bands / 2 * 65536 * D * 8)
+            found |= _beside_rectangular(model, key, D, half, model.loss("ranking", 65536, D, share), saved)
     return found
+
+
+def _beside_rectangular(
+    model: Model, key: str, D: int, half: float, whole: float, saved: float
+) -> dict[str, float]:
+    """half: ms of the pass; whole, saved: of the loss as it was, and what it no longer takes."""
+    return {
+        f"{key}, forward pass": half,
+        key: whole - saved,
+        f"{key}, to the product": (whole - saved) / model.product(65536, D),
+        f"{key}, times faster than rectangular": whole / (whole - saved),
+        f"{key}, gradient beside rectangular": 1e-3,
+    }
 
 
 def _million(model: Model) -> dict[str, float]:

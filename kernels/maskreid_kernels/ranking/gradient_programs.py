@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ..triton_tiles import anchor_block, joined, load_whole_slab, similarity_tile
-from .programs import GROUP, NUMBERS, load_row, load_whole_rows, similarities_of_one
+from .programs import GROUP, NUMBERS, PLACES, load_row, load_whole_rows, similarities_of_one
 
 
 @triton.jit
@@ -93,16 +93,42 @@ def sum_over_marks(
     return total
 
 
+@triton.jit
+def sum_over_pairs(
+    a, x_ptr, inverse_ptr, order_ptr, t_ptr, numbers_ptr, pair_ptr, first, last, a_row, D,
+    BLOCK_D: tl.constexpr, SPAN: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """`sum_over_marks` of the anchor's pairs, which lie side by side from `first` on
+    (symmetric_programs.py)."""
+    total = tl.zeros((BLOCK_D,), ACC)
+    level_a = tl.load(t_ptr + a_row) - tl.load(numbers_ptr + a_row * NUMBERS).to(ACC)
+    for begin in range(first, last, SPAN):
+        at = begin + tl.arange(0, SPAN)
+        ok = at < last
+        key = tl.load(pair_ptr + at, mask=ok, other=0)
+        row = tl.load(order_ptr + ((key >> 2) & PLACES), mask=ok, other=0)
+        x = load_whole_rows(x_ptr, row, ok, D, BLOCK_D, ACC)
+        S = similarities_of_one(a, x, inverse_ptr, a_row, row, ok)
+        level_b = tl.load(t_ptr + row, mask=ok, other=0.0) - number(numbers_ptr, row, 0, ok, 0.0, ACC)
+        G = tl.where((key & 1) != 0, tl.exp(S + level_a), 0.0)
+        G += tl.where((key & 2) != 0, tl.exp(S + level_b), 0.0)
+        total += weighted_sum(x, G, inverse_ptr, row, ok)
+    return total
+
+
 @triton.jit(do_not_specialize=["M", "N", "chunks", "mark_cap", "own_start", "world_size"])
 def gradient_program(
     x_ptr, inverse_ptr, order_ptr, anchor_ptr, listed_ptr, start_ptr, stop_ptr, t_ptr, numbers_ptr, sums_ptr,
-    of_loss_ptr, mark_ptr, mark_count_ptr, pushed_ptr, gradient_ptr, M, N, D, chunks, mark_cap, own_start,
-    world_size, pull_high, pull_low, BLOCK_D: tl.constexpr, SPAN: tl.constexpr, ACC: tl.constexpr,
+    of_loss_ptr, mark_ptr, mark_count_ptr, first_ptr, pushed_ptr, gradient_ptr, M, N, D, chunks, mark_cap,
+    own_start, world_size, pull_high, pull_low,
+    BLOCK_D: tl.constexpr, SPAN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """One anchor's whole row of the gradient, at its row among the rank's own.
 
     listed: which anchors (None: all, in order). pushed: what the negatives add, one row a program, where
-    dense weights made it (None: from the marks).
+    dense weights made it (None: from the marks); of rows that are normalised here times their inverse norm,
+    see `dense_weights_program`. first: where the anchors' pairs lie among sorted ones, which `mark` then is
+    (None: marks in slots).
     """
     m = tl.program_id(0).to(tl.int64)
     if listed_ptr is not None:
@@ -131,7 +157,16 @@ def gradient_program(
     )
     column = tl.arange(0, BLOCK_D)
     if pushed_ptr is not None:
-        total += load_row(pushed_ptr, tl.program_id(0).to(tl.int64), D, BLOCK_D, ACC)
+        pushed = load_row(pushed_ptr, tl.program_id(0).to(tl.int64), D, BLOCK_D, ACC)
+        if inverse_ptr is not None:
+            by = tl.load(inverse_ptr + a_row)
+            pushed *= tl.where(by > 0, 1 / tl.where(by > 0, by, 1.0), 0.0)
+        total += pushed
+    elif first_ptr is not None:
+        total += sum_over_pairs(
+            a, x_ptr, inverse_ptr, order_ptr, t_ptr, numbers_ptr, mark_ptr, tl.load(first_ptr + m),
+            tl.load(first_ptr + m + 1), a_row, D, BLOCK_D, SPAN, ACC,
+        )  # fmt: skip
     else:
         total += sum_over_marks(
             a, x_ptr, inverse_ptr, order_ptr, t_ptr, numbers_ptr, mark_ptr, mark_count_ptr, m, M, a_row, D,
@@ -161,8 +196,9 @@ def dense_weights_program(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
     ONE_SLAB: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """G[M anchors, places] = w_a(b) + w_b(a) of negatives, 0 of positives, times the inverse norm of b: a
-    band of weights that a matrix product with the rows then takes.
+    """G[M anchors, places] = w_a(b) + w_b(a) of negatives, 0 of positives, times both inverse norms: a band
+    of weights that a matrix product with the rows then takes, for the anchors or, transposed, for the
+    places.
     """
     tiles = tl.cdiv(places, BLOCK_N)
     m, ok, _, a_row, start, stop, _low, _high = anchor_block(
@@ -175,8 +211,9 @@ def dense_weights_program(
     a_slab = load_whole_slab(x_ptr, a_offset, 0, D, BLOCK_D, EVEN_D)
     S = similarity_tile(x_ptr, a_slab, a_offset, b_row * D, D, BLOCK_D, EVEN_D, ONE_SLAB, DOT, ACC)
     if inverse_ptr is not None:
+        a_inverse = tl.load(inverse_ptr + a_row, mask=ok, other=0.0)
         b_inverse = tl.load(inverse_ptr + b_row, mask=b_ok, other=0.0)
-        S = S * b_inverse[None, :] * tl.load(inverse_ptr + a_row, mask=ok, other=0.0)[:, None]
+        S = S * b_inverse[None, :] * a_inverse[:, None]
     negative = (b[None, :] < start[:, None]) | (b[None, :] >= stop[:, None])
     S = tl.where(negative, S, float("-inf"))
     t_a = tl.load(t_ptr + a_row, mask=ok, other=float("-inf"))
@@ -185,6 +222,6 @@ def dense_weights_program(
     log_z_b = number(numbers_ptr, b_row, 0, b_ok, 0.0, ACC)
     G = push_weight(S, t_a[:, None], log_z_a[:, None]) + push_weight(S, t_b[None, :], log_z_b[None, :])
     if inverse_ptr is not None:
-        G *= b_inverse[None, :]
+        G = G * b_inverse[None, :] * a_inverse[:, None]
     at = m.to(tl.int64)[:, None] * places + column[None, :]
     tl.store(G_ptr + at, G.to(G_ptr.dtype.element_ty), mask=ok[:, None] & b_ok[None, :])

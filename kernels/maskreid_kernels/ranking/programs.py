@@ -24,6 +24,11 @@ from ..triton_tiles import anchor_block, joined, load_whole_slab, similarity_til
 
 GROUP = tl.constexpr(16)  # places of one mark
 NUMBERS = tl.constexpr(9)
+DIGITS = 36  # binary, behind the point of the sums in symmetric_programs.py
+UNITS = tl.constexpr(float(2**DIGITS))
+PLACE_BITS = tl.constexpr(24)  # of a place in its keys: MAX_ROWS
+PLACES = tl.constexpr(2**24 - 1)
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -54,7 +59,8 @@ def similarities_of_one(a, x, inverse_ptr, a_row, row, ok):
 @triton.jit(do_not_specialize=["N", "own_start"])
 def positives_program(
     x_ptr, inverse_ptr, order_ptr, anchor_ptr, start_ptr, stop_ptr, least_row_ptr, squares_ptr, t_ptr,
-    N, D, own_start, margin_high, margin_low, BLOCK_D: tl.constexpr, SPAN: tl.constexpr, ACC: tl.constexpr,
+    scale_ptr, least_ptr, N, D, own_start, margin_high, margin_low,
+    BLOCK_D: tl.constexpr, SPAN: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Per anchor: the row of its least similar positive (lowest of equals, -1 without one), sum (S_ki - 1)^2,
     and at its row among the rank's own, t.
@@ -66,7 +72,7 @@ def positives_program(
     a = load_row(x_ptr, a_row, D, BLOCK_D, ACC)
     least = tl.full((), float("inf"), ACC)
     least_row = tl.full((), -1, tl.int64)
-    squares = tl.zeros((), ACC)
+    squares = tl.sum(0 * a, 0)
     for first in range(start, stop, SPAN):
         b = first + tl.arange(0, SPAN)
         ok = (b < stop) & (b != place)
@@ -86,6 +92,9 @@ def positives_program(
     tl.store(squares_ptr + m, squares)
     t = tl.where(valid, joined(margin_high, margin_low, ACC) - least, float("-inf"))
     tl.store(t_ptr + (a_row - own_start), t)
+    if scale_ptr is not None:
+        tl.store(scale_ptr + m, tl.load(inverse_ptr + a_row))
+        tl.store(least_ptr + m, -t * LOG2_E)
 
 
 @triton.jit(do_not_specialize=["M", "N", "tiles_per_chunk", "chunks", "mark_cap"])
@@ -154,19 +163,13 @@ def forward_program(
     tl.store(mark_count_ptr + out, recorded, mask=ok)
 
 
-@triton.jit(do_not_specialize=["M", "N", "chunks", "mark_cap", "most_marks", "own_start"])
-def anchors_program(
-    order_ptr, anchor_ptr, start_ptr, stop_ptr, least_row_ptr, squares_ptr, sum_ptr, shift_ptr, active_ptr,
-    mark_count_ptr, numbers_ptr, many_ptr, M, N, chunks, mark_cap, most_marks, own_start, pull_high, pull_low,
-    BLOCK_M: tl.constexpr, ALL: tl.constexpr, ACC: tl.constexpr,
+@triton.jit
+def merged_chunks(
+    sum_ptr, shift_ptr, active_ptr, mark_count_ptr, m, ok, M, chunks, mark_cap,
+    BLOCK_M: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Merge the chunks in fixed order; write each anchor's numbers at its row among the rank's own, and by m
-    whether its marks are many (or did not all fit): the backward then takes dense weights. ALL: negatives
-    outside the margin count.
-    """
-    m, ok, _, a_row, start, stop, _low, _high = anchor_block(
-        anchor_ptr, order_ptr, start_ptr, stop_ptr, M, tl.program_id(0), BLOCK_M
-    )
+    """(shift, sum in float64, active, marks, whether a chunk's did not fit) over the chunks in fixed
+    order."""
     shift = tl.zeros((BLOCK_M,), ACC)
     at = shift_ptr
     for _ in range(chunks):
@@ -185,6 +188,43 @@ def anchors_program(
         shift_ptr += M
         active_ptr += M
         mark_count_ptr += M
+    return shift, push, active, marks, full
+
+
+@triton.jit
+def of_upper_triangle(sum_ptr, active_ptr, t_ptr, m, ok, a_row, BLOCK_M: tl.constexpr, ACC: tl.constexpr):
+    """The same of what a pass over the upper triangle leaves (symmetric_programs.py), which counts no
+    anchor's marks.
+    """
+    push = tl.load(sum_ptr + m, mask=ok, other=0).to(tl.float64) * (1.0 / UNITS)
+    push *= tl.exp(tl.load(t_ptr + a_row, mask=ok, other=float("-inf")).to(tl.float64))
+    active, none = tl.load(active_ptr + m, mask=ok, other=0), tl.zeros((BLOCK_M,), tl.int32)
+    return tl.zeros((BLOCK_M,), ACC), push, active, none, none
+
+
+@triton.jit(do_not_specialize=["M", "N", "chunks", "mark_cap", "most_marks", "own_start"])
+def anchors_program(
+    order_ptr, anchor_ptr, start_ptr, stop_ptr, least_row_ptr, squares_ptr, t_ptr, sum_ptr, shift_ptr,
+    active_ptr, mark_count_ptr, numbers_ptr, many_ptr, M, N, chunks, mark_cap, most_marks, own_start,
+    pull_high, pull_low, BLOCK_M: tl.constexpr, ALL: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Merge the chunks in fixed order; write each anchor's numbers at its row among the rank's own, and by m
+    whether its marks are many (or did not all fit): the backward then takes dense weights. ALL: negatives
+    outside the margin count.
+
+    After a pass over the upper triangle there is neither shift, mark_count nor many, and t is read.
+    """
+    m, ok, _, a_row, start, stop, _low, _high = anchor_block(
+        anchor_ptr, order_ptr, start_ptr, stop_ptr, M, tl.program_id(0), BLOCK_M
+    )
+    if shift_ptr is None:
+        shift, push, active, marks, full = of_upper_triangle(
+            sum_ptr, active_ptr, t_ptr, m, ok, a_row, BLOCK_M, ACC
+        )
+    else:
+        shift, push, active, marks, full = merged_chunks(
+            sum_ptr, shift_ptr, active_ptr, mark_count_ptr, m, ok, M, chunks, mark_cap, BLOCK_M, ACC
+        )
     count = stop - start
     valid = (count > 1) & (count < N)
     negatives = (N - count).to(tl.float64)
@@ -196,14 +236,17 @@ def anchors_program(
     squares = tl.load(squares_ptr + m, mask=ok, other=0.0).to(tl.float64)
     value = log_z + squares * (joined(pull_high, pull_low, tl.float64) / 2) / positives
     floor = tl.log(1 + negatives) if ALL else tl.zeros((BLOCK_M,), tl.float64)
+    # Of an anchor that is not valid too: integers and comparisons may have hidden that its row is not finite.
+    shown = tl.where(valid, value, 0.0) + 0 * squares
     out = numbers_ptr + (a_row - own_start) * NUMBERS
     tl.store(out, log_z, mask=ok)
     tl.store(out + 1, push / z, mask=ok)
     tl.store(out + 2, tl.load(least_row_ptr + m, mask=ok, other=-1).to(tl.float64), mask=ok)
-    tl.store(out + 3, tl.where(valid, value, 0.0), mask=ok)
+    tl.store(out + 3, shown, mask=ok)
     tl.store(out + 4, tl.where(valid, floor, 0.0), mask=ok)
     tl.store(out + 5, tl.where(valid, active.to(tl.float64), 0.0), mask=ok)
     tl.store(out + 6, valid.to(tl.float64), mask=ok)
     tl.store(out + 7, valid.to(tl.float64), mask=ok)
     tl.store(out + 8, tl.where(valid, negatives, 0.0), mask=ok)
-    tl.store(many_ptr + m, ((full > 0) | (marks > most_marks)).to(tl.int32), mask=ok)
+    if many_ptr is not None:
+        tl.store(many_ptr + m, ((full > 0) | (marks > most_marks)).to(tl.int32), mask=ok)

@@ -27,6 +27,7 @@ from ..triton_tiles import (
 )
 from .programs import GROUP, NUMBERS, anchors_program, forward_program, positives_program
 from .terms import RankingTerms
+from .triton_pairs import Pairs, UpperPartials, UpperPass, most_pairs, push_away_in_pairs
 
 MARK_BYTES = 160 << 20  # bound of the recorded pairs, 8 bytes per mark
 # From this share of the places on, gathering rows pair by pair is slower than two matrix products (an
@@ -83,17 +84,22 @@ def row_options(columns: int, rows: torch.dtype) -> dict[str, Any]:
 
 
 def least_positives(
-    x_ND: Tensor, inverse_N: Tensor | None, rows: SortedRows, terms: RankingTerms
+    x_ND: Tensor,
+    inverse_N: Tensor | None,
+    rows: SortedRows,
+    terms: RankingTerms,
+    upper: UpperPass | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per anchor the row of its least similar positive [M] (-1 without one), the sum of (S - 1)^2 [M]; by own
-    row t [B]."""
+    row t [B]. What an upper pass reads of a place is filled in."""
     (places, columns), anchors = x_ND.shape, len(rows.anchor_M)
     t_B, squares_M = (x_ND.new_empty(anchors, dtype=accumulator(x_ND.dtype)[0]) for _ in range(2))
     least_row_M = rows.order_N.new_empty(anchors)
+    by_place = (None, None) if upper is None else (upper.scale, upper.least)
     if anchors:
         positives_program[(anchors,)](
             x_ND, inverse_N, rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, least_row_M, squares_M,
-            t_B, places, columns, rows.own.start, *split_float(terms.margin),
+            t_B, *by_place, places, columns, rows.own.start, *split_float(terms.margin),
             **row_options(columns, x_ND.dtype),
         )  # fmt: skip
     return least_row_M, squares_M, t_B
@@ -106,10 +112,13 @@ def push_away(
     t_N: Tensor,
     terms: RankingTerms,
     precision: Precision,
-) -> Partials:
+    upper: UpperPass | None,
+) -> Partials | UpperPartials:
     """Per anchor and chunk: the sum over violating negatives and its shift, their number; the marks of both
-    roles."""
+    roles. Or what the upper triangle gives of it."""
     (places, columns), anchors = x_ND.shape, len(rows.anchor_M)
+    if upper is not None:
+        return push_away_in_pairs(x_ND, rows, upper, most_pairs(places, most_marks(places)), precision)
     tile = ranking_tile(columns, x_ND.dtype, chip=chip_of(x_ND.device))
     dtype, acc = accumulator(x_ND.dtype)
     tiles_per_chunk, chunks = column_chunks(anchors, places, tile, x_ND.device, PARTIAL_BYTES_PER_ANCHOR)
@@ -127,21 +136,39 @@ def push_away(
 
 
 def anchor_numbers(
-    rows: SortedRows, partials: Partials, least_row_M: Tensor, squares_M: Tensor, terms: RankingTerms
-) -> tuple[Tensor, Marks]:
+    rows: SortedRows,
+    partials: Partials | UpperPartials,
+    least_row_M: Tensor,
+    squares_M: Tensor,
+    t_N: Tensor,
+    terms: RankingTerms,
+) -> tuple[Tensor, Marks | Pairs]:
     """[B, 9] float64: the numbers of this rank's anchors, by row, see programs.py; and the marks."""
-    (chunks, anchors), places = partials.sum_CM.shape, len(rows.order_N)
-    cap = partials.entry.shape[2]
+    anchors, places = len(rows.anchor_M), len(rows.order_N)
+    chunks, cap, many_M = 1, 0, None
+    marks: Marks | Pairs
+    left: tuple[Tensor | None, ...]
+    if isinstance(partials, UpperPartials):
+        left, marks = (t_N, partials.sum_N, None, partials.active_N, None), partials.pairs
+    else:
+        (chunks, _), cap = partials.sum_CM.shape, partials.entry.shape[2]
+        left = None, partials.sum_CM, partials.shift_CM, partials.active_CM, partials.count_CM
+        many_M = torch.empty_like(rows.anchor_M)
+        marks = Marks(partials.entry, partials.count_CM, many_M)
     numbers_B9 = squares_M.new_empty((anchors, NUMBERS.value), dtype=torch.float64)
-    many_M = torch.empty_like(rows.anchor_M)
     if anchors:
         anchors_program[(triton.cdiv(anchors, ANCHORS),)](
-            rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, least_row_M, squares_M, partials.sum_CM,
-            partials.shift_CM, partials.active_CM, partials.count_CM, numbers_B9, many_M, anchors, places,
-            chunks, cap, max(int(SPARSE_UP_TO * places), FEW_MARKS), rows.own.start, *split_float(terms.pull),
-            BLOCK_M=ANCHORS, ALL=terms.negatives == "all", ACC=accumulator(squares_M.dtype)[1], num_warps=4,
+            rows.order_N, rows.anchor_M, rows.start_N, rows.stop_N, least_row_M, squares_M, *left, numbers_B9,
+            many_M, anchors, places, chunks, cap, most_marks(places), rows.own.start,
+            *split_float(terms.pull), BLOCK_M=ANCHORS, ALL=terms.negatives == "all",
+            ACC=accumulator(squares_M.dtype)[1], num_warps=4,
         )  # fmt: skip
-    return numbers_B9, Marks(partials.entry, partials.count_CM, many_M)
+    return numbers_B9, marks
+
+
+def most_marks(places: int) -> int:
+    """Of an anchor, that the backward visits one by one."""
+    return max(int(SPARSE_UP_TO * places), FEW_MARKS)
 
 
 def mark_cap(anchors: int, chunks: int, chunk_places: int) -> int:

@@ -22,6 +22,7 @@ TESTS = (
     "triton_ranking",
     "triton_logsumexp",
     "triton_symmetric",
+    "triton_symmetric_ranking",
     "triton_retrieval_counts",
     "gpu_presets",
 )

@@ -13,6 +13,7 @@ from ...logsumexp.triton import negative_partials
 from ...precision import choose_precision
 from ...ranking.terms import RankingTerms
 from ...ranking.triton_forward import least_positives, push_away
+from ...ranking.triton_pairs import upper_pass
 from ...ranks import RankLayout
 from ...triton_tiles import dot_rows, sort_by_identity
 from .results import Figure
@@ -51,8 +52,9 @@ def forward_pass(batch: Batch) -> Callable[[], object]:
     if batch.kernel == "ranking":
         terms = RankingTerms(batch.constants["margin"], 2.0, "all", True)
         inverse_N = row_norms(x_ND, inverse=True)
-        _, _, t_N = least_positives(x_ND, inverse_N, rows, terms)
-        return lambda: push_away(x_dot_ND, inverse_N, rows, t_N, terms, precision)
+        upper = upper_pass(rows, x_dot_ND.shape[1], terms, precision, inverse_N)
+        _, _, t_N = least_positives(x_ND, inverse_N, rows, terms, upper)
+        return lambda: push_away(x_dot_ND, inverse_N, rows, t_N, terms, precision, upper)
     exponent = EXPONENTS[batch.kernel]
     bounded = exponent.margin is None  # rows of length 1, a moderate scale
     return lambda: negative_partials(x_dot_ND, rows, exponent, precision, bounded=bounded)

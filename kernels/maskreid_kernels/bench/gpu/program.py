@@ -36,7 +36,7 @@ SECONDS = {
     "ceilings": 15,
     "passes": 30,
     "losses": 70,
-    "symmetric": 30,
+    "symmetric": 50,
     "family": 30,
     "counts": 20,
     "crossover": 50,
