@@ -40,6 +40,7 @@ def all_programs() -> list[Compiled]:
     names = [
         "batch_hard.negatives",
         "batch_hard.symmetric_negatives",
+        "batch_hard.specialised_negatives",
         "ranking.forward",
         "ranking.symmetric_forward",
         "ranking.dense_weights",
