@@ -25,7 +25,7 @@ from .symmetric_programs import KEY_BITS, symmetric_forward_program
 from .terms import RankingTerms
 
 # Of the list, each pair from both of its sides; sorting it takes some four times as much for a while.
-PAIR_BYTES = 96 << 20
+PAIR_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
