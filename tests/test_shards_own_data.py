@@ -87,6 +87,8 @@ def test_a_file_whose_name_holds_a_back_slash(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (text(["label", *HEADER[::2], "split"], ROWS), ("no column pid", "is it label? Rename it")),
+        (text(HEADER[:3], ROWS), ("no column split", "write train everywhere")),
+        (text([*HEADER[:2], "split"], ROWS), ("no column camid", "write 1 everywhere")),
         (text([*HEADER, "pid"], ROWS), ("two columns pid",)),
         (text(HEADER, [["im/a_1.jpg", "", "1", "train"]]), ("line 2", "give both")),
         (text(HEADER, [["im/a_1.jpg", "-2", "1", "train"]]), ("line 2", "pid -2")),

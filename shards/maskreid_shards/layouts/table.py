@@ -24,6 +24,11 @@ LONGEST = 4096  # letters of a cell: as long as a path may be
 SPLIT = re.compile(r"^[a-z][a-z0-9_]*$", re.ASCII)
 DELIMITERS = ",;\t|"
 HEADER = 100_000  # characters in which it is looked for
+# What to write where a data set has no such thing.
+WITHOUT = {
+    "camid": "; where there are no cameras, write 1 everywhere",
+    "split": "; where all is for training, write train everywhere",
+}
 # What other tools call them, for the message that asks to rename the column.
 OTHER_NAMES = {
     "path": ("image", "image_path", "img", "img_path", "file", "filename", "file_name", "filepath"),
@@ -149,7 +154,7 @@ def _places(src: Path, header: list[str]) -> dict[str, int]:
     for name in COLUMNS:
         if name not in names:
             other = next((one for one in names if one in OTHER_NAMES[name]), None)
-            hint = f"; is it {other}? Rename it" if other else ""
+            hint = f"; is it {other}? Rename it" if other else WITHOUT.get(name, "")
             there = in_a_line(", ".join(filter(None, names)), 80)
             raise ShardError(
                 f"{src}: line 1: no column {name} (there are {there}); the header is "
