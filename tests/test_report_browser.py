@@ -144,12 +144,14 @@ def test_a_comparison_filters_moves_and_fits_a_phone(browser: Page, tmp_path: Pa
     differences = {"mAP": (1.5, -0.5, 3.5)}
     page = ComparePage(
         ("runs/a", "runs/b"), figures, differences, [[0.5, 0.6], [0.6, 0.7]], [(0.1, 0.4), (0.5, 0.5)],
-        {"optimizer.lr": ("0.1", "<0.2>")}, both,
+        {"optimizer.lr": ("0.1", "<0.2>"), "commit": ("a" * 40, "b" * 40)}, both,
     )  # fmt: skip
     write_compare_page(path, page)
     for width in (1400, 390):
         browser.open(path, width=width)
         assert browser.value("document.documentElement.scrollWidth") <= width
+        whole = "(b => b.scrollWidth <= b.clientWidth)(document.querySelector('.settings').parentElement)"
+        assert browser.value(whole)  # both columns beside each other, on a phone too
     table = browser.value("document.querySelector('.differences').textContent")
     assert "+1.50" in table and "-0.50 to +3.50" in table and "may be chance" in table
     assert "<0.2>" in browser.value("document.querySelector('.settings').textContent")

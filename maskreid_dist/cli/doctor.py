@@ -27,6 +27,7 @@ EXTRAS = {
     "lmdb (LUPerson)": ("lmdb",),
     "remote (s3://, gs://)": ("fsspec",),
     "timm (other trunks)": ("timm",),
+    "faiss (search by FAISS)": ("faiss",),
     "export (ONNX, the page)": ("onnx", "onnxruntime", "onnxscript"),
     "Weights & Biases": ("wandb",),
     "Trackio": ("trackio",),

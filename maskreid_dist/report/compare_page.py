@@ -102,7 +102,7 @@ def _settings(settings: Mapping[str, tuple[str, str]]) -> str:
     )
     return (
         "<h2>What trained them</h2><p class='note'>The recipes' keys that differ, and where they come from."
-        "</p><div tabindex='0' class='scroll'><table class='settings'><thead>"
+        "</p><div tabindex='0' class='scroll wide'><table class='settings'><thead>"
         "<tr><th></th><th>A</th><th>B</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
     )
