@@ -126,6 +126,7 @@
     given: "Mask: your file.",
     example: "Mask: of the shards.",
     pose: "Mask: made here by the pose network. A file of your own takes its place.",
+    nobody: "Mask: the pose network found nobody, so the masked stream is empty. Give a mask's file.",
     none: "No mask: the whole picture counts as person, which costs accuracy. Give a mask's file too.",
   };
 
@@ -140,7 +141,8 @@
     draw(find("seen"), pair.image);
     draw(find("mask"), pair.mask);
     draw(find("cut"), cutOut(pair.image, pair.mask, facts.mean_colour));
-    find("mask-note").textContent = MASKS[state.mask || !parts.segmenter ? state.kind : "pose"];
+    const made = pair.mask.data.some((value) => value) ? "pose" : "nobody";
+    find("mask-note").textContent = MASKS[state.mask || !parts.segmenter ? state.kind : made];
     find("list").replaceChildren(...ranked(parts.rows, embedding).map(item));
     find("result").hidden = false;
     say(`${Math.round(performance.now() - started)} ms`);
