@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskreid_dist.evaluation.evaluate import rank_histogram
+from maskreid_dist.evaluation.evaluate import rank_histograms
 from maskreid_dist.evaluation.histogram import HISTOGRAM_BASELINES, histogram_features
 from maskreid_shards import open_shards
 
@@ -42,7 +42,9 @@ def test_empty_mask_is_zero_and_bad_masks_are_named() -> None:
 def test_the_figures_of_the_datas_readme() -> None:
     published = {1: (7.1, 12.5), 6: (7.9, 14.2), "mask": (24.6, 38.2)}
     shards = open_shards(WALKERS)
-    for baseline, (mean_ap, rank1) in zip(HISTOGRAM_BASELINES, published.values(), strict=True):
-        result = rank_histogram(baseline.name, shards, baseline.stripes, baseline.masked).result
+    rows = rank_histograms(shards, HISTOGRAM_BASELINES)
+    assert [row.name for row in rows] == [baseline.name for baseline in HISTOGRAM_BASELINES]
+    for row, (mean_ap, rank1) in zip(rows, published.values(), strict=True):
+        result = row.result
         assert 100 * result.mAP_hits == pytest.approx(mean_ap, abs=1.0)
         assert 100 * result.rank(1) == pytest.approx(rank1, abs=1.5)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maskreid_dist.errors import UserError
-from maskreid_dist.evaluation.evaluate import rank_histogram
+from maskreid_dist.evaluation.evaluate import rank_histograms
+from maskreid_dist.evaluation.histogram import HistogramBaseline
 from maskreid_dist.segmentation.masks import segment
 from maskreid_dist.segmentation.networks import SegmentationModel
 from maskreid_kernels.bench.figures import Promise
@@ -88,11 +89,13 @@ def measure(
         convert(layout, folder / name, dataset=name, on_bad_mask="full", mask_options=options)
         shards = open_shards(folder / name)
         if not rows:
-            plain = rank_histogram("no mask", shards, STRIPES, masked=False).result
+            (row,) = rank_histograms(shards, [HistogramBaseline("no mask", STRIPES, False)])
+            plain = row.result
             rows.append(
                 MaskFigures("no mask", None, None, None, None, 100 * plain.mAP_hits, 100 * plain.rank(1))
             )
-        ranked = rank_histogram(name, shards, STRIPES, masked=True).result
+        (row,) = rank_histograms(shards, [HistogramBaseline(name, STRIPES, True)])
+        ranked = row.result
         together = np.concatenate(list(overlaps[name].values()))
         rows.append(
             MaskFigures(

@@ -21,7 +21,7 @@ from maskreid_dist.evaluation.evaluate import (
     evaluate_checkpoint,
     percentages,
     print_table,
-    rank_histogram,
+    rank_histograms,
     rank_network,
     write_json,
 )
@@ -112,7 +112,7 @@ def _show(run: Path, source: Path, opened: ShardSet, console: Terminal) -> None:
     config = checkpoint.config
     torch.manual_seed(config.seed)
     untrained = rank_network("untrained network", build_network(config, 0), config, opened, console)
-    histograms = [rank_histogram(b.name, opened, b.stripes, b.masked) for b in HISTOGRAM_BASELINES]
+    histograms = rank_histograms(opened, HISTOGRAM_BASELINES)
     rows = [
         untrained,
         *histograms,

@@ -17,7 +17,7 @@ from maskreid_dist.data.mask_damage import mean_iou
 from maskreid_dist.errors import UserError
 from maskreid_dist.evaluation.calibration import Calibration, doubts
 from maskreid_dist.evaluation.embed import embed_share
-from maskreid_dist.evaluation.histogram import histogram_features
+from maskreid_dist.evaluation.histogram import HistogramBaseline, histogram_features
 from maskreid_dist.evaluation.ranks import Ranks, all_rows, rows_on_first
 from maskreid_dist.model import ReIDNetwork, build_network
 from maskreid_dist.model.checkpoint import Checkpoint, find_checkpoint, load_weights
@@ -184,14 +184,16 @@ def own_sides(
     return query, *labels.query, own_gallery, pids, camids
 
 
-def rank_histogram(name: str, shards: ShardSet, stripes: int, masked: bool) -> Ranked:
-    """Colour histograms of the whole images, no training."""
-    features = []
+def rank_histograms(shards: ShardSet, baselines: Sequence[HistogramBaseline]) -> list[Ranked]:
+    """Colour histograms, no training; every image is decoded once for all of them."""
+    features: list[list[NDArray[np.float32]]] = [[] for _ in baselines]
     for split in (shards.split("query"), shards.split("gallery")):
         pairs = [decode_pair(raw) for raw in split.read_many(np.arange(len(split)))]
-        masks = [mask for _, mask in pairs] if masked else None
-        features.append(histogram_features([image for image, _ in pairs], masks, stripes=stripes))
-    return rank_gallery(name, features[0], features[1], shards)
+        images, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
+        for found, one in zip(features, baselines, strict=True):
+            found.append(histogram_features(images, masks if one.masked else None, stripes=one.stripes))
+    named = zip(baselines, features, strict=True)
+    return [rank_gallery(one.name, query, gallery, shards) for one, (query, gallery) in named]
 
 
 def load_network(checkpoint: Checkpoint) -> ReIDNetwork:
