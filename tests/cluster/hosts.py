@@ -90,6 +90,11 @@ class Host:
     def address(self) -> str:
         return f"{NETWORK}.{self.number}"
 
+    @property
+    def outside(self) -> str:
+        """The other end of its card, at the bridge."""
+        return f"to_{self.name}"
+
     def start(self, command: Sequence[str | Path], environment: Mapping[str, str], cwd: Path) -> Running:
         logs = self.folder / "logs"
         log = logs / f"{len(list(logs.iterdir())):03d}_{self.name}.log"
@@ -129,11 +134,12 @@ class Host:
             self.process = subprocess.Popen(
                 _namespaces("sh", "-c", script), stdin=subprocess.PIPE, stdout=log, stderr=log
             )
-        outside = f"to_{self.name}"
         _until(lambda: self._first_process() is not None, f"{self.name} did not start")
         first = self._first_process()
-        _run("ip", "link", "add", outside, "type", "veth", "peer", "name", CARD, "netns", str(first))
-        _run("ip", "link", "set", outside, "master", "br0", "up")
+        # The kernel takes a lost host's card away some time later, and with it the name.
+        subprocess.run(["ip", "link", "del", self.outside], capture_output=True, check=False)
+        _run("ip", "link", "add", self.outside, "type", "veth", "peer", "name", CARD, "netns", str(first))
+        _run("ip", "link", "set", self.outside, "master", "br0", "up")
         assert self.process.stdin
         self.process.stdin.write(b"card\n")
         self.process.stdin.close()
