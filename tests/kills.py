@@ -51,9 +51,11 @@ class Killed:
 
 
 def choose(chance: random.Random, launcher: str) -> tuple[str, signal.Signals, str]:
-    """Victim, signal and moment of a kill."""
+    """Victim, signal and moment of a kill. Not a host while the training starts: who has not met its ranks
+    waits for them until engine.collective_timeout_s."""
     victim = chance.choice(list(VICTIMS[launcher]))
-    return victim, VICTIMS[launcher][victim], chance.choices(MOMENTS, (1, 2, 2))[0]
+    often = (0 if launcher == "two hosts" else 1, 2, 2)
+    return victim, VICTIMS[launcher][victim], chance.choices(MOMENTS, often)[0]
 
 
 def disturb(training: Training, chance: random.Random, start_s: float) -> Killed | None:
