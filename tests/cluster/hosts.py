@@ -91,6 +91,12 @@ class Host:
         return f"{NETWORK}.{self.number}"
 
     @property
+    def hardware_address(self) -> str:
+        """Of its card: the same after a restart, as a real machine's, since the others remember it for a
+        while."""
+        return f"02:00:0a:4d:00:{self.number:02x}"
+
+    @property
     def outside(self) -> str:
         """The other end of its card, at the bridge."""
         return f"to_{self.name}"
@@ -138,7 +144,8 @@ class Host:
         first = self._first_process()
         # The kernel takes a lost host's card away some time later, and with it the name.
         subprocess.run(["ip", "link", "del", self.outside], capture_output=True, check=False)
-        _run("ip", "link", "add", self.outside, "type", "veth", "peer", "name", CARD, "netns", str(first))
+        card = ("name", CARD, "address", self.hardware_address, "netns", str(first))
+        _run("ip", "link", "add", self.outside, "type", "veth", "peer", *card)
         _run("ip", "link", "set", self.outside, "master", "br0", "up")
         assert self.process.stdin
         self.process.stdin.write(b"card\n")
