@@ -72,7 +72,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         SHARDS,
         f"{SHARDS}/bench",
         f"{KERNELS}/bench",
-        *(f"{DIST}/{name}" for name in ("data", "evaluation", "retrieval", "segmentation")),
+        *(
+            f"{DIST}/{name}"
+            for name in ("data", "evaluation", "model", "retrieval", "segmentation", "training")
+        ),
     },
     "launch": {f"{DIST}/cli"},
     "tests/cluster": {"tests"},

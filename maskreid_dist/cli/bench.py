@@ -24,7 +24,7 @@ bench_app = typer.Typer(
 )
 
 
-def _finish(
+def finish(
     as_json: bool,
     console: Terminal,
     rows: Sequence[Mapping[str, Any]],
@@ -85,7 +85,7 @@ def bench_plan(
         Promise("first step of an epoch, ms", cost.first_step_ms, 1000, False),
         Promise("memory of that step, MB", cost.peak_mb, 64, False),
     )
-    _finish(as_json, console, [vars(cost)], promises)
+    finish(as_json, console, [vars(cost)], promises)
 
 
 SCALE_MB = 1000  # of a process, whatever the number of pairs
@@ -138,7 +138,7 @@ def bench_convert(
     if output:
         write_rows(output, [{"date": datetime.date.today().isoformat(), **vars(row)} for row in found])
     promise = Promise("pairs/s per core", found[0].core_pairs_s, 3000, True)
-    _finish(as_json, console, [vars(row) for row in found], [promise])
+    finish(as_json, console, [vars(row) for row in found], [promise])
 
 
 def _bench_scale(
@@ -174,7 +174,7 @@ def _bench_scale(
         write_rows(output, [{"date": datetime.date.today().isoformat(), **vars(cost)} for cost in costs])
     peak = max(max(cost.peak_mb, cost.workers_peak_mb) for cost in costs)
     promise = Promise("peak memory of a process, MB", peak, SCALE_MB, False)
-    _finish(as_json, console, [vars(cost) for cost in costs], [promise])
+    finish(as_json, console, [vars(cost) for cost in costs], [promise])
 
 
 @bench_app.command("loader")
@@ -241,7 +241,7 @@ def bench_loader(
         write_whole(stem.with_suffix(".md"), text.encode())
         console.print(f"written: {stem}.csv, .md, .png")
     rows = [dict(zip(loader_report.COLUMNS, row, strict=True)) for row in loader_report.table(found)]
-    _finish(as_json, console, rows, promises, machine)
+    finish(as_json, console, rows, promises, machine)
 
 
 def _bench_access(
@@ -278,7 +278,7 @@ def _bench_access(
         path = output / f"{machine.date}-access.csv"
         write_rows(path, [{**row, **about} for row in rows])
         console.print(f"written: {path}")
-    _finish(as_json, console, rows, access_promises(found, latency_ms), machine)
+    finish(as_json, console, rows, access_promises(found, latency_ms), machine)
 
 
 @bench_app.command("mixing")
@@ -322,7 +322,7 @@ def bench_mixing(
         table.add_row(name, str(each.steps_per_epoch), f"{found.shards:.1f}", *shares)
     console = Terminal(quiet=as_json)
     console.print(table)
-    _finish(as_json, console, rows, [])
+    finish(as_json, console, rows, [])
 
 
 @bench_app.command("retrieval")
@@ -382,7 +382,7 @@ def bench_retrieval(
         path = output / f"{machine.date}-retrieval.csv"
         write_rows(path, [{**about, **vars(cost)} for cost in costs])
         console.print(f"written: {path}")
-    _finish(as_json, console, [vars(cost) for cost in costs], retrieval.promises(costs), machine)
+    finish(as_json, console, [vars(cost) for cost in costs], retrieval.promises(costs), machine)
 
 
 def _bench_retrieval_sizes(names: list[str], share: float, output: Path | None, as_json: bool) -> NoReturn:
@@ -417,7 +417,7 @@ def _bench_retrieval_sizes(names: list[str], share: float, output: Path | None, 
         write_rows(path, [{**about, **vars(cost)} for name in costs for cost in costs[name]])
         console.print(f"written: {path}")
     rows = [{"size": name, **vars(cost)} for name in costs for cost in costs[name]]
-    _finish(as_json, console, rows, promises, machine)
+    finish(as_json, console, rows, promises, machine)
 
 
 @bench_app.command("masks")
@@ -462,7 +462,7 @@ def bench_masks(
             console.print(line, highlight=False)
         if output:
             write_rows(output, [{"date": datetime.date.today().isoformat(), **vars(taken)}])
-        _finish(as_json, console, [vars(taken)], [taken.promise()], Machine.here("cpu"))
+        finish(as_json, console, [vars(taken)], [taken.promise()], Machine.here("cpu"))
     if against is None:
         raise UserError("--against: say where the exact masks are, or measure the time alone (--speed CROPS)")
     with console.status("masks") as status, tempfile.TemporaryDirectory(prefix="maskreid-bench-") as folder:
@@ -483,7 +483,7 @@ def bench_masks(
         date = datetime.date.today().isoformat()
         write_rows(output, [{"date": date, **vars(row)} for row in found.rows])
     rows = [vars(row) for row in found.rows]
-    _finish(as_json, console, rows, found.promises(), Machine.here("cpu"))
+    finish(as_json, console, rows, found.promises(), Machine.here("cpu"))
 
 
 @bench_app.command("reranking")
@@ -539,4 +539,4 @@ def bench_reranking(
         about = {"date": machine.date, "commit": machine.commit, "processor": machine.device}
         write_rows(path, [{**about, **row} for row in rows])
         console.print(f"written: {path}")
-    _finish(as_json, console, rows, reranking.promises(costs), machine)
+    finish(as_json, console, rows, reranking.promises(costs), machine)
