@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,11 +28,18 @@ TESTS = (
     "gpu_presets",
 )
 REPEATS = 300
+# Each holds a context on the GPU; without a cache that was brought along they also compile.
+FEWEST, MOST = 2, 12
 
 
 def test_files() -> list[Path]:
     """Those of TESTS in this checkout."""
     return [ROOT / "tests" / f"test_kernels_{name}.py" for name in TESTS]
+
+
+def workers(processors: int) -> int:
+    """How many tests run at once: two processors are left to the driver."""
+    return min(max(processors - 2, FEWEST), MOST)
 
 
 def tests(setting: Setting) -> Iterator[Figure]:
@@ -42,7 +50,7 @@ def tests(setting: Setting) -> Iterator[Figure]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
     command += ["--collect-only"] if setting.dry else []
     if importlib.util.find_spec("xdist") and not setting.dry:
-        command += ["-n", "6"]
+        command += ["-n", str(workers(len(os.sched_getaffinity(0))))]
     log = setting.output / "tests.log"
     with log.open("w") as file:
         status = subprocess.run(
