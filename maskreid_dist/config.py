@@ -154,6 +154,7 @@ class ModelConfig(Section):
     # The trunk's levels that are fused, from 0, or negative from its end.
     levels: Annotated[tuple[int, ...], Field(min_length=1)] = (-3, -2, -1)
     last_stride: Annotated[int, Field(ge=1, le=2)] = 2  # of the last of them; 1: twice the rows and columns
+    ibn: bool = False  # of a ResNet of timm: instance beside batch normalisation in its first three stages
     pooling: Pooling = "mean"  # of a level; gem: generalised mean, its power is learnt
     # bnneck: the pair losses see features before the last normalisation, the classifier and a search those
     # after it.
@@ -197,6 +198,8 @@ class ModelConfig(Section):
         if self.backbone != "inception":
             if self.width != 1.0:
                 raise ValueError(f"width is of the paper's trunk; leave it out with {self.backbone}")
+        elif self.ibn:
+            raise ValueError("ibn is of a ResNet of timm, not of the paper's trunk; leave it out")
         elif not set(self.levels) <= set(range(-3, 3)) or len({n % 3 for n in self.levels}) < len(
             self.levels
         ):

@@ -13,6 +13,7 @@ from maskreid_dist.errors import UserError
 from maskreid_dist.model import MaskReID, build_network
 from maskreid_dist.model.build import check_backbone
 from maskreid_dist.model.fusing import Stripes
+from maskreid_dist.model.instance_norm import InstanceBatchNorm
 from maskreid_dist.planning.network_cost import network_cost
 
 SIZE = (64, 32)
@@ -36,6 +37,7 @@ CASES: list[tuple[dict[str, Any], int]] = [  # what the fusing layer sees
     ({"backbone": RESNET}, 128 + 256 + 512),
     ({"backbone": RESNET, "levels": [0, 2, -1], "mask_input": "channel"}, 64 + 128 + 512),
     ({"backbone": RESNET, "last_stride": 1, "pooling": "gem", "neck": "bnneck"}, 128 + 256 + 512),
+    ({"backbone": RESNET, "ibn": True}, 128 + 256 + 512),
     ({"backbone": RESNET, "fusing": "conv", "fusing_rows": 2}, 2 * (256 + 256 + 512)),
     ({"backbone": CONVNEXT, "fusing": "none"}, 320),
     ({"backbone": VIT, "levels": [3, 7, 11]}, 3 * 192),
@@ -107,6 +109,27 @@ def test_the_last_stride_of_the_papers_trunk_and_of_resnet() -> None:
         assert shapes[1][-1] == shapes[1][-2] and shapes[1][-1][0] == 2 * shapes[0][-1][0]
 
 
+def test_instance_and_batch_normalisation_side_by_side() -> None:
+    """In each block of the first three stages, and there half the channels each: by an image's own statistics
+    and by the batch's."""
+    pytest.importorskip("timm")
+    network = build_network(config(backbone=RESNET, ibn=True), 0)
+    norms = {n: part for n, part in network.named_modules() if isinstance(part, InstanceBatchNorm)}
+    assert list(norms) == [f"trunk.body.layer{stage}.0.bn1" for stage in (1, 2, 3)]
+    norm, x = norms["trunk.body.layer3.0.bn1"], 3 * torch.randn(4, 256, 5, 3) + 1
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.normal_()
+        by_image, by_batch = norm(x).chunk(2, dim=1)
+        scale, shift = torch.cat([norm.IN.weight, norm.BN.weight]), torch.cat([norm.IN.bias, norm.BN.bias])
+    for found, own, axes in ((by_image, slice(0, 128), (2, 3)), (by_batch, slice(128, 256), (0, 2, 3))):
+        part = x[:, own]
+        variance = part.var(axes, correction=0, keepdim=True)
+        expected = (part - part.mean(axes, keepdim=True)) / (variance + 1e-5).sqrt()
+        expected = expected * scale[own, None, None] + shift[own, None, None]
+        assert torch.allclose(found, expected, atol=1e-4)
+
+
 def test_gem_is_the_mean_at_power_1_and_nears_the_maximum() -> None:
     x = torch.rand(2, 3, 6, 4, generator=torch.Generator().manual_seed(0)) + 0.1
     gem = Stripes(2, "gem")
@@ -141,6 +164,8 @@ def test_the_neck_gives_the_pair_losses_what_lies_before_it() -> None:
         ({"backbone": RESNET, "levels": [9]}, SIZE, "choose other model.levels"),
         ({"backbone": CONVNEXT, "last_stride": 1}, SIZE, "leave model.last_stride out"),
         ({"backbone": VIT, "last_stride": 1}, SIZE, "leave model.last_stride out"),
+        ({"backbone": CONVNEXT, "ibn": True}, SIZE, "leave model.ibn out"),
+        ({"backbone": VIT, "ibn": True}, SIZE, "leave model.ibn out"),
         ({"backbone": VIT}, (72, 28), "no whole 16x16 patches"),
         ({"backbone": "timm:mobilenetv3_small_050"}, SIZE, "use another backbone"),
     ],
@@ -159,6 +184,7 @@ def test_what_a_trunk_cannot_is_said_before_it_is_built(
     [
         ({"model": {"backbone": "resnet50"}}, "pattern"),
         ({"model": {"backbone": RESNET, "width": 0.5}}, "width is of the paper's trunk"),
+        ({"model": {"ibn": True}}, "ibn is of a ResNet of timm"),
         ({"model": {"levels": [0, 1]}}, "ends with level 2"),
         ({"model": {"levels": [2, -1]}}, "name each once"),
         ({"model": {"levels": [3]}}, "levels 0, 1 and 2"),

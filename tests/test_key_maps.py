@@ -1,6 +1,7 @@
 """Files in the form of published person networks, made here, into trunks of timm. The published files
 themselves were not tried."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,32 @@ def test_a_file_of_each_form_gives_every_weight_of_the_trunk(
     trunk = into.trunk.state_dict()
     expected = {place: t for name, t in state.items() for place in into.trunk.places(name)}
     assert len(expected) > 40
+    assert all(torch.equal(trunk[place], t) for place, t in expected.items())
+
+
+def test_a_file_of_the_ibn_form_gives_every_weight_of_it(tmp_path: Path) -> None:
+    """`layer1.0.bn1.IN.weight`, `layer1.0.bn1.BN.running_mean` (github.com/XingangPan/IBN-Net)."""
+    whole = {}
+    for name, t in plain(RESNET).items():
+        found = re.fullmatch(r"(layer[123]\.\d+\.bn1)\.(\w+)", name)
+        if not found:
+            whole[name] = t
+        elif found[2] == "num_batches_tracked":
+            whole[f"{found[1]}.BN.{found[2]}"] = t
+        else:
+            first, second = t.clone().chunk(2)
+            whole[f"{found[1]}.BN.{found[2]}"] = second
+            if found[2] in ("weight", "bias"):
+                whole[f"{found[1]}.IN.{found[2]}"] = first
+    file = tmp_path / "resnet50_ibn_a.safetensors"
+    save_file({name: t.contiguous() for name, t in whole.items()}, file)
+    into: Any = network(RESNET, ibn=True)
+    taken = take_initial_weights(into, file)
+    missing = [n for n in taken.not_there if not n.startswith("fusing.") and not n.endswith(".merge")]
+    assert not missing and not taken.other_shape
+    trunk = into.trunk.state_dict()
+    expected = {place: t for name, t in whole.items() for place in into.trunk.places(name)}
+    assert sum(".IN." in name for name in expected) >= 26 and len(expected) > 300
     assert all(torch.equal(trunk[place], t) for place, t in expected.items())
 
 

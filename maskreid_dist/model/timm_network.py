@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskreid_dist.config import TIMM, ModelConfig
 from maskreid_dist.errors import UserError
+from maskreid_dist.model.instance_norm import mix_norms
 from maskreid_dist.model.network import ReIDNetwork, make_stream
 from maskreid_dist.model.recompute import recomputed
 
@@ -74,6 +75,8 @@ class TimmTrunk(nn.Module):
             raise _refused(name, error, "choose other model.levels or another backbone") from None
         if not hasattr(net, "return_layers") and not hasattr(net, "model"):
             raise _refused(name, "its features_only form is of a kind of its own", "use another backbone")
+        if config.ibn and not mix_norms(net):
+            raise _refused(name, "it has no ResNet's blocks", "leave model.ibn out")
         self.channels: tuple[int, ...] = tuple(net.feature_info.channels())
         self.recompute = recompute
         self.whole = hasattr(net, "model")  # a transformer: its own forward pass
