@@ -11,6 +11,8 @@ from checkpoints import write_run
 from command_table import commands
 from market import write_market
 from maskreid_dist.terminal import say_json
+from maskreid_kernels.bench.exactness import Exactness
+from maskreid_kernels.bench.records import Job, Record, Say
 from program import run
 
 # Without figures, or with others' form: what these leave in files is said.
@@ -21,7 +23,6 @@ NO_FIGURES = {
     "train", "supervise", "top",  # runs/NAME/metrics.jsonl, status.json; maskreid runs --json
     "demo",  # runs/demo/metrics.json
     "segment",  # masks; maskreid masks --json judges them
-    "bench loss", "bench exactness",  # --output FILE.csv
 }  # fmt: skip
 
 
@@ -81,6 +82,29 @@ def test_benchmarks(converted: Path, tmp_path: Path) -> None:
     status, said = run("bench", "plan", "--identities", 1000, "--json")
     found = json.loads(said)
     assert status == 0 and [one["kept"] for one in found["promises"]] == [True, True]
+
+
+def test_benchmarks_of_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which have their options in maskreid_kernels.bench. Nothing is measured: the libraries beside ours take
+    seconds to import."""
+    record = Record(
+        *("n_pair", "eager", "both", "time"), N=16, M=16, D=8, K=4, violators=None, active=1.0,
+        dtype="float32", y50=math.nan, y20=1.0, y80=2.0, unit="ms", status="ok",
+    )  # fmt: skip
+
+    def job(job: Job, *, say: Say, **words: object) -> list[Record]:
+        say("a line for people")
+        return [record]
+
+    monkeypatch.setattr("maskreid_kernels.bench.loss.run_job", job)
+    found = figures("bench", "loss", "--kernel", "n_pair", "--rows", 16, "--columns", 8, "--images", 4)
+    assert found["machine"]["threads"] and found["promises"] == []
+    assert found["rows"] == [{**vars(record), "y50": None}]
+    off = [Exactness("ranking", "maskreid", 1, error, math.nan, 1.0) for error in (1e-7, 2e-6)]
+    monkeypatch.setattr("maskreid_kernels.bench.exactness.measure_exactness", lambda *sizes: off)
+    found = figures("bench", "exactness", "--ranks", 1, status=1)
+    assert [row["rounding_error"] for row in found["rows"]] == [None, None]
+    assert found["promises"][0]["value"] == pytest.approx(2.0) and not found["promises"][0]["kept"]
 
 
 def test_a_number_that_is_none_becomes_null(capsys: pytest.CaptureFixture[str]) -> None:

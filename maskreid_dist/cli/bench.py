@@ -32,12 +32,12 @@ def finish(
     machine: "Machine | None" = None,
 ) -> NoReturn:
     """Print the promises, or with --json all there is; exit status 1 where a promise is missed."""
+    from maskreid_kernels.bench.figures import results
+
     for promise in promises:
         console.print(promise.line(), highlight=False)
     if as_json:
-        about = {"machine": vars(machine)} if machine else {}
-        kept = [{**vars(promise), "kept": promise.kept} for promise in promises]
-        say_json({**about, "rows": rows, "promises": kept})
+        say_json(results(rows, promises, machine))
     raise typer.Exit(0 if all(promise.kept for promise in promises) else 1)
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from maskreid_dist.cli.bench import bench_app, finish
+from maskreid_dist.cli.bench import bench_app as bench_app
+from maskreid_dist.cli.bench import finish
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.options import AsJson
 from maskreid_dist.cli.quiet import quiet_libraries

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .cases import Case, constants, make_case
 from .command_line import OneLineParser
-from .figures import BenchError, Promise, aligned, write_rows
+from .figures import BenchError, Promise, aligned, json_line, results, write_rows
 from .measure import relative_error
 from .over_ranks import own_layout, result_over_ranks
 from .providers import OURS
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str], program: str) -> int:
     parser.add_argument("--rows", type=int, default=240, help="rows of the global batch, from 8")
     parser.add_argument("--columns", type=int, default=128, help="columns of a row")
     parser.add_argument("--output", type=Path, help="write the table as CSV here")
+    parser.add_argument("--json", action="store_true", help="JSON on standard output, nothing else")
     options = parser.parse_args(arguments)
     if options.rows < 8 or options.columns < 1 or min(options.ranks or (1,)) < 1:
         raise BenchError("use --rows from 8, --columns and --ranks from 1")
@@ -39,14 +40,15 @@ def main(arguments: Sequence[str], program: str) -> int:
     for world_size in options.ranks or (1, 2, 3, 4):
         found += measure_exactness(world_size, options.rows, options.columns)
     found.sort(key=lambda e: (e.kernel, e.provider != "maskreid", e.provider, e.ranks))
-    print(f"{options.rows} x {options.columns}, float32, beside one process")
-    print(aligned([COLUMNS, *(_cells(e) for e in found)], left=2))
+    if not options.json:
+        print(f"{options.rows} x {options.columns}, float32, beside one process")
+        print(aligned([COLUMNS, *(_cells(e) for e in found)], left=2))
     if options.output:
         today = datetime.date.today().isoformat()
         write_rows(options.output, [{"date": today, **vars(e)} for e in found])
     worst = max(e.gradient_error for e in found if e.provider == "maskreid")
     promise = Promise("worst gradient error of ours, in millionths", 1e6 * worst, 1.0, False)
-    print(promise.line())
+    print(json_line(results([vars(e) for e in found], [promise])) if options.json else promise.line())
     return 0 if promise.kept else 1
 
 

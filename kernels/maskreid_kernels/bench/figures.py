@@ -4,6 +4,7 @@ files."""
 import csv
 import datetime
 import io
+import json
 import os
 import platform
 import subprocess
@@ -105,6 +106,19 @@ def _commit() -> str:
     except OSError:
         return ""
     return found.stdout.strip()
+
+
+def results(
+    rows: Sequence[Mapping[str, object]], promises: Sequence[Promise], machine: Machine | None = None
+) -> dict[str, object]:
+    """What `--json` prints of a benchmark."""
+    about = {"machine": vars(machine)} if machine else {}
+    return {**about, "rows": rows, "promises": [{**vars(one), "kept": one.kept} for one in promises]}
+
+
+def json_line(figures: Mapping[str, object]) -> str:
+    """One line of JSON, for programs. A number that is none becomes null."""
+    return json.dumps(json.loads(json.dumps(figures), parse_constant=lambda name: None))
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

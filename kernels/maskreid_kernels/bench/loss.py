@@ -10,8 +10,8 @@ import torch
 from . import report, targets
 from .activity import ACTIVE_FROM
 from .command_line import OneLineParser
-from .figures import BenchError, Machine, aligned, write_whole
-from .records import KERNELS, Budget, Job, Record, run_job
+from .figures import BenchError, Machine, aligned, json_line, results, write_whole
+from .records import KERNELS, Budget, Job, Record, as_row, run_job
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ def main(arguments: Sequence[str], program: str) -> int:
     """Exit status 1 when a promise is missed. Raises BenchError for what cannot be measured."""
     options = vars(_parser(program).parse_args(arguments))
     output: Path | None = options.pop("output")
+    as_json: bool = options.pop("json")
     options |= {name: tuple(options[name] or ()) for name in ("kernels", "rows", "columns", "images")}
-    return 0 if bench_loss(LossBenchOptions(**options), output) else 1
+    return 0 if bench_loss(LossBenchOptions(**options), output, as_json) else 1
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
@@ -66,6 +67,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add("--seconds", type=float, default=10.0, help="time for the rounds of one case")
     add("--threads", type=_from(1), help="torch's threads (all cores)")
     add("--output", type=Path, help="folder for the CSV, the plots and the report")
+    add("--json", action="store_true", help="JSON on standard output, nothing else")
     return parser
 
 
@@ -79,34 +81,37 @@ def _from(least: int) -> "type[int]":
     return number  # type: ignore[return-value]  # any callable of a text is a type to argparse
 
 
-def bench_loss(options: LossBenchOptions, output: Path | None) -> bool:
+def bench_loss(options: LossBenchOptions, output: Path | None, as_json: bool = False) -> bool:
     """Whether every promise was kept (True where none was asked about). Raises BenchError for what cannot be
     measured."""
     _check(options)
     if options.threads:
         torch.set_num_threads(options.threads)
     machine = Machine.here(options.device)
-    print(machine.line())
+    say = _nothing if as_json else _say
+    say(machine.line())
     records: list[Record] = []
     for job in _jobs(options):
         budget = Budget.of(options.device, options.seconds)
         records += run_job(
-            job, device=options.device, budget=budget, compiled=options.compiled, say=_say,
+            job, device=options.device, budget=budget, compiled=options.compiled, say=say,
             max_autotune=options.max_autotune,
         )  # fmt: skip
         if output:  # after every case: a stopped run keeps what it measured
             report.write_csv(output / f"{_stem(options, machine)}.csv", records, machine)
-    _print(records)
+    say(_tables(records))
     promises = targets.cpu_promises(records) if options.preset == "promises" else []
     for promise in promises:
-        print(promise.line())
+        say(promise.line())
     if output:
         stem = _stem(options, machine)
         pictures = report.write_plots(output, stem, records)
         notes = [f"- {promise.line()}" for promise in promises]
         text = report.markdown(records, machine, notes, pictures)
         write_whole(output / f"{stem}.md", text.encode())
-        print(f"written: {output / stem}.csv, .md, {len(pictures)} plots")
+        say(f"written: {output / stem}.csv, .md, {len(pictures)} plots")
+    if as_json:
+        print(json_line(results([as_row(record) for record in records], promises, machine)))
     return all(promise.kept for promise in promises)
 
 
@@ -124,8 +129,12 @@ def _check(options: LossBenchOptions) -> None:
         raise BenchError(f"--seconds {options.seconds}: use a number above 0")
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _nothing(text: str) -> None:
+    pass
 
 
 def _jobs(options: LossBenchOptions) -> list[Job]:
@@ -150,10 +159,9 @@ def _stem(options: LossBenchOptions, machine: Machine) -> str:
     return f"{machine.date}-{options.device}-{options.preset}{over}"
 
 
-def _print(records: list[Record]) -> None:
-    """A small table for each case."""
+def _tables(records: list[Record]) -> str:
+    """A small one for each case."""
     by_case: dict[str, list[list[str]]] = {}
     for case, active, _, *cells in report.table(records):
         by_case.setdefault(f"{case}, {active} of the anchors active", []).append(cells)
-    for case, rows in by_case.items():
-        print(f"\n{case}\n{aligned([report.COLUMNS[3:], *rows])}")
+    return "\n".join(f"\n{case}\n{aligned([report.COLUMNS[3:], *rows])}" for case, rows in by_case.items())
