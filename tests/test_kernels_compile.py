@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,13 +63,37 @@ def test_compiled_model_equals_eager(name: str) -> None:
             torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("backend", ["reference", "chunked"])
-def test_inductor_and_named_backends(backend: str) -> None:
+@pytest.mark.parametrize(("name", "backend"), [("batch_hard", "reference"), ("ranking", "chunked")])
+def test_inductor_and_named_backends(name: str, backend: str) -> None:
     torch._dynamo.reset()
-    module = Trained(LOSSES["ranking"], backend=backend)
+    module = Trained(LOSSES[name], backend=backend)
     compiled: Any = torch.compile(module, fullgraph=True)
     for found, expected in zip(step(compiled, *batch()), step(module, *batch()), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+FRESH = """
+import torch
+from test_kernels_compile import LOSSES, Trained, batch, step
+
+for name in ("ranking", "batch_hard"):
+    module = Trained(LOSSES[name], backend="reference")
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    for found, expected in zip(step(compiled, *batch()), step(module, *batch()), strict=True):
+        torch.testing.assert_close(found, expected)
+    print(name)
+"""
+
+
+def test_the_first_call_of_a_process_may_be_compiled() -> None:
+    """Nothing is made on first use that the compiler cannot enter. Of these two the reference backend is one
+    graph."""
+    here = Path(__file__).parent
+    paths = os.pathsep.join(map(str, (here, here.parent / "kernels")))
+    environment = os.environ | {"PYTHONPATH": paths}
+    ran = subprocess.run([sys.executable, "-c", FRESH], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["ranking", "batch_hard"]
 
 
 def test_statistics_and_no_gradient() -> None:

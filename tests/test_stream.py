@@ -43,12 +43,13 @@ AUGMENTED = {"brightness": 0.3, "contrast": 0.2, "saturation": 0.2, "hue": 0.1, 
 
 
 def config(steps: int, **data: Any) -> Config:
+    identities = data.pop("identities", 40)
     keys: dict[str, Any] = {"shards": str(WALKERS), **SMALL, **data}
     return Config(
         name="t",
         seed=7,
         data=DataConfig(**keys),
-        batch=BatchConfig(identities=40, images=2),
+        batch=BatchConfig(identities=identities, images=2),
         optimizer=OptimizerConfig(steps=steps),
     )
 
@@ -292,6 +293,7 @@ class Measured(Dataset[int]):
 
     def __getitem__(self, draws: Draws) -> int:
         if not tracemalloc.is_tracing():
+            gc.freeze()  # what was imported: each collection would look at all of it
             tracemalloc.start()
         self.batches[draws]
         gc.collect()
@@ -299,7 +301,7 @@ class Measured(Dataset[int]):
 
 
 class Leaking(Dataset[Batch | SampleError]):
-    """Keeps the images of each batch: 120,000 bytes."""
+    """Keeps the images of each batch, 48,000 bytes of 32."""
 
     def __init__(self, batches: Dataset[Batch | SampleError]) -> None:
         self.batches = batches
@@ -338,8 +340,8 @@ def allocated_bytes() -> int:
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks glibc 2.33 or later")
 @pytest.mark.parametrize(("served", "leaks"), [(False, False), (True, False), (False, True)])
 def test_a_worker_holds_no_more_after_many_batches(server: FaultyServer, served: bool, leaks: bool) -> None:
-    steps = 20  # 1,600 pairs
-    recipe = config(steps, workers=1, **{"shards": server.url} if served else {})
+    steps = 20  # 640 pairs
+    recipe = config(steps, identities=16, workers=1, **{"shards": server.url} if served else {})
     split = open_recipe_shards(recipe.data).split("train")
     plan = make_plan(split, recipe.batch, recipe.seed, 1)
     batches: Dataset[Batch | SampleError] = PairDataset(split, TrainTransform(recipe.data))
@@ -349,4 +351,4 @@ def test_a_worker_holds_no_more_after_many_batches(server: FaultyServer, served:
     held = list(DataLoader(Measured(batches), sampler=planned, batch_size=None, num_workers=1))
     print("held by the worker, MB:", *(f"{count / 1e6:.2f}" for count in held))
     grown = held[-1] - held[8]  # files are open and caches filled by then
-    assert (grown > 1_000_000) if leaks else (grown < 300_000)
+    assert (grown > 500_000) if leaks else (grown < 150_000)

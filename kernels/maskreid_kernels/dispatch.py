@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,14 +59,14 @@ class Family:
     find_problem: Callable[[Tensor, Tensor], str | None] | None = None
     count: Callable[[Tensor, RankLayout], Tensor | int] = count_valid_anchors
     crossed: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    available: tuple[str, ...] = field(init=False)
+    available_per_anchor: tuple[str, ...] = field(init=False)
 
-    @cached_property
-    def available(self) -> tuple[str, ...]:
-        return tuple(self.backends)
-
-    @cached_property
-    def available_per_anchor(self) -> tuple[str, ...]:
-        return tuple(name for name in self.backends if name != "triton")
+    def __post_init__(self) -> None:
+        # Fields: the lock in Python 3.11's cached_property cannot be compiled.
+        object.__setattr__(self, "available", tuple(self.backends))
+        per_anchor = tuple(name for name in self.backends if name != "triton")
+        object.__setattr__(self, "available_per_anchor", per_anchor)
 
 
 @dataclass(frozen=True)
