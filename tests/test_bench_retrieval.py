@@ -2,11 +2,13 @@
 
 import csv
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from maskreid_dist.bench import reranking, retrieval, retrieval_peers, retrieval_sizes
@@ -118,13 +120,36 @@ def test_cases_are_what_their_names_say() -> None:
         assert (found.mAP > 0.5) == (case.noise is not None or (case.same and case.identities == 1))
 
 
+def test_reranking_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its work by tensors of a CPU, marked by float64; the memory is made up."""
+
+    def placed(sides: reranking.Sides, device: str) -> reranking.Sides:
+        q, g = (torch.from_numpy(rows).to(device, torch.float64) for rows in (sides[0], sides[3]))
+        return q, sides[1], sides[2], g, sides[4], sides[5]
+
+    found = {"memory_allocated": 1_000_000, "max_memory_allocated": 6_000_000}
+    for name in ("memory_allocated", "max_memory_allocated", "reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, partial(found.get, name))
+    monkeypatch.setattr(reranking, "_on", placed)
+    there = "maskreid_dist.retrieval.reranking.stays_on_device"
+    monkeypatch.setattr(there, lambda query, *_: query.features.dtype == torch.float64)
+    monkeypatch.setattr(reranking, "CHECKED_IMAGES", 300)
+    cost = reranking.measure_gpu(reranking.MSMT17, 0.005, "cpu")
+    assert cost.peak_mb == 5.0 and cost.after > cost.before > 0
+    assert cost.check and cost.check.others == cost.check.repeats == 0 and cost.check.queries == 37
+    kept = reranking.promises([cost])
+    assert [promise.bar for promise in kept] == [2, 2000, 0, 0]
+    assert kept[0].kept and not reranking.promises([replace(cost, clock_s=2.1)])[0].kept
+
+
 def test_the_cost_of_reranking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(work: Any, *what: Any) -> Any:
         ulp = what[-1]
         return work(*what) if ulp else in_own_process(work, *what)  # one start is enough
 
     monkeypatch.setattr(reranking, "in_own_process", measured)
-    arguments = ["bench", "reranking", "--share", "0.03", "--nearly-equal", "--output", str(tmp_path)]
+    small = ["bench", "reranking", "--share", "0.03", "--device", "cpu"]
+    arguments = [*small, "--nearly-equal", "--output", str(tmp_path)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == (1 if "MISS" in result.output else 0), result.output
     (path,) = tmp_path.glob("*-reranking.csv")
@@ -136,3 +161,6 @@ def test_the_cost_of_reranking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert 50 < float(row["peak_mb"]) < 4000
     refused = CliRunner().invoke(app, ["bench", "reranking", "--size", "all"])
     assert refused.exit_code == 2 and "market1501" in refused.output
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refused = CliRunner().invoke(app, ["bench", "reranking", "--device", "cuda"])
+    assert refused.exit_code == 2 and "finds no GPU" in refused.output

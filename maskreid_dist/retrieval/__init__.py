@@ -12,7 +12,8 @@ from maskreid_dist.retrieval.evaluate import evaluate_retrieval
 from maskreid_dist.retrieval.expansion import expand_queries
 from maskreid_dist.retrieval.nearest import Neighbours, nearest
 from maskreid_dist.retrieval.ranklist import RankList, rank_list
-from maskreid_dist.retrieval.reranking import ReRanking, evaluate_reranked
+from maskreid_dist.retrieval.reranking import evaluate_reranked
+from maskreid_dist.retrieval.reranking_options import ReRanking
 from maskreid_dist.retrieval.result import RetrievalResult
 
 __all__ = [

@@ -21,7 +21,6 @@ chunks and blocks of one process, so that every number is computed as that proce
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
@@ -38,40 +37,14 @@ from maskreid_dist.retrieval.group import gather_all, own_run, share_labels, who
 from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, both_sides, part, unlabelled
 from maskreid_dist.retrieval.nearest import nearest_and_largest
 from maskreid_dist.retrieval.pairs import JUNK_PID, GalleryIndex, IntArray, block_pairs
+from maskreid_dist.retrieval.reranking_device import good_ranks, stays_on_device
+from maskreid_dist.retrieval.reranking_options import ReRanking
 from maskreid_dist.retrieval.result import RetrievalResult
 from maskreid_dist.retrieval.sparse import Rows, gathered, mean_of_rows, shared_mass, transposed
 from maskreid_kernels.options import check_group
 
 _CHUNK = 512  # images whose sets are made at once
 _BLOCK = 64  # queries whose final distances are held at once
-
-
-@dataclass(frozen=True)
-class ReRanking:
-    """k1, k2: neighbours of the sets, and of the mean (1: no mean). weight: of the distance in the final
-    mixture.
-
-    power: "squared", d is the squared Euclidean distance (cosine: 1 - similarity, half of it for unit rows);
-    "fourth", its square. index: what finds the neighbours, our tiles or FAISS, which find the same.
-    """
-
-    k1: int = 20
-    k2: int = 6
-    weight: float = 0.3
-    power: Literal["squared", "fourth"] = "squared"
-    index: Literal["exact", "faiss"] = "exact"
-
-    def __post_init__(self) -> None:
-        for name in ("k1", "k2"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"re-ranking: {name} is an integer of at least 1, not {value!r}")
-        if not 0.0 <= self.weight <= 1.0:
-            raise ValueError(f"re-ranking: weight lies between 0 and 1, not {self.weight!r}")
-        if self.power not in ("squared", "fourth"):
-            raise ValueError(f"re-ranking: power is squared or fourth, not {self.power!r}")
-        if self.index not in ("exact", "faiss"):
-            raise ValueError(f"re-ranking: index is exact or faiss, not {self.index!r}")
 
 
 def reranked_blocks(
@@ -216,7 +189,7 @@ def evaluate_reranked(
     gallery: Features,
     gallery_pids: Ids,
     gallery_camids: Ids,
-    options: ReRanking = ReRanking(),  # frozen
+    options: ReRanking = ReRanking(),  # noqa: B008  # frozen
     *,
     metric: Literal["cosine", "euclidean"] = "cosine",
     ap: Literal["hits", "trapezoid"] = "hits",
@@ -226,7 +199,9 @@ def evaluate_reranked(
     """As `evaluate_retrieval`, with the lists of re-ranking; over a group too, but every rank then holds the
     whole gallery while it works. Ties are ordered by gallery index.
 
-    Junk takes part in the neighbourhoods, as in the public code, and leaves the lists.
+    Junk takes part in the neighbourhoods, as in the public code, and leaves the lists. Features of one GPU
+    stay there (`reranking_device.py`, which says how far its distances may be from these). Over a group, or
+    with lists by FAISS, all but products and exact distances is done on the host, wherever the features are.
     """
     check_group(group)
     check_index(options.index)
@@ -246,6 +221,11 @@ def evaluate_reranked(
     gallery_set = whole_gallery(gallery_set, labels, group)
     if not len(gallery_set):
         raise ValueError("re-ranking needs a query and a gallery image")
+    if stays_on_device(query_set, gallery_set, options, group):
+        ranks_Q, listed_Q = good_ranks(query_set, gallery_set, labels.gallery, options, metric)
+        if not any(map(len, ranks_Q)):
+            raise RetrievalError(why_no_query_is_valid(query_set, labels.gallery))
+        return score(ranks_Q, listed_Q, ap, max_rank, len(gallery_set))
     rows = list(_ranked(query_set, gallery_set, labels.gallery, options, metric, group))
     numbers, listed = (np.array([row[n] for row in rows], np.int64) for n in (1, 2))
     ranks = np.concatenate([np.zeros(0, np.int64), *(row[0] for row in rows)])

@@ -83,7 +83,7 @@ def mean_of_rows(rows: Rows, index_IK: IntArray) -> Rows:
     K = index_IK.shape[1]
     parts = []
     size_I = rows.count_N[index_IK].sum(axis=1)
-    for first, last in _chunks(size_I, _CHUNK_ENTRIES):
+    for first, last in runs(size_I, _CHUNK_ENTRIES):
         entry_E, of_E = rows.entries(index_IK[first:last].ravel())
         keys_E = (of_E // K) * rows.columns + rows.column_M[entry_E]
         keys_M, place_E = np.unique(keys_E, return_inverse=True)
@@ -104,7 +104,7 @@ def shared_mass(rows: Rows, start: int, stop: int, by_column: Rows, out: NDArray
     column_M, value_M = rows.column_M[mine], rows.value_M[mine]
     out[:] = 0.0
     shared = out.reshape(-1)
-    for first, last in _chunks(by_column.count_N[column_M], _CHUNK_ENTRIES):
+    for first, last in runs(by_column.count_N[column_M], _CHUNK_ENTRIES):
         entry_E, of_E = by_column.entries(column_M[first:last].astype(np.int64))
         least_E = np.minimum(by_column.value_M[entry_E], value_M[first:last][of_E])
         at_E = row_M[first:last][of_E] * J + by_column.column_M[entry_E]
@@ -112,7 +112,7 @@ def shared_mass(rows: Rows, start: int, stop: int, by_column: Rows, out: NDArray
         shared[low:high] += np.bincount(at_E - low, weights=least_E, minlength=high - low)
 
 
-def _chunks(size_N: IntArray, limit: int) -> list[tuple[int, int]]:
+def runs(size_N: IntArray, limit: int) -> list[tuple[int, int]]:
     """Runs of rows of about `limit` entries together, at least one row each."""
     if not len(size_N):
         return []
