@@ -81,6 +81,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tests/cluster": {"tests"},
     "tests/golden": {KERNELS},  # compares two commits, so it knows of a package what all have
 }
+MAY_IMPORT[f"{DIST}/cli/bench"] = {
+    DIST,
+    SHARDS,
+    f"{KERNELS}/bench",
+    f"{SHARDS}/bench",
+    *(f"{DIST}/{name}" for name in ("bench", "cli", "training")),
+}
 MAY_IMPORT[f"{DIST}/cli"] = {
     *(folder for folder in MAY_IMPORT if folder.startswith(DIST)),
     SHARDS,

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from maskreid_dist import __version__
-from maskreid_dist.cli.bench_step import bench_app
+from maskreid_dist.cli.bench.app import bench_app
 from maskreid_dist.cli.calibrate import calibrate
 from maskreid_dist.cli.compare import compare
 from maskreid_dist.cli.doctor import doctor

@@ -7,15 +7,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from maskreid_dist.cli.bench import bench_app as bench_app
-from maskreid_dist.cli.bench import finish
+from maskreid_dist.cli.bench.finish import finish
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.options import AsJson
 from maskreid_dist.cli.quiet import quiet_libraries
 from maskreid_dist.terminal import Terminal
 
 
-@bench_app.command("step")
 @one_line_errors
 def bench_step(
     recipe: Annotated[Path, typer.Argument(help="Its shards are not read.")],
