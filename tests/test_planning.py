@@ -122,6 +122,7 @@ def test_what_bounds_a_step(tmp_path: Path) -> None:
     ("world", "overrides", "words"),
     [
         (1, ("batch.identities=300",), "use fewer identities a batch"),
+        (8, ("batch.sampling=paper",), "use fewer identities a batch: at most 3 ranks, each has 55"),
         (3, (), "cannot be shared equally by 3 ranks"),
         (2, ("engine.world=4",), "the recipe expects engine.world = 4, and --world is 2"),
         (1, ("batch.images=1",), "batch.identities and batch.images must be at least 2"),

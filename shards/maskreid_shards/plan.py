@@ -119,9 +119,13 @@ class Plan:
                 raise ShardError(f"batch plan: {name} is {value}, must be at least 1")
         if self.steps_per_epoch == 0:
             left_out = " with enough images" if self.few_images == "skip" else ""
+            a_group = len(self.group_images)  # of the paper's batch, one a rank
+            ranks = (
+                f": at most {len(self.eligible) // a_group} ranks, each has {a_group}" if a_group > 1 else ""
+            )
             raise ShardError(
                 f"batch plan: a global batch takes {self.batch_identities} identities, the split has "
-                f"{len(self.eligible)}{left_out}; use fewer identities a batch"
+                f"{len(self.eligible)}{left_out}; use fewer identities a batch{ranks}"
             )
 
     @classmethod
