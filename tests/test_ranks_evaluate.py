@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from checkpoints import write_run
 from forked_ranks import BATCH_ROWS, Launch, Launcher, Left
 from market import write_market, write_pair
+from maskreid_dist.cli.ranks import ranking_on
 from maskreid_dist.errors import UserError
 from maskreid_dist.evaluation import evaluate, ranks
 from maskreid_dist.gallery import Gallery
@@ -53,6 +55,21 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_queries_say_where_galleries_are_ranked() -> None:
+    """The host unless it is asked for, also where images are embedded on a GPU; meta stands for one here."""
+    ids = np.zeros(2, np.int64)
+    labels = evaluate.Labels((ids, ids), (ids, ids))
+    rows, gpu = np.ones((2, 4), np.float32), torch.device("meta")
+    own = ranks.Ranks(device=gpu)
+    assert evaluate.own_sides(rows, rows, labels, own)[0] is rows
+    asked = ranking_on(own, "gpu")
+    queries = evaluate.own_sides(rows, rows, labels, asked)[0]
+    assert isinstance(queries, torch.Tensor) and queries.device == gpu
+    assert ranking_on(own, "cpu") is own
+    with pytest.raises(UserError, match="--distances-on gpu: torch finds no GPU here; leave it out"):
+        ranking_on(ranks.Ranks(device=torch.device("cpu")), "gpu")
 
 
 def test_figures_and_features_are_those_of_one_process(

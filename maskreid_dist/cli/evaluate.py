@@ -11,6 +11,7 @@ from maskreid_dist.cli.options import (
     AsJson,
     Cache,
     CameraIds,
+    DistancesOn,
     FiguresFile,
     RankedShards,
     ReRank,
@@ -22,7 +23,7 @@ from maskreid_dist.cli.options import (
     RunOrCheckpoint,
     re_ranking,
 )
-from maskreid_dist.cli.ranks import share_work
+from maskreid_dist.cli.ranks import ranking_on, share_work
 from maskreid_dist.errors import UserError
 from maskreid_dist.terminal import Terminal, say_json
 
@@ -94,6 +95,7 @@ def evaluate(
             "repeatable.",
         ),
     ] = None,
+    distances_on: DistancesOn = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
@@ -102,6 +104,7 @@ def evaluate(
         from maskreid_dist.evaluation.extras import Extras
         from maskreid_dist.model.checkpoint import best_checkpoint
 
+        ranks = ranking_on(ranks, distances_on)
         run = best_checkpoint(checkpoint) if best else checkpoint
         _check_places((report, output) if ranks.is_first else ())
         options = re_ranking(k1, k2, weight, power, index) if rerank else None

@@ -22,6 +22,10 @@ CameraIds = Annotated[
     Literal["labels", "none"],
     typer.Option(help="none: the data has no camera ids; only the query's own image, by key, is left out."),
 ]
+DistancesOn = Annotated[
+    Literal["cpu", "gpu"],
+    typer.Option(help="Where galleries are ranked and re-ranked; the same ranks. Not yet run on a GPU."),
+]
 FiguresFile = Annotated[Path | None, typer.Option(help="Write the figures as JSON here.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, nothing else.")]
 

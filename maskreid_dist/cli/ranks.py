@@ -3,14 +3,25 @@
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from maskreid_dist.errors import UserError
 from maskreid_dist.training.environment import place_of_process
 
 if TYPE_CHECKING:
     from maskreid_dist.evaluation.ranks import Ranks
+
+
+def ranking_on(ranks: "Ranks", where: Literal["cpu", "gpu"]) -> "Ranks":
+    """The same, with `--distances-on`. Raises UserError: there is no GPU."""
+    if where == "cpu":
+        return ranks
+    if ranks.device.type == "cpu":
+        raise UserError("--distances-on gpu: torch finds no GPU here; leave it out")
+    return replace(ranks, distances_on=ranks.device)
 
 
 def share_work(work: "Callable[[Ranks], None]") -> None:

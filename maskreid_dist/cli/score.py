@@ -8,6 +8,7 @@ import typer
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.options import (
     AsJson,
+    DistancesOn,
     ReRank,
     ReRankIndex,
     ReRankK1,
@@ -16,7 +17,7 @@ from maskreid_dist.cli.options import (
     ReRankWeight,
     re_ranking,
 )
-from maskreid_dist.cli.ranks import share_work
+from maskreid_dist.cli.ranks import ranking_on, share_work
 from maskreid_dist.errors import UserError
 from maskreid_dist.terminal import Terminal, say, say_json
 
@@ -40,13 +41,14 @@ def score(
     weight: ReRankWeight = 0.3,
     power: ReRankPower = "squared",
     index: ReRankIndex = "exact",
+    distances_on: DistancesOn = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Evaluate embeddings that were made before: CMC, mAP (both definitions), mINP."""
 
     def work(ranks: "Ranks") -> None:
         options = re_ranking(k1, k2, weight, power, index) if rerank else None
-        _score((query, gallery), ap, options, ranks, as_json)
+        _score((query, gallery), ap, options, ranking_on(ranks, distances_on), as_json)
 
     share_work(work)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -179,9 +180,12 @@ def rank_damaged(
 def own_sides(
     query: NDArray[np.float32], own_gallery: NDArray[np.float32], labels: Labels, ranks: Ranks
 ) -> tuple[Features, Ids, Ids, Features, Ids, Ids]:
-    """What an evaluation over ranks takes: all queries, and this rank's part of the gallery."""
+    """What an evaluation over ranks takes: all queries, which say by their device where distances are made,
+    and this rank's part of the gallery."""
     pids, camids = (ids[ranks.rows(len(labels.gallery[0]))] for ids in labels.gallery)
-    return query, *labels.query, own_gallery, pids, camids
+    on_host = ranks.distances_on.type == "cpu"
+    queries: Features = query if on_host else torch.tensor(query, device=ranks.distances_on)
+    return queries, *labels.query, own_gallery, pids, camids
 
 
 def rank_histograms(shards: ShardSet, baselines: Sequence[HistogramBaseline]) -> list[Ranked]:

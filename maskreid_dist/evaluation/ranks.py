@@ -25,7 +25,8 @@ def _default_device() -> torch.device:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This rank, of `size`; without arguments, a process alone. group: of all ranks, on the host.
+    """This rank, of `size`; without arguments, a process alone. device: where images are embedded.
+    distances_on: where galleries are ranked, the host or `device`. group: of all ranks, on the host.
 
     wait: until all are here, for as long as they live. from_first: rank 0's value, which JSON can hold.
     agree: on facts, by name a value and what a line shows for it; raises UserError on every rank where one
@@ -37,6 +38,7 @@ class Ranks:
     size: int = 1
     batch_rows: int = BATCH_ROWS
     device: torch.device = field(default_factory=_default_device)
+    distances_on: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: dist.ProcessGroup | None = None
     wait: Callable[[], object] = lambda: None
     from_first: Callable[[Any], Any] = lambda value: value

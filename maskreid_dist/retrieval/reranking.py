@@ -199,9 +199,9 @@ def evaluate_reranked(
     """As `evaluate_retrieval`, with the lists of re-ranking; over a group too, but every rank then holds the
     whole gallery while it works. Ties are ordered by gallery index.
 
-    Junk takes part in the neighbourhoods, as in the public code, and leaves the lists. Features of one GPU
-    stay there (`reranking_device.py`, which says how far its distances may be from these). Over a group, or
-    with lists by FAISS, all but products and exact distances is done on the host, wherever the features are.
+    Junk takes part in the neighbourhoods, as in the public code, and leaves the lists. Of queries on
+    a GPU all is done there (`reranking_device.py`, which says how far its distances may be from these), but
+    over a group, or with lists by FAISS, products and exact distances alone.
     """
     check_group(group)
     check_index(options.index)
@@ -221,7 +221,8 @@ def evaluate_reranked(
     gallery_set = whole_gallery(gallery_set, labels, group)
     if not len(gallery_set):
         raise ValueError("re-ranking needs a query and a gallery image")
-    if stays_on_device(query_set, gallery_set, options, group):
+    if stays_on_device(query_set, options, group):
+        gallery_set = part(gallery_set, 0, len(gallery_set), query_set.features.device)
         ranks_Q, listed_Q = good_ranks(query_set, gallery_set, labels.gallery, options, metric)
         if not any(map(len, ranks_Q)):
             raise RetrievalError(why_no_query_is_valid(query_set, labels.gallery))

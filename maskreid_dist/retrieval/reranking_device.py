@@ -79,13 +79,10 @@ class _Rows:
         return first_I[of_E] + torch.arange(total, device=row_I.device), of_E
 
 
-def stays_on_device(
-    query: ImageSet, gallery: ImageSet, options: ReRanking, group: dist.ProcessGroup | None
-) -> bool:
-    """Whether `evaluate_reranked` works here: both sides on one GPU, our own lists, one process."""
-    devices = {query.features.device, gallery.features.device}
+def stays_on_device(query: ImageSet, options: ReRanking, group: dist.ProcessGroup | None) -> bool:
+    """Whether `evaluate_reranked` works here: queries on a GPU, our own lists, one process."""
     alone = group is None or dist.get_world_size(group) == 1
-    return alone and options.index == "exact" and len(devices) == 1 and query.features.is_cuda
+    return alone and options.index == "exact" and query.features.is_cuda
 
 
 def good_ranks(
