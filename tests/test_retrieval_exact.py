@@ -16,8 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gloo import run_ranks
-from maskreid_dist.retrieval import RetrievalResult, counting, evaluate, evaluate_retrieval, tile
-from maskreid_dist.retrieval.counting import _find, _find_on_device
+from maskreid_dist.retrieval import (
+    RetrievalResult,
+    counting,
+    counting_compared,
+    counting_sorted,
+    evaluate,
+    evaluate_retrieval,
+    good_images,
+    tile,
+)
+from maskreid_dist.retrieval.counting_compared import ComparedPlaces, compared_bounds
+from maskreid_dist.retrieval.counting_sorted import _find
 from maskreid_dist.retrieval.distance import (
     COLUMN_BITS,
     DOUBLE,
@@ -28,6 +38,7 @@ from maskreid_dist.retrieval.distance import (
     place_bound,
     places,
     precisions,
+    product_bound,
     row_norms,
 )
 from maskreid_dist.retrieval.inputs import ImageSet, image_set
@@ -100,21 +111,50 @@ def test_torch_and_numpy_agree_and_dtypes_widen_exactly() -> None:
     assert same(evaluate_retrieval(q.astype(float), qp, qc, g.astype(float), gp, gc), whole)
 
 
-def test_the_gpu_s_search_equals_the_cpu_s() -> None:
+def test_keys_below_each_bound_are_counted() -> None:
     generator = torch.Generator().manual_seed(0)
     keys = torch.randint(0, 50, (9, 300), generator=generator, dtype=torch.int32).sort(dim=1).values
     keys[:, -30:] = torch.iinfo(torch.int32).max
     low = torch.randint(0, 50, (9, 6), generator=generator, dtype=torch.int32).sort(dim=1).values
     high = low + torch.arange(6, dtype=torch.int32) % 3  # some intervals empty
     number = np.array([6, 6, 6, 6, 3, 6, 0, 6, 6])
-    by_row, by_tensor = _find(keys, low, high, number), _find_on_device(keys, low, high, number)
+    found = _find(keys, low, high, number)
     for row, used in enumerate(number):
-        for bound, one, other in (
-            (low, by_row.start_BR, by_tensor.start_BR),
-            (high, by_row.stop_BR, by_tensor.stop_BR),
-        ):
+        for bound, at_BR in ((low, found.start_BR), (high, found.stop_BR)):
             expected = [(keys[row] < t).sum().item() for t in bound[row, :used]] + [300] * (6 - used)
-            assert one[row].tolist() == expected == other[row].tolist()
+            assert at_BR[row].tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_places_are_compared_with_every_good_image(dtype: torch.dtype) -> None:
+    """Places at the bounds, good images at one place, overlapping bounds, unlisted rows, no good image."""
+    generator = np.random.default_rng(0)
+    number_B = np.array([7, 1, 0, 7, 3, 255])
+    for rows in (1, 2, 300):
+        product = torch.from_numpy(generator.integers(-20, 20, (6, rows))).to(dtype)
+        product[generator.random((6, rows)) < 0.1] = torch.inf
+        middle = np.sort(generator.integers(-25, 25, (6, 255)), axis=1).astype(product.numpy().dtype)
+        found = ComparedPlaces(product.clone(), middle - 2, middle + 1, number_B)
+        (items,) = found.items()
+        listed = iter(zip(items.row_I, items.u_I, items.undecided_I, items.counted_I, strict=True))
+        for b, number in enumerate(number_B):
+            low, high = middle[b, :number] - 2, middle[b, :number] + 1
+            assert found.before(None)[b, :number].tolist() == [int((product[b] < t).sum()) for t in low]
+            for u, place in enumerate(product[b].numpy()):
+                undecided, counted = int((high <= place).sum()), int((low <= place).sum())
+                if undecided < counted:
+                    assert next(listed) == (b, u, undecided, counted)
+        assert next(listed, None) is None and found.open == len(items.row_I)
+
+
+@given(place=st.floats(-1, 1), power=st.integers(0, 60))
+def test_a_bound_that_is_compared_lies_beyond_what_is_proven(place: float, power: int) -> None:
+    place_11 = torch.tensor([[place * 2.0**-power]], dtype=torch.float64)
+    for precision in (SINGLE, DOUBLE):
+        low, high = (float(x[0, 0]) for x in compared_bounds(place_11, 256, precision))
+        bound = product_bound(256, precision)
+        assert low < (float(place_11) - bound) * precision.steps
+        assert high > (float(place_11) + bound) * precision.steps
 
 
 def near_copies(dims: int, dtype: torch.dtype, spread: float) -> tuple[Tensor, Tensor]:
@@ -155,8 +195,8 @@ def test_places_stay_within_the_bound(metric: Metric, dims: int, dtype: torch.dt
         found = (keys >> COLUMN_BITS).double() / precision.steps
         error = (found - places(exact, query.norms, metric, built.scale)).abs().max()
         assert error <= place_bound(dims, precision)
-        near, bound = built.near(query, rows, columns, precision)
-        assert ((near - exact.flatten()).abs() <= bound).all()
+    near, bound = built.near(query, rows.numpy(), columns.numpy())
+    assert (np.abs(near - exact.flatten().numpy()) <= bound).all()
     assert place_bound(256, SINGLE) < 2.5e-5 and place_bound(256, DOUBLE) < 1e-13
 
 
@@ -209,18 +249,20 @@ def hard_features(kind: str, rng: np.random.Generator, count: int, dims: int) ->
 
 
 @settings(max_examples=60, deadline=None)
-@example(kind="collapsed", dtype=torch.float64, metric="cosine", dims=33, identities=2, seed=1)
+@example(kind="collapsed", dtype=torch.float64, metric="cosine", dims=33, identities=2, few_good=0, seed=1)
 @given(
     kind=st.sampled_from(KINDS),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     metric=st.sampled_from(["cosine", "euclidean"]),
     dims=st.sampled_from([1, 2, 7, 33]),
     identities=st.sampled_from([2, 12]),
+    few_good=st.sampled_from([0, 1000]),
     seed=st.integers(0, 10_000),
 )
 def test_near_ties_are_in_the_order_of_float64(
-    kind: str, dtype: torch.dtype, metric: Metric, dims: int, identities: int, seed: int
+    kind: str, dtype: torch.dtype, metric: Metric, dims: int, identities: int, few_good: int, seed: int
 ) -> None:
+    """Places are sorted with few_good 0, compared with 1000."""
     rng = np.random.default_rng(seed)
     q, g = hard_features(kind, rng, 6, dims), hard_features(kind, rng, 70, dims)
     q[:2] = g[:2]
@@ -233,7 +275,9 @@ def test_near_ties_are_in_the_order_of_float64(
     rows = [x.double().tolist() for x in (q, g)]
     distance = np.array([[defined_distance(a, b, metric) for b in rows[1]] for a in rows[0]])
     cmc, hits, trapezoid, inp, valid = slow(distance, qp, qc, gp, gc)
-    found = evaluate_retrieval(q, qp, qc, g, gp, gc, metric=metric)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(counting, "_FEW_GOOD", few_good)
+        found = evaluate_retrieval(q, qp, qc, g, gp, gc, metric=metric)
     assert np.array_equal(found.cmc, cmc) and found.mAP == hits and found.valid_queries == valid
     assert found.mAP_trapezoid == pytest.approx(trapezoid, abs=1e-14)
     assert found.mINP == pytest.approx(inp, abs=1e-14)
@@ -257,12 +301,14 @@ def test_neither_precision_nor_merging_changes_a_bit(
     whole = evaluate_retrieval(*data, metric=metric)
     monkeypatch.setattr(evaluate, "GALLERY_TILE", 400)
     for ways in ([SINGLE], [DOUBLE], [SINGLE, DOUBLE]):
-        for copies_merged in (2, 10**9):
+        for copies_merged, few_good in ((2, 0), (10**9, 0), (10**9, 10**9)):
             monkeypatch.setattr(evaluate, "precisions", lambda *_, ways=ways: tuple(ways))
             monkeypatch.setattr(tile, "_COPIES", copies_merged)
-            monkeypatch.setattr(counting, "_MANY_GOOD", copies_merged)
-            monkeypatch.setattr(counting, "_CHUNK_ITEMS", 1000)
-            monkeypatch.setattr(counting, "_CHUNK_COLUMNS", 50)
+            monkeypatch.setattr(good_images, "_MANY_GOOD", copies_merged)
+            monkeypatch.setattr(counting, "_FEW_GOOD", few_good)
+            monkeypatch.setattr(counting_sorted, "CHUNK_ITEMS", 1000)
+            monkeypatch.setattr(counting_compared, "CHUNK_ITEMS", 1000)
+            monkeypatch.setattr(good_images, "_CHUNK_COLUMNS", 50)
             assert same(evaluate_retrieval(*data, metric=metric), whole)
 
 

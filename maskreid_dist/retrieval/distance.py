@@ -33,6 +33,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Metric = Literal["cosine", "euclidean"]
@@ -42,6 +43,7 @@ _SMALLEST_NORM = 1e-12  # as torch.nn.functional.normalize: an all-zero row stay
 _SMALLEST_SCALE = 2.0**-480  # its square and what is divided by it stay far from float64's limits
 # float64 elements held at once per operand: 512 KiB, which stays in a CPU's cache; enough to fill a GPU
 _CHUNK_ELEMENTS = {"cpu": 1 << 16, "cuda": 1 << 23}
+_GATHERED_ELEMENTS = 1 << 14  # of chosen rows: 128 KiB, which need no new memory from the system
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,27 @@ def pair_distances(
         scale = safe_norms(query_norms_B[rows]) * safe_norms(gallery_norms_T[columns].to(query_BD.device))
         out.copy_(1.0 - _tree_sum(q.mul_(g)) / scale)
     return distance_N
+
+
+def close_dots(
+    query_BD: NDArray[np.float64],
+    rows_N: NDArray[np.int64],
+    gallery_TD: NDArray[np.floating],
+    columns_N: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Dot products of chosen pairs: (N,) float64. A library chooses the order of the additions, so
+    `product_bound` holds, not the last bits."""
+    D = query_BD.shape[1]
+    step = max(1, _GATHERED_ELEMENTS // D)
+    q_ND, g_ND = np.empty((step, D)), np.empty((step, D), gallery_TD.dtype)
+    dot_N = np.empty(len(rows_N))
+    for start in range(0, len(rows_N), step):
+        rows, columns = rows_N[start : start + step], columns_N[start : start + step]
+        # clip: no index is out of range, and without it NumPy takes by way of a copy
+        q = query_BD.take(rows, axis=0, out=q_ND[: len(rows)], mode="clip")
+        g = gallery_TD.take(columns, axis=0, out=g_ND[: len(rows)], mode="clip")
+        np.vecdot(q, g, out=dot_N[start : start + step])
+    return dot_N
 
 
 def block_distances(
@@ -210,28 +233,16 @@ def places(distance_BR: Tensor, norms_B: Tensor, metric: Metric, scale: float) -
     return (distance_BR - origin_B[:, None]) / unit_B[:, None]
 
 
-def tree_places(a_BK: Tensor, rows_I: Tensor, b_UK: Tensor, columns_I: Tensor, steps: float) -> Tensor:
-    """Places of chosen pairs by the operands' products, summed in a tree in their own precision: (I,)
-    float64."""
-    step = 2 * _rows_at_once(a_BK)
-    parts = [a_BK.new_zeros(0)]
-    for rows, columns in zip(rows_I.split(step), columns_I.split(step), strict=True):
-        parts.append(_tree_sum(a_BK.index_select(0, rows).mul_(b_UK.index_select(0, columns))))
-    return torch.cat(parts).double() / steps
+def product_bound(dimensions: int, precision: Precision) -> float:
+    """Bound on the difference of a place as the product gives it, divided by `steps`, from the definition's.
+    See the module's docstring."""
+    n = (dimensions + 8) * precision.roundoff
+    return n / (1 - n) + 2 * (dimensions + 32) * DOUBLE.roundoff
 
 
 def place_bound(dimensions: int, precision: Precision) -> float:
-    """Bound on the difference of an integer place, divided by `steps`, from the
-    definition's. See the module's docstring."""
-    n = (dimensions + 8) * precision.roundoff
-    return n / (1 - n) + 2 * (dimensions + 32) * DOUBLE.roundoff + 1 / precision.steps
-
-
-def tree_bound(dimensions: int, precision: Precision) -> float:
-    """As `place_bound` for `tree_places`: a term passes through a rounding a level of the tree, not one a
-    term."""
-    n = (dimensions.bit_length() + 8) * precision.roundoff
-    return n / (1 - n) + 2 * (dimensions + 32) * DOUBLE.roundoff
+    """The same for a place's integer part."""
+    return product_bound(dimensions, precision) + 1 / precision.steps
 
 
 def _rows_at_once(rows_ND: Tensor) -> int:

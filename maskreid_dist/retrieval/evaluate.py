@@ -9,14 +9,10 @@ import torch
 import torch.distributed as dist
 
 from maskreid_dist.errors import RetrievalError
-from maskreid_dist.retrieval.counting import (
-    BlockCounter,
-    GoodImages,
-    local_good_distances,
-    order_good_images,
-)
+from maskreid_dist.retrieval.counting import BlockCounter
 from maskreid_dist.retrieval.distance import Metric, precisions
 from maskreid_dist.retrieval.fused_counting import FusedCounter, side_by_side
+from maskreid_dist.retrieval.good_images import GoodImages, local_good_distances, order_good_images
 from maskreid_dist.retrieval.group import GalleryLabels, share_labels, sum_over_ranks
 from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, both_sides, part
 from maskreid_dist.retrieval.pairs import GalleryIndex, IntArray, block_pairs

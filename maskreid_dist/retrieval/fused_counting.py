@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskreid_dist.retrieval.counting import GoodImages, bisect, move, ties
 from maskreid_dist.retrieval.distance import DOUBLE, place_line, places, safe_norms
+from maskreid_dist.retrieval.good_images import GoodImages
 from maskreid_dist.retrieval.inputs import ImageSet
+from maskreid_dist.retrieval.items import bisect, move, ties
 from maskreid_dist.retrieval.pairs import IntArray
 from maskreid_dist.retrieval.tile import Tile
 from maskreid_kernels.retrieval_counts import (

@@ -4,6 +4,7 @@ Shapes: N images (junk of pid -1 left out), U rows, N = U unless copies were mer
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,16 +13,18 @@ from torch import Tensor
 
 from maskreid_dist.retrieval.distance import (
     COLUMN_BITS,
+    DOUBLE,
     Metric,
     Precision,
     block_distances,
+    close_dots,
     gallery_operand,
     pair_distances,
     place_line,
+    product_bound,
     query_operand,
+    safe_norms,
     tile_scale,
-    tree_bound,
-    tree_places,
 )
 from maskreid_dist.retrieval.inputs import ImageSet
 from maskreid_dist.retrieval.pairs import JUNK_PID, IntArray
@@ -70,26 +73,40 @@ class Tile:
         position = np.cumsum(listed) - 1
         return cls(features, norms, metric, scale, first, first + kept, row_N, position, member_N)
 
-    def keys(self, query: ImageSet, precision: Precision) -> Tensor:
-        """(B, U) integers: the place of every pair, and the row's number in the last COLUMN_BITS."""
+    def product(self, query: ImageSet, precision: Precision) -> Tensor:
+        """(B, U) places of all pairs in the precision's dtype, times its steps."""
         a_BK, b_UK = self._operands_of(query, precision)
         product = a_BK.new_empty(len(a_BK), len(b_UK))
         torch.mm(a_BK, b_UK.T, out=product)  # `out` also keeps autocast away
-        keys = product.to(precision.integer)
+        return product
+
+    def keys(self, query: ImageSet, precision: Precision) -> Tensor:
+        """(B, U) integers: the place of every pair, and the row's number in the last COLUMN_BITS."""
+        keys = self.product(query, precision).to(precision.integer)
         columns = torch.arange(keys.shape[1], dtype=keys.dtype, device=keys.device)
         return torch.add(columns, keys, alpha=1 << COLUMN_BITS, out=keys)
 
     def near(
-        self, query: ImageSet, query_rows: Tensor, rows: Tensor, precision: Precision
-    ) -> tuple[Tensor, Tensor]:
-        """(I,) float64 distances of chosen pairs, and what they may be wrong by: much closer than a
-        product's."""
-        a_BK, b_UK = self._operands_of(query, precision)
-        place_I = tree_places(a_BK, query_rows, b_UK, rows, precision.steps)
-        origin_B, unit_B = place_line(query.norms, self.metric, self.scale)
-        unit_I = unit_B[query_rows]
-        error_I = unit_I * tree_bound(self.features.shape[1], precision)
-        return origin_B[query_rows] + unit_I * place_I, error_I
+        self, query: ImageSet, row_I: IntArray, u_I: IntArray
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(I,) distances of chosen pairs, and what they may be wrong by: next to nothing. On a CPU."""
+        dot_I = close_dots(query.features.double().numpy(), row_I, self._wide, u_I)
+        if self.metric == "euclidean":
+            squares_B, squares_U = query.norms.square().numpy(), self.norms.square().numpy()
+            near_I = squares_B[row_I] + squares_U[u_I] - 2 * dot_I
+        else:
+            near_I = 1 - dot_I / (
+                safe_norms(query.norms).numpy()[row_I] * safe_norms(self.norms).numpy()[u_I]
+            )
+        _, unit_B = place_line(query.norms, self.metric, self.scale)
+        return near_I, unit_B.numpy()[row_I] * product_bound(self.features.shape[1], DOUBLE)
+
+    @cached_property
+    def _wide(self) -> NDArray[np.floating]:
+        """The rows in a type that NumPy has; on a CPU."""
+        narrow = self.features.dtype not in (torch.float32, torch.float64)
+        rows: NDArray[np.floating] = (self.features.float() if narrow else self.features).numpy()
+        return rows
 
     def _operands_of(self, query: ImageSet, precision: Precision) -> tuple[Tensor, Tensor]:
         if precision not in self._operands:
