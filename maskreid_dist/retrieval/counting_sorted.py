@@ -15,6 +15,8 @@ from maskreid_dist.retrieval.distance import COLUMN_BITS, Precision, place_bound
 from maskreid_dist.retrieval.items import CHUNK_ITEMS, Items, counted_up
 from maskreid_dist.retrieval.pairs import IntArray
 
+_MANY_BOUNDS = 128  # of a row
+
 
 @dataclass(frozen=True, eq=False)
 class Intervals:
@@ -101,11 +103,20 @@ def _sort_rows(keys_BU: Tensor) -> Tensor:
 
 
 def _find(keys_BU: Tensor, low_BR: Tensor, high_BR: Tensor, number_B: IntArray) -> Intervals:
-    """Per row: how many keys are below each low, and below each high bound. Read: host syncs on a GPU."""
+    """Per row: how many keys are below each low, and below each high bound."""
     padding = np.arange(low_BR.shape[1]) >= number_B[:, None]
     found = []
     for bound_BR in (low_BR, high_BR):
-        at_BR = torch.searchsorted(keys_BU, bound_BR.to(keys_BU.device)).cpu().numpy()
+        at_BR = _below(keys_BU, bound_BR)
         at_BR[padding] = keys_BU.shape[1]
         found.append(at_BR)
     return Intervals(*found)
+
+
+def _below(keys_BU: Tensor, bound_BR: Tensor) -> IntArray:
+    """torch searches a whole block in one call, but every bound anew: NumPy goes on from the last one."""
+    if keys_BU.device.type == "cpu" and bound_BR.shape[1] > _MANY_BOUNDS:
+        rows = zip(keys_BU.numpy(), bound_BR.numpy(), strict=True)
+        return np.stack([keys.searchsorted(bounds) for keys, bounds in rows])
+    found: IntArray = torch.searchsorted(keys_BU, bound_BR.to(keys_BU.device)).cpu().numpy()
+    return found
