@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import maskreid_dist
+import wheels_alone
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("kernels", "shards", ".")
@@ -63,3 +65,25 @@ def test_the_wheel_carries_the_pretrained_network_with_its_card() -> None:
     names = ("README.md", "manifest.json", "weights.safetensors")
     assert {f"maskreid_dist/pretrained/walkers/{name}" for name in names} <= files
     assert "maskreid_dist/README.md" not in files
+
+
+def test_the_wheels_are_tried_with_every_python_that_is_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is tried takes minutes: CI, and make wheels-alone."""
+    calls = []
+
+    def tried(here: tuple[str, str], *words: object, links: bool, demo: bool) -> bool:
+        calls.append((here[1], links, demo))
+        return True
+
+    here = {"python3.12": ("python3.12", "3.12.1"), "python3.13": ("python3.13", "3.13.0")}
+    monkeypatch.setattr(wheels_alone, "tried", tried)
+    monkeypatch.setattr(wheels_alone, "interpreter", here.get)
+    monkeypatch.setattr(wheels_alone, "wheels", list)
+    names = [word for name in ("python3.9", *here) for word in ("--python", name)]
+    assert wheels_alone.main([*names, "--quick"]) == 0
+    assert calls == [("3.12.1", True, True), ("3.13.0", True, False)]
+    assert capsys.readouterr().out == "python3.9: not here, passed over\n"
+    assert wheels_alone.main(names[:2]) == 2  # nothing was tried
+    assert wheels_alone.PYTHONS[0] == sys.executable and len(wheels_alone.PYTHONS) == 3

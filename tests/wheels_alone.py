@@ -1,20 +1,24 @@
 """The three wheels in an empty environment, as a new user has them: a Python each.
 
-    python tests/wheels_alone.py [--python NAME ...] [--torch REQUIREMENT] [--keep FOLDER]
+    python tests/wheels_alone.py [--python NAME ...] [--torch REQUIREMENT] [--quick] [--keep FOLDER]
 
-For each interpreter (python3.11, python3.12 and python3.13; one that is not here is named and passed over) a
-fresh virtual environment gets torch and torchvision, then the wheels of dist/, at the versions of
-constraints.txt. Which build of torch, is what pip finds: on Linux the CUDA build, 5 GB, unless pip is pointed
-at PyTorch's CPU wheels (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL) or `--torch torch==VERSION+cpu` names one.
+For each interpreter (this one, then the others of python3.11, python3.12 and python3.13, on the path or among
+pyenv's; one that is not here is named and passed over) a fresh virtual environment gets torch and
+torchvision, then the wheels of dist/, at the versions of constraints.txt. Which build of torch, is what pip
+finds: on Linux the CUDA build, 5 GB, unless pip is pointed at PyTorch's CPU wheels (PIP_INDEX_URL,
+PIP_EXTRA_INDEX_URL) or `--torch torch==VERSION+cpu` names one.
 
 In a folder outside of the checkout, with a training script of its own that must not run: import of the three,
 their versions, a loss in a plain loop, `maskreid doctor`, `maskreid init`, a demo of a few steps, and ranked
-lists of crops in a folder. Exit status 1: something of that failed; 2: an environment could not be made.
+lists of crops in a folder. `--quick`, as in CI: what the environment of this program has of torch,
+torchvision, Triton and CUDA's libraries, and that Python can use, is linked and not fetched, and the first
+Python alone runs the demo. Exit status 1: something of that failed; 2: an environment could not be made.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import re
@@ -27,7 +31,9 @@ from pathlib import Path
 
 from kernels_alone import ROOT, AloneError, Environment, mib
 
-PYTHONS = ("python3.11", "python3.12", "python3.13")
+OTHERS = {"python3.11", "python3.12", "python3.13"} - {"python{}.{}".format(*sys.version_info)}
+PYTHONS = (sys.executable, *sorted(OTHERS))
+LARGE = re.compile("torch|torchvision|triton|nvidia-.*|cuda-.*")
 SHARDS = ROOT / "shards" / "walkers"
 LOOP = """
 import importlib.metadata, pathlib, sys
@@ -76,13 +82,32 @@ def wheels() -> list[Path]:
     return found
 
 
-def version_of(python: str) -> str | None:
-    """None where there is no such interpreter, or a stand-in for one."""
-    try:
-        ran = subprocess.run([python, "--version"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return ran.stdout.split()[-1]
+def interpreter(name: str) -> tuple[str, str] | None:
+    """Its path and version, of the first that runs. None where there is no such interpreter, or only a
+    stand-in for one."""
+    pyenv, last = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")), Path(name).name
+    versions = (pyenv / "versions").glob(f"{last.removeprefix('python')}*/bin/{last}")
+    for path in (Path(name), *sorted(versions)):
+        try:
+            ran = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return str(path), ran.stdout.split()[-1]
+    return None
+
+
+def link_torch(environment: Environment, version: str) -> None:
+    """Hard links of the large distributions of this program's environment that Python `version` can use."""
+    usable = "py2-none", "py3-none", f"cp{''.join(version.split('.')[:2])}-"
+    for one in importlib.metadata.distributions():
+        tags = re.findall(r"^Tag: (.*)$", one.read_text("WHEEL") or "", re.MULTILINE)
+        if not LARGE.fullmatch(one.metadata["Name"]) or not tags[0].startswith(usable):
+            continue
+        for file in one.files or ():
+            if ".." not in file.parts:  # a program, with another Python in its first line
+                place = environment.site / file
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.link(str(file.locate()), place)
 
 
 class User:
@@ -103,16 +128,17 @@ class User:
         print(f"  {name}: {time.monotonic() - started:.0f} s", flush=True)
         return ran.stdout
 
-    def tries_all(self) -> None:
+    def tries(self, demo: bool) -> None:
         self.does("imports, versions, a loss in a loop", "python", "-c", LOOP)
         said = json.loads(self.does("maskreid doctor", "maskreid", "doctor", "--json", ok=(0, 1)))
         bad = [one for one in said["findings"] if one["level"] == "problem" and one["subject"] not in ROOMS]
         if bad:
             raise Failed(f"maskreid doctor: {bad}")
-        settings = [word for setting in SETTINGS for word in ("--set", setting)]
-        self.does("maskreid demo, 4 steps", "maskreid", "demo", "--shards", SHARDS, *settings)
-        if not (self.folder / "runs" / "demo" / "report.html").stat().st_size:
-            raise Failed("maskreid demo: no report")
+        if demo:
+            settings = [word for setting in SETTINGS for word in ("--set", setting)]
+            self.does("maskreid demo, 4 steps", "maskreid", "demo", "--shards", SHARDS, *settings)
+            if not (self.folder / "runs" / "demo" / "report.html").stat().st_size:
+                raise Failed("maskreid demo: no report")
         self.does("maskreid init", "maskreid", "init", SHARDS, "first.toml")
         self.does("(crops in a folder)", "python", "-c", CROPS, SHARDS)
         crops = sorted((self.folder / "crops").iterdir())
@@ -126,14 +152,15 @@ class User:
             raise Failed(f"maskreid search: {said}")
 
 
-def tried(python: str, torch: str, torchvision: str, folder: Path) -> bool:
+def tried(
+    here: tuple[str, str], torch: str, torchvision: str, folder: Path, *, links: bool, demo: bool
+) -> bool:
     """Whether all went well with this interpreter."""
-    version = version_of(python)
-    if version is None:
-        print(f"{python}: not here, passed over", flush=True)
-        return True
+    path, version = here
     started = time.monotonic()
-    environment = Environment(folder / "environment", torch, python)
+    environment = Environment(folder / "environment", torch, path)
+    if links:
+        link_torch(environment, version)
     environment.install(torch, torchvision)
     environment.install(*wheels())
     names = environment.installed()
@@ -144,9 +171,9 @@ def tried(python: str, torch: str, torchvision: str, folder: Path) -> bool:
     )
     environment.python("-m", "pip", "check", "--disable-pip-version-check")
     try:
-        User(environment, folder / "elsewhere").tries_all()
+        User(environment, folder / "elsewhere").tries(demo)
     except Failed as failure:
-        print(f"{python}: {failure}", file=sys.stderr)
+        print(f"Python {version}: {failure}", file=sys.stderr)
         return False
     return True
 
@@ -155,8 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pins = (ROOT / "constraints.txt").read_text()
     pinned = {name: re.search(rf"^{name}==.*$", pins, re.MULTILINE) for name in ("torch", "torchvision")}
     parser = argparse.ArgumentParser(prog="make wheels-alone", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--python", action="append", help="an interpreter; repeatable (3.11, 3.12, 3.13)")
+    parser.add_argument("--python", action="append", help="an interpreter; repeatable (3.11 to 3.13)")
     parser.add_argument("--torch", help="another requirement than that of constraints.txt")
+    parser.add_argument("--quick", action="store_true", help="link torch from here; the demo once")
     parser.add_argument("--keep", type=Path, help="make the environments in this new folder, and leave them")
     options = parser.parse_args(arguments)
     torch, torchvision = (found[0] for found in pinned.values() if found)
@@ -166,8 +194,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wheels()
         with tempfile.TemporaryDirectory() as temporary:
             place = options.keep.resolve() if options.keep else Path(temporary)
-            pythons = options.python or PYTHONS
-            results = [tried(one, torch, torchvision, place / Path(one).name) for one in pythons]
+            results: list[bool] = []
+            for name in options.python or PYTHONS:
+                if here := interpreter(name):
+                    demo = not (options.quick and results)
+                    folder = place / Path(name).name
+                    result = tried(here, torch, torchvision, folder, links=options.quick, demo=demo)
+                    results.append(result)
+                else:
+                    print(f"{name}: not here, passed over", flush=True)
+            if not results:
+                raise AloneError("none of these interpreters is here")
     except (AloneError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
