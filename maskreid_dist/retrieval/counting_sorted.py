@@ -104,19 +104,27 @@ def _sort_rows(keys_BU: Tensor) -> Tensor:
 
 def _find(keys_BU: Tensor, low_BR: Tensor, high_BR: Tensor, number_B: IntArray) -> Intervals:
     """Per row: how many keys are below each low, and below each high bound."""
+    # torch searches a whole block in one call, but every bound anew: NumPy goes on from the last one.
+    if keys_BU.device.type == "cpu" and low_BR.shape[1] > _MANY_BOUNDS:
+        return _find_in_rows(keys_BU.numpy(), low_BR.numpy(), high_BR.numpy(), number_B)
     padding = np.arange(low_BR.shape[1]) >= number_B[:, None]
     found = []
     for bound_BR in (low_BR, high_BR):
-        at_BR = _below(keys_BU, bound_BR)
+        at_BR = torch.searchsorted(keys_BU, bound_BR.to(keys_BU.device)).cpu().numpy()
         at_BR[padding] = keys_BU.shape[1]
         found.append(at_BR)
     return Intervals(*found)
 
 
-def _below(keys_BU: Tensor, bound_BR: Tensor) -> IntArray:
-    """torch searches a whole block in one call, but every bound anew: NumPy goes on from the last one."""
-    if keys_BU.device.type == "cpu" and bound_BR.shape[1] > _MANY_BOUNDS:
-        rows = zip(keys_BU.numpy(), bound_BR.numpy(), strict=True)
-        return np.stack([keys.searchsorted(bounds) for keys, bounds in rows])
-    found: IntArray = torch.searchsorted(keys_BU, bound_BR.to(keys_BU.device)).cpu().numpy()
-    return found
+def _find_in_rows(keys_BU: IntArray, low_BR: IntArray, high_BR: IntArray, number_B: IntArray) -> Intervals:
+    """The same, row by row."""
+    start_BR = np.full(low_BR.shape, keys_BU.shape[1], dtype=np.int64)
+    stop_BR = start_BR.copy()
+    for b, number in enumerate(number_B):
+        start = keys_BU[b].searchsorted(low_BR[b, :number])
+        # Mostly the next key lies beyond the interval, and the second search would find the first's answer.
+        unclear = (keys_BU[b].take(start, mode="clip") < high_BR[b, :number]).nonzero()[0]
+        start_BR[b, :number] = stop_BR[b, :number] = start
+        if len(unclear):
+            stop_BR[b, unclear] = keys_BU[b].searchsorted(high_BR[b, unclear])
+    return Intervals(start_BR, stop_BR)
