@@ -56,10 +56,11 @@ $(INSTALLED): pyproject.toml kernels/pyproject.toml shards/pyproject.toml constr
 demo: $(INSTALLED)
 	$(BIN)/maskreid demo $(if $(PRETRAINED),--pretrained)
 
-# A process a core, a test file at a time; each with one thread, or they stand in each other's way.
+# A process a core, a test file at a time; each with one thread, or they stand in each other's way. (nproc
+# counts no more than OMP_NUM_THREADS, which CI sets.)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --durations=10 \
-	  -n $$(nproc) --maxprocesses 8 --dist loadfile
+	  -n $$(env -u OMP_NUM_THREADS nproc) --maxprocesses 8 --dist loadfile
 
 $(VENV)/.docs: $(INSTALLED)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
