@@ -1,6 +1,8 @@
 """`maskreid bench step`: a recipe's step over noise."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,9 +60,6 @@ def test_the_loss_s_share_is_promised_of_large_batches_on_a_gpu() -> None:
 
 def test_phases_are_those_of_a_step(recipe: Path, tmp_path: Path) -> None:
     """Through DeepSpeed, in a process of its own: it joins a process group."""
-    import subprocess
-    import sys
-
     output = tmp_path / "step.csv"
     command = [sys.executable, "-m", "maskreid_dist", "bench", "step", str(recipe), "--batch", "8"]
     command += ["--batch", "12", "--seconds", "0", "--json", "--output", str(output)]

@@ -111,7 +111,10 @@ def test_torch_and_numpy_agree_and_dtypes_widen_exactly() -> None:
     assert same(evaluate_retrieval(q.astype(float), qp, qc, g.astype(float), gp, gc), whole)
 
 
-def test_keys_below_each_bound_are_counted() -> None:
+@pytest.mark.parametrize("many_bounds", [0, 128])
+def test_keys_below_each_bound_are_counted(many_bounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row by row, and a block in one call."""
+    monkeypatch.setattr(counting_sorted, "_MANY_BOUNDS", many_bounds)
     generator = torch.Generator().manual_seed(0)
     keys = torch.randint(0, 50, (9, 300), generator=generator, dtype=torch.int32).sort(dim=1).values
     keys[:, -30:] = torch.iinfo(torch.int32).max

@@ -5,6 +5,7 @@ images of noise that lie in host memory as the loader's batches do. No shard is 
 step that a loader has to keep up with.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,7 @@ def measure(
         for rows in batches:
             say(f"a step of {rows} images")
             found.append(_measure(config, rows, seconds, world))
+            gc.collect()  # DeepSpeed's engine is in cycles: its tensors would count for the next batch
         return found
     finally:
         part(meeting)
@@ -112,8 +114,8 @@ def noise(config: Config, rows: int) -> Batch:
 
 
 def _measure(config: Config, rows: int, seconds: float, world: World) -> StepCost:
-    batch = noise(config, rows)
-    if world.device.type == "cuda":
+    batch, on_gpu = noise(config, rows), world.device.type == "cuda"
+    if on_gpu:
         batch = batch.pin_memory()
     classes = batch.pids_B.unique()
     torch.manual_seed(config.seed)
@@ -130,7 +132,7 @@ def _measure(config: Config, rows: int, seconds: float, world: World) -> StepCos
     clock.take()
     step()
     once, _ = clock.take()
-    if world.device.type == "cuda":
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(world.device)
     steps = max(1, round(seconds / ROUNDS / once))
     rounds = []
@@ -138,7 +140,7 @@ def _measure(config: Config, rows: int, seconds: float, world: World) -> StepCos
         for _ in range(steps):
             step()
         rounds.append(clock.take()[1])
-    peak = torch.cuda.max_memory_allocated(world.device) / 1e9 if world.device.type == "cuda" else None
+    peak = torch.cuda.max_memory_allocated(world.device) / 1e9 if on_gpu else None
     engine.destroy()
     middle = sorted(rounds, key=lambda one: sum(one.values()))[ROUNDS // 2]
     step_ms = sum(middle.values())
