@@ -1,6 +1,7 @@
 """Pictures to embeddings, a split into a gallery, search and its page; the commands."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from typer.testing import CliRunner
 
 import maskreid_dist.cli.gallery as commands
@@ -24,6 +26,8 @@ from maskreid_dist.gallery.journal import GalleryError
 from maskreid_dist.gallery.store import Model
 from maskreid_dist.model import build_network
 from maskreid_dist.recipe import load_recipe
+from maskreid_dist.segmentation import networks
+from maskreid_dist.segmentation.networks import Segmenter
 from maskreid_shards import decode_pair, open_shards
 
 ROOT = Path(__file__).parent.parent
@@ -201,6 +205,38 @@ def test_the_commands(
     assert "nobody is in it" in maskreid("search", run, mine, second, status=2)
     monkeypatch.setattr(commands, "_extractor", lambda path, device=None: an_extractor(1))
     assert "another network" in maskreid("search", run, gallery, second, status=2)
+
+
+def test_masks_made_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--segment` of enrol and search: the masks are those of the network, asked for by its name."""
+    asked: list[object] = []
+
+    def dark(images: Sequence[Tensor]) -> list[Tensor]:
+        return [(image.sum(dim=0) < 300).float() for image in images]
+
+    def load(*arguments: object) -> Segmenter:
+        asked.append(arguments)
+        return dark
+
+    monkeypatch.setattr(networks, "find_weights", lambda model, file: file or Path("published"))
+    monkeypatch.setattr(networks, "load_segmenter", load)
+    monkeypatch.setattr(commands, "_extractor", lambda path, device=None: an_extractor(0))
+    picture, mine, page = crop(tmp_path, "a.png", 1), tmp_path / "mine", tmp_path / "page.html"
+    maskreid("enrol", "run", mine, picture, "--pid", 7, "--segment", "pose")
+    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    expected = an_extractor(0)([pixels], [pixels.astype(int).sum(axis=2) < 300])
+    assert np.array_equal(Gallery.open(mine).features, expected)
+    assert not np.array_equal(an_extractor(0)([pixels]), expected)
+    words = ("search", "run", mine, picture, "--segment", "fcn_resnet50", "--segment-weights", "mine.pt")
+    assert "1.0000" in maskreid(*words, "--html", page) and "7/a" in page.read_text()
+    cpu = torch.device("cpu")
+    assert asked == [("pose", Path("published"), cpu), ("fcn_resnet50", Path("mine.pt"), cpu)]
+    for more, line in (
+        (("--segment-weights", "mine.pt"), "--segment-weights without --segment"),
+        (("--segment", "pose", "--mask", picture), "leave out --mask"),
+    ):
+        for command in (("search", "run", mine, picture), ("enrol", "run", mine, picture, "--pid", 8)):
+            assert line in maskreid(*command, *more, status=2)
 
 
 def test_an_extractor_needs_a_checkpoint(tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ def evaluate(
     ] = "hits",
     report: Annotated[Path | None, typer.Option(help="Write an HTML report with ranked lists here.")] = None,
     output: FiguresFile = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Of shards without query and gallery: each image of this split is a query among its others."
+        ),
+    ] = None,
     best: Annotated[
         bool, typer.Option("--best", help="Of a run directory: its best checkpoint, not its newest.")
     ] = False,
@@ -110,10 +116,15 @@ def evaluate(
         options = re_ranking(k1, k2, weight, power, index) if rerank else None
         if cameras == "none" and (multiple_query or camera_pairs):
             raise UserError("--multiple-query and --camera-pairs need camera ids: leave out --cameras none")
+        if split and (rerank or expand):
+            # A query's own image would be its nearest neighbour, twice.
+            raise UserError(
+                "--rerank and --expand-queries need a gallery apart from the queries: not --split"
+            )
         extras = Extras(multiple_query, single_shot, camera_pairs, intervals, verification)
         grown = _grown(distractors, sizes)
         damages = _damages(mask_damage or ())
-        asked = Asked(run, shards, cache, ap, cameras, extras, options, expand, grown, damages)
+        asked = Asked(run, shards, split, cache, ap, cameras, extras, options, expand, grown, damages)
         _evaluate(asked, ranks, report, output, as_json)
 
     share_work(work)
@@ -129,10 +140,11 @@ class Grown:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be evaluated, and how."""
+    """What is to be evaluated, and how. split: whose images are the queries and the gallery."""
 
     run: Path
     shards: str
+    split: str | None
     cache: Path | None
     ap: Literal["hits", "trapezoid"]
     cameras: Literal["labels", "none"]
@@ -192,7 +204,7 @@ def _evaluate(asked: Asked, ranks: "Ranks", report: Path | None, output: Path | 
     found = _evaluated(asked, ranks, console)
     if found is None:
         return
-    figures = _figures(found, asked.cameras)
+    figures = _figures(found, asked)
     if as_json:
         say_json(figures)
     else:
@@ -244,6 +256,13 @@ def _opened(asked: Asked) -> "tuple[ShardSet, ShardSet | None]":
     from maskreid_shards import open_shards
 
     shards = open_shards(asked.shards, cache=asked.cache)
+    if asked.split:
+        shards = shards.against_itself(asked.split)
+    elif missing := [name for name in ("query", "gallery") if name not in shards.splits]:
+        raise UserError(
+            f"{shards.location}: no split {' and no '.join(missing)}; --split {shards.splits[0]} takes each "
+            "of its images as a query among the others"
+        )
     return shards, open_shards(asked.grown.distractors, cache=asked.cache) if asked.grown else None
 
 
@@ -272,10 +291,14 @@ def _print(found: Evaluated, asked: Asked, console: Terminal) -> None:
     print_table(console, [ranked, *found.refined.values()])
     elsewhere = "no match in another camera" if asked.cameras == "labels" else "no other image of the person"
     console.print(f"{result.valid_queries} valid queries, {result.skipped_queries} skipped ({elsewhere})")
+    if asked.split:
+        console.print(f"each image of {asked.split} was a query among the others", highlight=False)
+        if found.checkpoint.shards_fingerprint == found.shards.split("query").fingerprint:
+            console.print("warning: the network was trained on these images; others tell what it is worth")
     if asked.cameras == "none":
         console.print("without cameras: only the query's own image was left out of its list, by its key")
     if calibration := load_for(found.checkpoint.path, found.checkpoint.weights_sha256):
-        for line in ranked_doubts(calibration, ranked, found.shards):
+        for line in ranked_doubts(calibration, ranked, found.shards, asked.cameras):
             console.print(f"warning: {line}", highlight=False, markup=False)
     for size, grew in found.growth.items():
         figures = f"mAP {100 * grew.mAP:.2f} (AP by {grew.ap}), Rank-1 {100 * grew.rank(1):.2f}"
@@ -284,7 +307,7 @@ def _print(found: Evaluated, asked: Asked, console: Terminal) -> None:
         console.print(line, highlight=False)
 
 
-def _figures(found: Evaluated, cameras: str) -> dict[str, object]:
+def _figures(found: Evaluated, asked: Asked) -> dict[str, object]:
     from maskreid_dist.evaluation.evaluate import percentages
 
     more: dict[str, object] = {key: percentages(row.result) for key, row in found.refined.items()}
@@ -292,7 +315,10 @@ def _figures(found: Evaluated, cameras: str) -> dict[str, object]:
         more["gallery_size"] = {size: percentages(grew) for size, grew in found.growth.items()}
     valid, skipped = found.ranked.result.valid_queries, found.ranked.result.skipped_queries
     queries = {"valid_queries": int(valid), "skipped_queries": int(skipped)}
-    own = {"unit": "percent", "cameras": cameras, **percentages(found.ranked.result), **queries}
+    protocol = {"unit": "percent", "cameras": asked.cameras}
+    if asked.split:
+        protocol["each_against_the_others_of"] = asked.split
+    own = {**protocol, **percentages(found.ranked.result), **queries}
     return {**own, **more, **found.extras}
 
 

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.mask_flags import Model, Weights
 from maskreid_dist.cli.options import AsJson, Cache
 from maskreid_dist.cli.ranks import share_work
 from maskreid_dist.errors import UserError
@@ -29,6 +30,7 @@ Pictures = Annotated[list[Path], typer.Argument(help="Crops of persons.", show_d
 Masks = Annotated[
     list[Path] | None, typer.Option("--mask", help="A picture's mask, in the pictures' order; repeatable.")
 ]
+Segment = Annotated[Model | None, typer.Option(help="Make the pictures' masks with this network.")]
 
 
 @one_line_errors
@@ -73,13 +75,16 @@ def enrol(
     pid: Annotated[int, typer.Option(help="Number of the person.", show_default=False)],
     camera: Annotated[int, typer.Option(help="Number of the camera.")] = 1,
     masks: Masks = None,
+    segment: Segment = None,
+    weights: Weights = None,
 ) -> None:
     """Add pictures of one person to a gallery, which is made where there is none."""
     from maskreid_dist.files import check_writable
     from maskreid_dist.gallery.enrol import enrol as enrol_pictures
 
     check_writable(gallery, folder=True)
-    count = enrol_pictures(gallery, _extractor(run), pictures, masks, pid=pid, camid=camera)
+    extractor = _segmenting(_extractor(run), masks, segment, weights)
+    count = enrol_pictures(gallery, extractor, pictures, masks, pid=pid, camid=camera)
     say(f"{count} images in {gallery.absolute()}")
 
 
@@ -112,6 +117,8 @@ def search(
     gallery: Folder,
     pictures: Pictures,
     masks: Masks = None,
+    segment: Segment = None,
+    weights: Weights = None,
     top: Annotated[int, typer.Option(min=1, help="Images of each list.")] = 20,
     html: Annotated[Path | None, typer.Option(help="Also write the lists with pictures here.")] = None,
     index: Annotated[
@@ -134,7 +141,7 @@ def search(
     if html:
         check_writable(html)
     opened = Gallery.open(gallery)
-    extractor = _extractor(run)
+    extractor = _segmenting(_extractor(run), masks, segment, weights)
     found = find(extractor, opened, pictures, masks, top, index)
     if html:
         write_page(html, extractor, opened, pictures, masks, found, index)
@@ -167,3 +174,19 @@ def _extractor(run: Path, device: "torch.device | None" = None) -> "Extractor":
     from maskreid_dist.gallery import Extractor
 
     return Extractor.of(run, device=device)
+
+
+def _segmenting(
+    extractor: "Extractor", masks: list[Path] | None, model: Model | None, weights: Path | None
+) -> "Extractor":
+    """The extractor, which makes the masks of its pictures where a network for that was named."""
+    if model is None:
+        if weights is not None:
+            raise UserError("--segment-weights without --segment: name the network, such as --segment pose")
+        return extractor
+    if masks:
+        raise UserError("--segment makes the masks: leave out --mask, or --segment")
+    from maskreid_dist.segmentation.networks import find_weights, load_segmenter
+
+    extractor.segment = load_segmenter(model, find_weights(model, weights), extractor.device)
+    return extractor

@@ -31,7 +31,7 @@ from maskreid_dist.retrieval import (
 from maskreid_dist.retrieval.inputs import Features, Ids
 from maskreid_dist.retrieval.protocols import cameras_of_keys
 from maskreid_dist.retrieval.result import ApName
-from maskreid_shards import ShardSet, decode_pair
+from maskreid_shards import ShardSet, Split, decode_pair
 from maskreid_shards.atomic import write_atomically
 
 COLUMNS = {
@@ -103,7 +103,12 @@ def check_queries(shards: ShardSet, cameras: Cameras = "labels") -> None:
                 "no query has a match: the gallery holds no other image of any query's person"
             )
         empty = [np.ones((len(shards.split(name)), 1), np.float32) for name in ("query", "gallery")]
-        rank_gallery("no features", empty[0], empty[1], shards)  # its error says why no query is valid
+        try:
+            rank_gallery("no features", empty[0], empty[1], shards)  # its error says why no query is valid
+        except RetrievalError as error:
+            if len(np.unique(np.concatenate([labels.query[1], labels.gallery[1]]))) > 1:
+                raise
+            raise RetrievalError(f"{error}; for images without camera ids there is --cameras none") from None
 
 
 def rank_network(
@@ -119,15 +124,16 @@ def rank_network(
     """Embed both splits, with a progress bar, and evaluate. All of `ranks` take part: each has the figures of
     one process, and rank 0 the features of the whole gallery, others those of their share."""
     ranks = ranks or Ranks()
-    features = []
-    for split_name in ("query", "gallery"):
-        with progress_bar(f"{name}: {split_name}", console) as progress:
-            features.append(
-                embed_share(
-                    network, shards.split(split_name), config, ranks, f"{name}: {split_name}", progress
-                )
-            )
-    return rank_shares(name, features[0], features[1], shards, ranks, ap, cameras)
+
+    def embedded(split: Split) -> NDArray[np.float32]:
+        work = f"{name}: {split.name}"
+        with progress_bar(work, console) as progress:
+            return embed_share(network, split, config, ranks, work, progress)
+
+    query, gallery = shards.split("query"), shards.split("gallery")
+    query_share = embedded(query)
+    gallery_share = query_share if gallery is query else embedded(gallery)
+    return rank_shares(name, query_share, gallery_share, shards, ranks, ap, cameras)
 
 
 def rank_shares(
@@ -230,12 +236,36 @@ def evaluate_checkpoint(
     return checkpoint, ranked
 
 
-def ranked_doubts(calibration: Calibration, ranked: Ranked, shards: ShardSet) -> list[str]:
+@dataclass(frozen=True, eq=False)
+class AllImages:
+    """Of N images: features (N, D), pids and camids (N,), and where each lies."""
+
+    features: NDArray[np.float32]
+    pids: NDArray[np.int64]
+    camids: NDArray[np.int64]
+    names: list[str]
+
+
+def all_images(ranked: Ranked, shards: ShardSet, cameras: Cameras = "labels") -> AllImages:
+    """Of queries and gallery together; each once where the gallery's images are the queries. cameras "none":
+    all camids are 0, so that any two images are a pair."""
+    sides = [(shards.split("query"), ranked.query), (shards.split("gallery"), ranked.gallery)]
+    sides = sides[:1] if sides[0][0] is sides[1][0] else sides
+    camids = np.concatenate([split.camids for split, _ in sides])
+    return AllImages(
+        np.concatenate([features for _, features in sides]),
+        np.concatenate([split.pids for split, _ in sides]),
+        np.zeros_like(camids) if cameras == "none" else camids,
+        [f"{split.name} {key.decode()}" for split, _ in sides for key in split.keys.tolist()],
+    )
+
+
+def ranked_doubts(
+    calibration: Calibration, ranked: Ranked, shards: ShardSet, cameras: Cameras = "labels"
+) -> list[str]:
     """Where the images of both splits lie outside the network's calibration."""
-    query, gallery = shards.split("query"), shards.split("gallery")
-    features = np.concatenate([ranked.query, ranked.gallery])
-    pids = np.concatenate([query.pids, gallery.pids])
-    return doubts(calibration, features, pids, np.concatenate([query.camids, gallery.camids]))
+    images = all_images(ranked, shards, cameras)
+    return doubts(calibration, images.features, images.pids, images.camids)
 
 
 def print_table(console: Console, rows: Sequence[Ranked]) -> None:

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from maskreid_dist.evaluation.evaluate import Cameras, Ranked, split_labels
+from maskreid_dist.evaluation.evaluate import Cameras, Ranked, all_images, split_labels
 from maskreid_dist.retrieval import RetrievalResult, evaluate_retrieval
 from maskreid_dist.retrieval.intervals import bootstrap_intervals
 from maskreid_dist.retrieval.protocols import camera_pairs, pool_queries, single_shot_cmc
@@ -44,9 +42,9 @@ def extra_figures(ranked: Ranked, shards: ShardSet, extras: Extras, ap: ApName, 
         ranks = {f"rank{k}": _percent(curve[k - 1]) for k in (1, 5, 10)}
         figures["single_shot"] = {"draws": extras.single_shot, **ranks}
     if extras.verification:
-        pids, camids = (np.concatenate([labels.query[n], labels.gallery[n]]) for n in range(2))
-        images = named_images(np.concatenate([ranked.query, ranked.gallery]), pids, camids)
-        rates = true_match_rates(count_similarities(images), FALSE_MATCH_RATES)
+        images = all_images(ranked, shards, cameras)
+        named = named_images(images.features, images.pids, images.camids)
+        rates = true_match_rates(count_similarities(named), FALSE_MATCH_RATES)
         pairs = zip(FALSE_MATCH_RATES, rates, strict=True)
         shares = {f"{100 * rate:g}": None if one is None else _percent(one) for rate, one in pairs}
         figures["true_match_rate_at_false_match_rate"] = shares

@@ -11,6 +11,7 @@ from maskreid_dist.evaluation.evaluate import (
     Cameras,
     Labels,
     Ranked,
+    all_images,
     load_network,
     percentages,
     split_labels,
@@ -67,13 +68,9 @@ def write_run_report(
 
 
 def _distances(checkpoint: Checkpoint, shards: ShardSet, shown: Ranked, cameras: Cameras) -> Distances | str:
-    splits = shards.split("query"), shards.split("gallery")
-    pids, camids = (np.concatenate([getattr(split, name) for split in splits]) for name in ("pids", "camids"))
-    if cameras == "none":
-        camids = np.zeros_like(camids)
-    features = np.concatenate([shown.query, shown.gallery])
+    images = all_images(shown, shards, cameras)
     calibration = load_for(checkpoint.path, checkpoint.weights_sha256)
-    return distances(features, pids, camids, calibration)
+    return distances(images.features, images.pids, images.camids, calibration)
 
 
 def _camera_pairs(shown: Ranked, labels: Labels) -> list[CameraPairRow]:
@@ -93,12 +90,8 @@ def _camera_pairs(shown: Ranked, labels: Labels) -> list[CameraPairRow]:
 
 
 def _map(shards: ShardSet, shown: Ranked) -> EmbeddingMap:
-    splits = shards.split("query"), shards.split("gallery")
-    return embedding_map(
-        np.concatenate([shown.query, shown.gallery]),
-        np.concatenate([split.pids for split in splits]),
-        [f"{split.name} {key.decode()}" for split in splits for key in split.keys.tolist()],
-    )
+    images = all_images(shown, shards)
+    return embedding_map(images.features, images.pids, images.names)
 
 
 def _streams(checkpoint: Checkpoint, shards: ShardSet, chosen: dict[str, list[int]]) -> list[StreamMaps]:

@@ -5,7 +5,7 @@ import io
 import stat
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,13 @@ class ShardSet:
         if name not in self.manifest.splits:
             raise ShardError(f"{self.location}: no split {name!r}; there are {', '.join(self.splits)}")
         return self._splits.setdefault(name, Split(self.store, name, self.manifest.splits[name]))
+
+    def against_itself(self, name: str) -> "ShardSet":
+        """The same shards with two splits, query and gallery, which are both the split `name`: each of its
+        images is a query among all of them. Its fingerprint is its own. Raises ShardError as `split`."""
+        split = self.split(name)
+        sides = dict.fromkeys(("query", "gallery"), split.entry)
+        return ShardSet(self.store, replace(self.manifest, splits=sides), dict.fromkeys(sides, split))
 
 
 def open_shards(
