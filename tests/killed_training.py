@@ -179,9 +179,10 @@ class Training:
                 pass
 
     def leave(self) -> float:
-        """Seconds until nothing of it lives; what lives after ENDED_S is killed."""
+        """Seconds until nothing of it is there; what lives after ENDED_S is killed."""
         started = time.monotonic()
-        while not self.ended or self.processes():
+        # A process that is ending may have lost its command line, and hold its port still.
+        while not self.ended or self.processes() or (time.monotonic() - started < GONE_S and self.held()):
             if time.monotonic() - started > ENDED_S:
                 for process in self.processes():
                     process.kill()
@@ -194,6 +195,10 @@ class Training:
 
     def leavings(self) -> list[str]:
         """What should not be there once it has left."""
+        return self.held() + self.damages()
+
+    def held(self) -> list[str]:
+        """The port and files in shared memory, where it has them still."""
         faults = []
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -204,7 +209,7 @@ class Training:
         for path in Path("/dev/shm").iterdir():
             if any(f"_{pid}_" in path.name for pid in self.seen):
                 faults.append(f"{path} is left")
-        return faults + self.damages()
+        return faults
 
     def damages(self) -> list[str]:
         """What is wrong with the finished checkpoints."""
@@ -252,6 +257,9 @@ class TrainingOnHosts(Training):
     def kill(self, victim: str, number: signal.Signals, chance: random.Random) -> None:
         self.lost = int(victim.removeprefix("host of rank "))
         self.hosts[self.lost].stop()
+
+    def held(self) -> list[str]:
+        return []  # a host has a network and shared memory of its own
 
     def leavings(self) -> list[str]:
         other = self.hosts[1 - self.lost]

@@ -254,6 +254,27 @@ def test_the_rotation_spares_the_best(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000003", "step_00000004"]
 
 
+def test_a_removal_that_is_killed_leaves_no_half_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path) -> None:
+        if path.is_dir():
+            (path / "manifest.json").unlink()
+            raise KeyboardInterrupt
+
+    for step in range(3):
+        (tmp_path / f"step_{step:08d}").mkdir()
+        (tmp_path / f"step_{step:08d}" / "manifest.json").touch()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("maskreid_dist.training.saving.remove_folder", killed)
+        _prune(tmp_path, 2, None)
+    whole = finished_checkpoints(tmp_path)
+    assert [path.name for path in whole] == ["step_00000001", "step_00000002"]
+    assert all((path / "manifest.json").exists() for path in whole)
+    _prune(tmp_path, 2, None)
+    assert sorted(tmp_path.iterdir()) == whole
+
+
 def test_a_run_without_a_best_checkpoint_is_one_line(converted: Path, tmp_path: Path) -> None:
     status, output = run("evaluate", tmp_path, converted, "--best")
     assert status == 2

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,9 @@ def save_checkpoint(
         plain_folder(folder.checkpoints, own=False)
         # A checkpoint at or past this step failed verification, or we would have resumed from it: remove it.
         later = [path for path in finished_checkpoints(folder.checkpoints) if path.name >= tag]
-        for stale in (partial, *later):
-            remove_folder(stale)
+        remove_folder(partial)
+        for stale in later:
+            _take_out(stale)
     world.barrier()
     with _writing(partial):
         engine.save_checkpoint(str(folder.checkpoints), tag=partial.name, save_latest=False)
@@ -152,10 +153,20 @@ def _prune(folder: Path, keep: int, best: str | None) -> None:
     finished = finished_checkpoints(folder)
     for path in finished[:-keep]:
         if path.name != best:
-            remove_folder(path)
-    for path in folder.glob(f"step_*{PARTIAL}"):  # left by a killed save
+            _take_out(path)
+    for path in folder.glob(f"step_*{PARTIAL}"):  # left by a killed save or removal
         if is_step(path.name.removesuffix(PARTIAL)):
             remove_folder(path)
+
+
+def _take_out(checkpoint: Path) -> None:
+    """Remove a finished checkpoint. First its name goes: what a kill leaves of it is none, and the next save
+    removes that."""
+    nameless = checkpoint.with_name(checkpoint.name + PARTIAL)
+    remove_folder(nameless)
+    with suppress(OSError):  # one that cannot be removed is left
+        checkpoint.replace(nameless)
+        remove_folder(nameless)
 
 
 def average_buffers(module: nn.Module, world: World) -> None:
