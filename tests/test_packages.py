@@ -73,8 +73,8 @@ def test_the_wheels_are_tried_with_every_python_that_is_here(
     """What is tried takes minutes: CI, and make wheels-alone."""
     calls = []
 
-    def tried(here: tuple[str, str], *words: object, links: bool, demo: bool) -> bool:
-        calls.append((here[1], links, demo))
+    def tried(here: tuple[str, str], *words: object, links: bool, demo: bool, whole: bool) -> bool:
+        calls.append((here[1], links, demo, whole))
         return True
 
     here = {"python3.12": ("python3.12", "3.12.1"), "python3.13": ("python3.13", "3.13.0")}
@@ -83,7 +83,8 @@ def test_the_wheels_are_tried_with_every_python_that_is_here(
     monkeypatch.setattr(wheels_alone, "wheels", list)
     names = [word for name in ("python3.9", *here) for word in ("--python", name)]
     assert wheels_alone.main([*names, "--quick"]) == 0
-    assert calls == [("3.12.1", True, True), ("3.13.0", True, False)]
+    assert calls == [("3.12.1", True, True, False), ("3.13.0", True, False, False)]
     assert capsys.readouterr().out == "python3.9: not here, passed over\n"
+    assert wheels_alone.main([*names[2:4], "--whole"]) == 0 and calls[2:] == [("3.12.1", False, False, True)]
     assert wheels_alone.main(names[:2]) == 2  # nothing was tried
     assert wheels_alone.PYTHONS[0] == sys.executable and len(wheels_alone.PYTHONS) == 3

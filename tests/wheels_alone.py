@@ -1,6 +1,6 @@
 """The three wheels in an empty environment, as a new user has them: a Python each.
 
-    python tests/wheels_alone.py [--python NAME ...] [--torch REQUIREMENT] [--quick] [--keep FOLDER]
+    python tests/wheels_alone.py [--python NAME ...] [--torch REQUIREMENT] [--quick] [--whole] [--keep FOLDER]
 
 For each interpreter (this one, then the others of python3.11, python3.12 and python3.13, on the path or among
 pyenv's; one that is not here is named and passed over) a fresh virtual environment gets torch and
@@ -12,7 +12,13 @@ In a folder outside of the checkout, with a training script of its own that must
 their versions, a loss in a plain loop, `maskreid doctor`, `maskreid init`, a demo of a few steps, and ranked
 lists of crops in a folder. `--quick`, as in CI: what the environment of this program has of torch,
 torchvision, Triton and CUDA's libraries, and that Python can use, is linked and not fetched, and the first
-Python alone runs the demo. Exit status 1: something of that failed; 2: an environment could not be made.
+Python alone runs the demo.
+
+`--whole`, some 15 minutes a Python on two idle cores: what the README promises a new user, with its seconds:
+the whole demo; crops in a folder, without masks, to ranked lists; a data set in Market-1501's layout to a
+training by two ranks and its figures.
+
+Exit status 1: something of that failed; 2: an environment could not be made.
 """
 
 from __future__ import annotations
@@ -68,6 +74,24 @@ for number in range(8):
     Path("crops").mkdir(exist_ok=True)
     Path("crops", f"{raw.key}.jpg").write_bytes(raw.image)
 """
+PICTURES = """
+import sys
+from pathlib import Path
+from maskreid_shards import open_shards
+shards = open_shards(sys.argv[1])
+for split, folder in (("train", "bounding_box_train"), ("query", "query"), ("gallery", "bounding_box_test")):
+    images, masks = Path("market", folder), Path("market", folder + "_seg")
+    images.mkdir(parents=True), masks.mkdir()
+    of_split = shards.split(split)
+    for number, raw in enumerate(of_split.read_many(range(len(of_split)))):
+        name = f"{raw.pid:04d}_c{raw.camid}s1_{number:06d}_00"
+        (images / f"{name}.jpg").write_bytes(raw.image)
+        (masks / f"{name}.png").write_bytes(raw.mask)
+        if split == "gallery" and 0 < raw.pid <= 100:
+            Path("own-crops").mkdir(exist_ok=True)
+            Path("own-crops", f"person{raw.pid}_c{raw.camid}_{number}.jpg").write_bytes(raw.image)
+"""
+PATTERN = r"(?P<pid>\w+)_c(?P<camid>\d+)"
 
 
 class Failed(Exception):
@@ -128,6 +152,24 @@ class User:
         print(f"  {name}: {time.monotonic() - started:.0f} s", flush=True)
         return ran.stdout
 
+    def is_promised(self) -> None:
+        """The README's promises, with its commands."""
+        self.does("(a) maskreid demo", "maskreid", "demo", "--shards", SHARDS)
+        self.does("(pictures in folders)", "python", "-c", PICTURES, SHARDS)
+        crops = len(list((self.folder / "own-crops").iterdir()))
+        made = ("own-crops", "own", "--segment", "pose", "--on-bad-mask", "full", "--pattern", PATTERN)
+        self.does(f"(b) maskreid convert folder, {crops} crops", "maskreid", "convert", "folder", *made)
+        ranked = ("pretrained:walkers", "own", "--split", "train", "--report", "own.html")
+        self.does("(b) maskreid evaluate, ranked lists", "maskreid", "evaluate", *ranked)
+        if not (self.folder / "own.html").stat().st_size:
+            raise Failed("maskreid evaluate: no report")
+        market = ("market1501", "market", "market-shards", "--on-bad-mask", "full")
+        self.does("(c) maskreid convert market1501", "maskreid", "convert", *market)
+        self.does("(c) maskreid init", "maskreid", "init", "market-shards", "market.toml")
+        two = ("--num_gpus", 2, "--module", "maskreid_dist.cli.train", "market.toml")
+        self.does("(c) deepspeed, two ranks, 20 steps", "deepspeed", *two, "--set", "optimizer.steps=20")
+        self.does("(c) maskreid evaluate", "maskreid", "evaluate", "runs/market", "market-shards")
+
     def tries(self, demo: bool) -> None:
         self.does("imports, versions, a loss in a loop", "python", "-c", LOOP)
         said = json.loads(self.does("maskreid doctor", "maskreid", "doctor", "--json", ok=(0, 1)))
@@ -153,7 +195,7 @@ class User:
 
 
 def tried(
-    here: tuple[str, str], torch: str, torchvision: str, folder: Path, *, links: bool, demo: bool
+    here: tuple[str, str], torch: str, torchvision: str, folder: Path, *, links: bool, demo: bool, whole: bool
 ) -> bool:
     """Whether all went well with this interpreter."""
     path, version = here
@@ -171,7 +213,10 @@ def tried(
     )
     environment.python("-m", "pip", "check", "--disable-pip-version-check")
     try:
-        User(environment, folder / "elsewhere").tries(demo)
+        user = User(environment, folder / "elsewhere")
+        user.tries(demo)
+        if whole:
+            user.is_promised()
     except Failed as failure:
         print(f"Python {version}: {failure}", file=sys.stderr)
         return False
@@ -185,6 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", action="append", help="an interpreter; repeatable (3.11 to 3.13)")
     parser.add_argument("--torch", help="another requirement than that of constraints.txt")
     parser.add_argument("--quick", action="store_true", help="link torch from here; the demo once")
+    parser.add_argument("--whole", action="store_true", help="also all that the README promises")
     parser.add_argument("--keep", type=Path, help="make the environments in this new folder, and leave them")
     options = parser.parse_args(arguments)
     torch, torchvision = (found[0] for found in pinned.values() if found)
@@ -197,9 +243,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results: list[bool] = []
             for name in options.python or PYTHONS:
                 if here := interpreter(name):
-                    demo = not (options.quick and results)
+                    demo = not (options.whole or (options.quick and results))
                     folder = place / Path(name).name
-                    result = tried(here, torch, torchvision, folder, links=options.quick, demo=demo)
+                    how = {"links": options.quick, "demo": demo, "whole": options.whole}
+                    result = tried(here, torch, torchvision, folder, **how)
                     results.append(result)
                 else:
                     print(f"{name}: not here, passed over", flush=True)
