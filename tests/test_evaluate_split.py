@@ -69,6 +69,25 @@ def test_figures_are_those_of_a_loop(own: Path, cameras: str, tmp_path: Path) ->
     assert f"train {split.keys[0].decode()}" in report.read_text()  # of the embedding map
 
 
+def test_people_are_called_as_their_owner_calls_them(own: Path, tmp_path: Path) -> None:
+    names = open_shards(own).names
+    number, name = next(iter(names.persons.items()))
+    assert re.fullmatch(r"person\d+", name) and names.person(number) == f"person {name} ({number})"
+    assert (names.person(0), names.person(-1), names.camera(2)) == ("distractor", "junk", "2")
+    report, gallery = tmp_path / "report.html", tmp_path / "gallery"
+    assert run("evaluate", WALKERS, own, "--split", "train", "--report", report)[0] == 0
+    persons = {int(pid) for pid in re.findall(r"person person\d+ \((\d+)\)", report.read_text())}
+    assert persons == set(names.persons)
+    assert not re.search(r"person \d+[,<]", report.read_text())
+    assert run("embed", WALKERS, own, gallery, "--split", "train")[0] == 0
+    picture = next((own.parent / "crops" / name).iterdir())
+    status, said = run("search", WALKERS, gallery, picture, "--json", "--html", report)
+    first = json.loads(said)[0]["matches"][0]
+    assert status == 0 and (first["pid"], first["person"]) == (number, f"{name} ({number})")
+    assert f"person {name} ({number})<br>" in report.read_text()
+    assert f" {name} ({number}) " in run("search", WALKERS, gallery, picture)[1]
+
+
 def test_pairs_are_counted_once(own: Path) -> None:
     status, said = run(
         *("evaluate", WALKERS, own, "--split", "train", "--cameras", "none", "--verification", "--json")

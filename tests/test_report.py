@@ -23,6 +23,7 @@ from maskreid_dist.report.html import CameraPairRow, Distances, EmbeddingMap, St
 from maskreid_dist.report.lists import query_html, rank_group
 from maskreid_dist.report.page import LOOKS, fit, fitting_lists, write_page
 from maskreid_dist.report.plots import ticks
+from maskreid_shards import SourceNames
 
 FIGURES = {
     "mAP_hits": 46.31,
@@ -34,14 +35,17 @@ FIGURES = {
 }
 
 
+who = SourceNames().person
+
+
 def query(heading: str = "hardest", *, picture: Image.Image | None = None, later: int = 0) -> RankedQuery:
     """Four nearest of whom the first and third are right; later: the rank of a first true match besides."""
     picture = picture or Image.new("RGB", (16, 32), "navy")
-    ranked = [RankedImage(picture, 0.1 * i, i % 2 == 0, i - 1, 2, f"key_{i}", i + 1) for i in range(4)]
+    ranked = [RankedImage(picture, 0.1 * i, i % 2 == 0, who(i - 1), "2", f"key_{i}", i + 1) for i in range(4)]
     if later:
-        ranked.append(RankedImage(picture, 0.9, True, 7, 3, "key_late", later))
+        ranked.append(RankedImage(picture, 0.9, True, who(7), "3", "key_late", later))
     return RankedQuery(
-        heading, picture, picture, 7, 1, "p00000007_00001", 0.625, tuple(ranked), later or 1, 2,
+        heading, picture, picture, who(7), "1", "p00000007_00001", 0.625, tuple(ranked), later or 1, "2",
         "fragmented: 31 % person",
     )  # fmt: skip
 
@@ -58,7 +62,7 @@ def report(metrics: Path, queries: list[RankedQuery]) -> RunReport:
         cmc={"trained": [0.5, 0.6, 0.75]},
         average_precisions=[0.0, 0.5, 1.0],
         distances=Distances([0.0, 0.5, 1.0], [0.75, 0.25], [0.1, 0.9], 0.4, "1 pair & another"),
-        camera_pairs=[CameraPairRow(1, 2, 5, 12.5, None), CameraPairRow(2, 1, 5, None, None)],
+        camera_pairs=[CameraPairRow("1", "2", 5, 12.5, None), CameraPairRow("2", "1", 5, None, None)],
         embedding_map=EmbeddingMap([(0.0, 1.0)], {"person 7": [(1.0, 0.5, "gallery k7")]}, "all images"),
         streams=[StreamMaps("hardest · k", [(Image.new("RGB", (8, 16)), "raw stream: 60 % on the person")])],
     )
@@ -123,7 +127,7 @@ def test_a_page_keeps_to_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path, metrics = tmp_path / "report.html", tmp_path / "metrics.jsonl"
     lines = [f'{{"step": {step}, "loss": {step % 7}.25}}\n' for step in range(20_000)]
     metrics.write_text("".join(lines))
-    pairs = [CameraPairRow(1, n, 5, 12.5, None) for n in range(20_000)]
+    pairs = [CameraPairRow("1", str(n), 5, 12.5, None) for n in range(20_000)]
     whole = report(metrics, noisy(12))
     write_report(path, replace(whole, camera_pairs=pairs, title="é" * 90_000))
     html = path.read_text()

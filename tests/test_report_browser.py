@@ -120,7 +120,7 @@ def test_tables_scroll_in_their_own_boxes(browser: Page, tmp_path: Path, width: 
     path = tmp_path / "report.html"
     whole = report(tmp_path / "none", [])
     table = [("a method of a name " + n * "é", FIGURES) for n in (1, 400)]
-    pairs = [CameraPairRow(1, n, 5, 12.5, None) for n in range(2, 300)]
+    pairs = [CameraPairRow("1", str(n), 5, 12.5, None) for n in range(2, 300)]
     write_report(path, replace(whole, table=table, camera_pairs=pairs))
     browser.open(path, width=width)
     assert browser.value("document.documentElement.scrollWidth") <= width

@@ -18,6 +18,7 @@ from maskreid_dist.evaluation.report_figures import distances, embedding_map, pr
 from maskreid_dist.model import build_network
 from maskreid_dist.recipe import load_recipe, validate
 from maskreid_dist.report.html import Distances
+from maskreid_shards import SourceNames
 from test_calibration import people
 
 RECIPE = Path(__file__).parent.parent / "launch" / "recipes" / "walkers_demo.toml"
@@ -79,12 +80,13 @@ def test_principal_components_are_those_of_the_covariance() -> None:
 def test_the_map_names_persons_with_most_images(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, pids, _ = people(20, 4)
     pids[:4] = 7
-    found = embedding_map(rows, pids, [f"key{n}" for n in range(len(pids))])
+    found = embedding_map(rows, pids, [f"key{n}" for n in range(len(pids))], SourceNames())
     assert next(iter(found.persons)) == "person 7" and len(found.persons["person 7"]) == 12
     assert len(found.points) + sum(map(len, found.persons.values())) == len(rows)
     assert found.persons["person 7"][0][2] == "key0"
     monkeypatch.setattr(report_figures, "MOST_POINTS", 100)
-    fewer = embedding_map(rows, pids, [""] * len(pids))
+    fewer = embedding_map(rows, pids, [""] * len(pids), SourceNames({7: "anna"}))
+    assert next(iter(fewer.persons)) == "person anna (7)"
     assert len(fewer.points) + sum(map(len, fewer.persons.values())) == 100
 
 

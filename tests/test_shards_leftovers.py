@@ -76,7 +76,9 @@ def test_the_layout_folder_knows_layumi_s_tree(tmp_path: Path) -> None:
     layout = scan_folder(layumi(tmp_path / "b", whole=False), camera=CAMERA)
     by_folder = {source.path.parent.name: source.pid for source in layout.splits["gallery"]}
     assert by_folder["-1"] == -1 and by_folder["0000"] == 0 and by_folder["0001"] > 0
-    assert len(layout.notes) == 2 and "gallery/-1: taken for junk" in layout.notes[0]
+    assert len(layout.notes) == 3 and "gallery/-1: taken for junk" in layout.notes[0]
+    names = {str(source.path.parent.name) for one in layout.splits.values() for source in one}
+    assert set(layout.numbering["pid"]) == names - {"-1", "0000"}  # by which their owner knows them
 
 
 @pytest.mark.parametrize("name", ["-1", "0000", "00-1"])

@@ -159,7 +159,7 @@ def search(
             table.add_column(name, justify="left" if name == "key" else "right")
         for rank, match in enumerate(matches, 1):
             chance = "" if match.probability is None else f"{match.probability:.3f}"
-            person = (str(match.pid), str(match.camid), match.key)
+            person = (match.person, match.camera, match.key)
             table.add_row(str(rank), f"{match.similarity:.4f}", chance, *person)
         console.print(table, markup=False)
     if text := index_text(index):

@@ -9,7 +9,7 @@ from maskreid_dist.data.transforms import cut_out
 from maskreid_dist.evaluation.evaluate import Labels, Ranked
 from maskreid_dist.report import RankedImage, RankedQuery, select_queries
 from maskreid_dist.retrieval import RankList, rank_list
-from maskreid_shards import MaskQuality, ShardSet, Split, decode_pair
+from maskreid_shards import MaskQuality, ShardSet, SourceNames, Split, decode_pair
 
 TOP = 10
 
@@ -52,30 +52,31 @@ def _lists(shown: Ranked, labels: Labels, rows: Sequence[int]) -> list[RankList]
 def _ranked_query(
     heading: str, row: int, found: RankList, shown: Ranked, shards: ShardSet, first: int
 ) -> RankedQuery:
-    gallery = shards.split("gallery")
+    gallery, names = shards.split("gallery"), shards.names
     raw = shards.split("query").read(row)
     image, mask = decode_pair(raw)
     places = [*range(min(TOP, len(found.gallery_index))), *([first - 1] if first > TOP else [])]
-    ranked = tuple(_ranked_image(gallery, found, place) for place in places)
+    ranked = tuple(_ranked_image(gallery, names, found, place) for place in places)
     return RankedQuery(
         heading=heading,
         image=image,
         masked=cut_out(image, mask),
-        pid=raw.pid,
-        camid=raw.camid,
+        person=names.person(raw.pid),
+        camera=names.camera(raw.camid),
         key=raw.key,
         average_precision=float(shown.result.average_precision[row]),
         ranked=ranked,
         first_rank=first,
-        first_camera=int(gallery.camids[found.gallery_index[first - 1]]),
+        first_camera=names.camera(int(gallery.camids[found.gallery_index[first - 1]])),
         mask=mask_text(np.asarray(mask.convert("L"))),
     )
 
 
-def _ranked_image(gallery: Split, found: RankList, place: int) -> RankedImage:
+def _ranked_image(gallery: Split, names: SourceNames, found: RankList, place: int) -> RankedImage:
     raw = gallery.read(int(found.gallery_index[place]))
     distance, correct = float(found.distance[place]), bool(found.correct[place])
-    return RankedImage(decode_pair(raw)[0], distance, correct, raw.pid, raw.camid, raw.key, place + 1)
+    who = names.person(raw.pid), names.camera(raw.camid)
+    return RankedImage(decode_pair(raw)[0], distance, correct, *who, raw.key, place + 1)
 
 
 def mask_text(mask_HW: NDArray[np.uint8]) -> str:

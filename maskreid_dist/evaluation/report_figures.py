@@ -14,6 +14,7 @@ from maskreid_dist.report.html import Distances, EmbeddingMap
 from maskreid_dist.report.plots import LETTERS
 from maskreid_dist.retrieval.pairs import IntArray
 from maskreid_dist.retrieval.verification import BINS, named_images, pairs_of
+from maskreid_shards import SourceNames
 
 Rows = NDArray[np.floating]
 MOST_IMAGES = 8_000  # whose pairs are counted
@@ -76,7 +77,7 @@ def _sums(share_B: NDArray[np.float64], starts: IntArray) -> NDArray[np.float64]
     return np.add.reduceat(share_B, starts)
 
 
-def embedding_map(features_ND: Rows, pids_N: IntArray, names: list[str]) -> EmbeddingMap:
+def embedding_map(features_ND: Rows, pids_N: IntArray, names: list[str], source: SourceNames) -> EmbeddingMap:
     """The images of the persons with most, by letter, and evenly spaced others up to MOST_POINTS. The same
     rows give the same picture."""
     pids, counts = np.unique(pids_N[pids_N > 0], return_counts=True)
@@ -89,7 +90,7 @@ def embedding_map(features_ND: Rows, pids_N: IntArray, names: list[str]) -> Embe
     points, explained = principal_components(features_ND[shown])
     where = {int(row): (float(x), float(y)) for row, (x, y) in zip(shown, points, strict=True)}
     persons = {
-        f"person {pid}": [(*where[int(row)], names[int(row)]) for row in named[pids_N[named] == pid]]
+        source.person(pid): [(*where[int(row)], names[int(row)]) for row in named[pids_N[named] == pid]]
         for pid in chosen.tolist()
     }
     count = "all" if len(shown) == len(pids_N) else f"{len(shown)} of {len(pids_N)}"

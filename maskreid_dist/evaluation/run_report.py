@@ -24,7 +24,7 @@ from maskreid_dist.report import RunReport, ranked_list_figure, write_report
 from maskreid_dist.report.html import CameraPairRow, Distances, EmbeddingMap, StreamMaps
 from maskreid_dist.retrieval.protocols import camera_pairs
 from maskreid_dist.run_directory import METRICS
-from maskreid_shards import ShardSet, decode_pair
+from maskreid_shards import ShardSet, SourceNames, decode_pair
 
 EACH = 5  # queries shown of the hardest, the median and the easiest of all
 MOST_QUERIES = 48
@@ -58,7 +58,7 @@ def write_run_report(
         cmc={row.name: row.result.cmc.tolist() for row in rows[-4:]},
         average_precisions=ap_Q[~np.isnan(ap_Q)].tolist(),
         distances=_distances(checkpoint, shards, shown, cameras),
-        camera_pairs=_camera_pairs(shown, labels) if cameras == "labels" else (),
+        camera_pairs=_camera_pairs(shown, labels, shards.names) if cameras == "labels" else (),
         embedding_map=_map(shards, shown),
         streams=_streams(checkpoint, shards, {name: chosen[name][:2] for name in LOOKED_AT}),
     )
@@ -73,13 +73,13 @@ def _distances(checkpoint: Checkpoint, shards: ShardSet, shown: Ranked, cameras:
     return distances(images.features, images.pids, images.camids, calibration)
 
 
-def _camera_pairs(shown: Ranked, labels: Labels) -> list[CameraPairRow]:
+def _camera_pairs(shown: Ranked, labels: Labels, names: SourceNames) -> list[CameraPairRow]:
     """The hardest first, those without a match last."""
     pairs = camera_pairs(shown.query, *labels.query, shown.gallery, *labels.gallery, ap=shown.result.ap)
     rows = [
         CameraPairRow(
-            pair.query_camera,
-            pair.gallery_camera,
+            names.camera(pair.query_camera),
+            names.camera(pair.gallery_camera),
             pair.queries,
             100 * pair.result.mAP if pair.result else None,
             100 * pair.result.rank(1) if pair.result else None,
@@ -91,15 +91,18 @@ def _camera_pairs(shown: Ranked, labels: Labels) -> list[CameraPairRow]:
 
 def _map(shards: ShardSet, shown: Ranked) -> EmbeddingMap:
     images = all_images(shown, shards)
-    return embedding_map(images.features, images.pids, images.names)
+    return embedding_map(images.features, images.pids, images.names, shards.names)
 
 
 def _streams(checkpoint: Checkpoint, shards: ShardSet, chosen: dict[str, list[int]]) -> list[StreamMaps]:
     rows = [(heading, row) for heading, numbers in chosen.items() for row in numbers]
     raws = shards.split("query").read_many([row for _, row in rows])
-    network = load_network(checkpoint).eval()
+    network, names = load_network(checkpoint).eval(), shards.names
     found = responses(network, checkpoint.config, [decode_pair(raw) for raw in raws])
     return [
-        StreamMaps(f"{heading} · {raw.key} · person {raw.pid}, camera {raw.camid}", drawn(response))
+        StreamMaps(
+            f"{heading} · {raw.key} · {names.person(raw.pid)}, camera {names.camera(raw.camid)}",
+            drawn(response),
+        )
         for (heading, _), raw, response in zip(rows, raws, found, strict=True)
     ]

@@ -15,18 +15,22 @@ from maskreid_dist.gallery.journal import GalleryError
 from maskreid_dist.gallery.store import Gallery
 from maskreid_dist.report.search_page import FoundImage, SearchedImage, write_search_page
 from maskreid_dist.retrieval.faiss_lists import index_text
-from maskreid_shards import ShardError, Split, decode_pair, open_shards
+from maskreid_shards import ShardError, SourceNames, Split, decode_pair, open_shards
+from maskreid_shards.manifest import read_manifest
 
 
 @dataclass(frozen=True)
 class Match:
-    """row: of the gallery; similarity: cosine, 1 for the same picture; probability: of one person, if it was
-    one half before looking (None: the network is not calibrated)."""
+    """row: of the gallery; person, camera: with the names that its shards know; similarity: cosine, 1 for the
+    same picture; probability: of one person, if it was one half before looking (None: the network is not
+    calibrated)."""
 
     row: int
     key: str
     pid: int
     camid: int
+    person: str
+    camera: str
     similarity: float
     probability: float | None = None
 
@@ -45,12 +49,14 @@ def search(
     if not gallery.alive.any():
         raise GalleryError(f"{gallery.folder}: nobody is in it; maskreid embed or enrol fills it")
     found = gallery.search(extractor(pictures, masks), top, index=index)
-    pids, camids = gallery.pids, gallery.camids
+    pids, camids, names = gallery.pids, gallery.camids, names_of(gallery)
 
     def match(row: int, similarity: float) -> Match:
         known = extractor.calibration
         probability = known.probability(similarity) if known else None
-        return Match(row, gallery.keys[row], int(pids[row]), int(camids[row]), similarity, probability)
+        pid, camid = int(pids[row]), int(camids[row])
+        who = names.pid(pid), names.camera(camid)
+        return Match(row, gallery.keys[row], pid, camid, *who, similarity, probability)
 
     return [
         [match(int(row), 1.0 - float(distance)) for row, distance in zip(rows, distances, strict=True)]
@@ -77,8 +83,8 @@ def write_page(
             FoundImage(
                 picture_of(gallery, split, match.row),
                 match.key,
-                match.pid,
-                match.camid,
+                f"person {match.person}",
+                match.camera,
                 match.similarity,
                 match.probability,
             )
@@ -91,6 +97,18 @@ def write_page(
     )
     facts += f"; {index_text(index)}" if index != "exact" else ""
     write_search_page(path, "MaskReID: search", facts, searched)
+
+
+def names_of(gallery: Gallery) -> SourceNames:
+    """Of the shards it was made from, if they lie in a folder here and are unchanged."""
+    if gallery.source:
+        try:
+            manifest = read_manifest(Path(gallery.source["shards"]))
+            if manifest.fingerprint == gallery.source["fingerprint"]:
+                return SourceNames.of(manifest.numbering)
+        except (ShardError, KeyError):
+            pass
+    return SourceNames()
 
 
 def split_of(gallery: Gallery) -> Split | None:

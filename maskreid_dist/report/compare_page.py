@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from maskreid_dist.report.html import retrieval_table
-from maskreid_dist.report.lists import FILTERS, attributes, filter_form, lists_part, row_html
+from maskreid_dist.report.lists import FILTERS, attributes, filter_form, lists_part, row_html, who_html
 from maskreid_dist.report.page import Fitting, Look, write_page
 from maskreid_dist.report.pictures import RankedQuery
 from maskreid_dist.report.plots import line_chart, scatter
@@ -131,6 +131,6 @@ def _changed_html(one: ChangedQuery, look: Look) -> str:
     return (
         f"<article class='query' {attributes(query)}>"
         f"<h3><b>{query.heading} {100 * one.change:+.1f} points</b>"
-        f" · {escape(query.key)} · person {query.pid}, camera {query.camid} · mask: {escape(query.mask)}</h3>"
+        f" · {who_html(query)} · mask: {escape(query.mask)}</h3>"
         f"{rows}</article>"
     )

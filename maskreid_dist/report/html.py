@@ -59,8 +59,8 @@ class StreamMaps:
 class CameraPairRow:
     """Figures in per cent, None where no query has a match."""
 
-    query_camera: int
-    gallery_camera: int
+    query_camera: str
+    gallery_camera: str
     queries: int
     mAP: float | None
     rank1: float | None
@@ -149,7 +149,7 @@ def _camera_pairs(pairs: Sequence[CameraPairRow]) -> str:
     if not pairs:
         return ""
     rows = "".join(
-        f"<tr><td>{pair.query_camera} → {pair.gallery_camera}</td><td>{pair.queries}</td>"
+        f"<tr><td>{escape(pair.query_camera)} → {escape(pair.gallery_camera)}</td><td>{pair.queries}</td>"
         f"<td>{_figure(pair.mAP)}</td><td>{_figure(pair.rank1)}</td></tr>"
         for pair in pairs[:MOST_PAIRS]
     )

@@ -36,11 +36,14 @@ def filter_form(filters: dict[str, tuple[str, str]] = FILTERS) -> str:
 def query_html(query: RankedQuery, look: Look = LOOKS[0]) -> str:
     """A query and its list."""
     heading = (
-        f"<b>{escape(query.heading)}</b> · {escape(query.key)} · person {query.pid}, camera {query.camid} · "
-        f"AP {100 * query.average_precision:.1f} % · first true match at rank {query.first_rank}"
-        f" · mask: {escape(query.mask)}"
+        f"<b>{escape(query.heading)}</b> · {who_html(query)} · AP {100 * query.average_precision:.1f} %"
+        f" · first true match at rank {query.first_rank} · mask: {escape(query.mask)}"
     )
     return f"<article class='query' {attributes(query)}><h3>{heading}</h3>{row_html(query, look)}</article>"
+
+
+def who_html(query: RankedQuery) -> str:
+    return f"{escape(query.key)} · {escape(query.person)}, camera {escape(query.camera)}"
 
 
 def attributes(query: RankedQuery, group: str | None = None) -> str:
@@ -48,10 +51,10 @@ def attributes(query: RankedQuery, group: str | None = None) -> str:
     keys = " ".join([query.key, *(item.key for item in query.ranked)])
     values = {
         "group": group or query.heading.split()[0],
-        "cameras": f"{query.camid} → {query.first_camera}",
+        "cameras": f"{query.camera} → {query.first_camera}",
         "rank": rank_group(query.first_rank),
         "mask": query.mask.split(":")[0],
-        "text": f"{keys} person {query.pid}",
+        "text": f"{keys} {query.person}",
     }
     return " ".join(f"data-{name}='{escape(value, quote=True)}'" for name, value in values.items())
 
@@ -80,9 +83,9 @@ def row_html(query: RankedQuery, look: Look = LOOKS[0]) -> str:
 
 
 def _found(item: RankedImage, look: Look) -> str:
-    person = {-1: "junk", 0: "distractor"}.get(item.pid, f"person {item.pid}")
     mark = "✓" if item.correct else "✗"
-    caption = f"{item.rank} <b>{mark}</b> {item.distance:.3f}<br>{person}<br>camera {item.camid}"
+    where = f"{escape(item.person)}<br>camera {escape(item.camera)}"
+    caption = f"{item.rank} <b>{mark}</b> {item.distance:.3f}<br>{where}"
     return shot("right" if item.correct else "wrong", item.image, caption, item.key, look)
 
 

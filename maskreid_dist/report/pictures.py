@@ -16,13 +16,13 @@ GREEN, RED, GREY = "#1a8f3c", "#c8322b", "#888888"
 
 @dataclass(frozen=True, eq=False)
 class RankedImage:
-    """One gallery image of a ranked list; `rank` counts from 1."""
+    """One gallery image of a ranked list; `rank` counts from 1. person, camera: as people are told."""
 
     image: Image.Image
     distance: float
     correct: bool
-    pid: int
-    camid: int
+    person: str
+    camera: str
     key: str
     rank: int
 
@@ -36,13 +36,13 @@ class RankedQuery:
     heading: str
     image: Image.Image
     masked: Image.Image
-    pid: int
-    camid: int
+    person: str
+    camera: str
     key: str
     average_precision: float
     ranked: tuple[RankedImage, ...]
     first_rank: int
-    first_camera: int
+    first_camera: str
     mask: str
 
 
@@ -88,7 +88,7 @@ def ranked_list_figure(queries: Sequence[RankedQuery], path: Path) -> None:
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
-        _draw(row[0], query.image, f"query\ncam {query.camid}", GREY, 1.0)
+        _draw(row[0], query.image, f"query\ncam {query.camera}", GREY, 1.0)
         _draw(row[1], query.masked, "mask-cut", GREY, 1.0)
         row[0].set_ylabel(f"{query.heading}\nAP {100 * query.average_precision:.0f} %", fontsize=9)
         for axis, found in zip(row[2:], _nearest(query), strict=False):
@@ -96,7 +96,7 @@ def ranked_list_figure(queries: Sequence[RankedQuery], path: Path) -> None:
             _draw(
                 axis,
                 found.image,
-                f"{mark} {found.distance:.3f}\ncam {found.camid}",
+                f"{mark} {found.distance:.3f}\ncam {found.camera}",
                 GREEN if found.correct else RED,
                 3.0,
             )

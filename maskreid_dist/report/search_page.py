@@ -20,8 +20,8 @@ class FoundImage:
 
     image: Image.Image | None
     key: str
-    pid: int
-    camid: int
+    person: str
+    camera: str
     similarity: float
     probability: float | None = None
 
@@ -59,7 +59,8 @@ def _query(query: SearchedImage, look: page.Look) -> str:
 
 
 def _found(rank: int, item: FoundImage, look: page.Look) -> str:
-    caption = f"{rank} <b>{item.similarity:.3f}</b><br>person {item.pid}<br>camera {item.camid}"
+    where = f"{escape(item.person)}<br>camera {escape(item.camera)}"
+    caption = f"{rank} <b>{item.similarity:.3f}</b><br>{where}"
     if item.probability is not None:
         caption += f"<br>match {100 * item.probability:.0f} %"
     if item.image is None:

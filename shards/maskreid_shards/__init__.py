@@ -31,6 +31,7 @@ from .mask_quality import JudgedMask, MaskQuality, QualityReport, judge_masks
 from .masks.options import MaskKind, MaskOptions, place_masks
 from .masks.policy import MaskReport, OnBadMask
 from .merging import merge_shards
+from .names import SourceNames
 from .parts import PartReport, convert_part, finish_parts
 from .plan import Draws, FewImages, Plan, PlanSummary, augmentation_key
 from .reading import RawPair, ShardSet, Split, open_shards
@@ -91,6 +92,7 @@ __all__ = [
     "ShardSet",
     "ShardStream",
     "Source",
+    "SourceNames",
     "Split",
     "StreamPlan",
     "augmentation_key",

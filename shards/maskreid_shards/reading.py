@@ -25,6 +25,7 @@ from .manifest import (
     parse_manifest,
     read_manifest,
 )
+from .names import SourceNames
 from .opening import MANIFEST_BYTES, PICTURE_BYTES, regular_only
 from .stores.cache import CachedStore
 from .stores.fsspec_store import FsspecStore
@@ -197,6 +198,11 @@ class ShardSet:
     def fingerprint(self) -> str:
         """sha256 over everything the folder holds."""
         return self.manifest.fingerprint
+
+    @cached_property
+    def names(self) -> SourceNames:
+        """How the source calls the persons and cameras."""
+        return SourceNames.of(self.manifest.numbering)
 
     def split(self, name: str) -> Split:
         """Always the same object. Raises ShardError for a split that is not there, naming those that are."""

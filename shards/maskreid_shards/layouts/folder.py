@@ -8,6 +8,7 @@ from ..errors import ShardError
 from ..samples import DISTRACTOR_PID, JUNK_PID, Layout
 from .images import IMAGE_SUFFIXES, MASK_SUFFIX, ImageEntry, list_folders, list_images, sources
 from .layumi import OWN_FOLDERS as LAYUMI_FOLDERS
+from .numbering import Numbers, as_mapping, integer
 from .pattern import EXAMPLE, scan_pattern
 
 SPLITS = ("train", "query", "gallery")
@@ -23,10 +24,10 @@ def scan_folder(src: Path, *, camera: str | None = None, pattern: str | None = N
     splits.
 
     Identities are numbered from 1 by the names of their folders, train before the others; query and gallery
-    share them. `camera` is a regular expression with one group, the camera's number, searched in the images'
-    names; without it all cameras are 1. In the gallery, a folder `-1` or `00-1` is junk and `0000` holds
-    distractors, unless a query has that name. With `pattern` the images' names say who and where, in any
-    folders: see `scan_pattern`.
+    share them, and `numbering` keeps the names where they are not their numbers. `camera` is a regular
+    expression with one group, the camera's number, searched in the images' names; without it all cameras are
+    1. In the gallery, a folder `-1` or `00-1` is junk and `0000` holds distractors, unless a query has that
+    name. With `pattern` the images' names say who and where, in any folders: see `scan_pattern`.
 
     Raises ShardError: no image, a name in which no camera is found, a name in train and in test, a name
     that means junk or distractors where it cannot.
@@ -43,7 +44,7 @@ def scan_folder(src: Path, *, camera: str | None = None, pattern: str | None = N
     names = {split: list_folders(src, folder) for split, folder in parts.items()}
     for split, identities in names.items():
         _check_meanings(src / parts[split], split, identities, set(names.get("query", ())))
-    pid_of = _numbered(src, names)
+    pids = _numbered(src, names)
     strays: list[str] = []
     empty: list[str] = []
     splits = {}
@@ -56,7 +57,7 @@ def scan_folder(src: Path, *, camera: str | None = None, pattern: str | None = N
             empty += [place] * (not images)
             for name in images:
                 camid = _camera(src / folder / identity / name, cameras)
-                entry = ImageEntry(folder, f"{identity}/{name}", pid_of[split, identity], camid)
+                entry = ImageEntry(folder, f"{identity}/{name}", _pid(identity, pids), camid)
                 found.append(replace(entry, identity=identity))
         if not found:
             raise ShardError(f"{src / folder}: no image in a folder per identity below it{_hint(src, parts)}")
@@ -66,9 +67,10 @@ def scan_folder(src: Path, *, camera: str | None = None, pattern: str | None = N
         "folder",
         splits,
         tuple(strays),
-        notes=_notes(names, empty),
+        notes=(*_notes(names, empty), *pids.note("identities")),
         searched=(src,),
         roots=(src, src.with_name(f"{src.name}{MASK_SUFFIX}")),  # without splits, masks are beside the folder
+        numbering=as_mapping({"pid": pids}),
     )
 
 
@@ -95,8 +97,8 @@ def _check_meanings(folder: Path, split: str, names: list[str], queries: set[str
             )
 
 
-def _numbered(src: Path, names: dict[str, list[str]]) -> dict[tuple[str, str], int]:
-    """The pid of each identity of each split, or what its name means."""
+def _numbered(src: Path, names: dict[str, list[str]]) -> Numbers:
+    """The identities' numbers. What means junk or distractors has none."""
     train = sorted(names.get("train", []))
     test = sorted({name for split, found in names.items() if split != "train" for name in found})
     test = [name for name in test if name not in MEANINGS]
@@ -104,8 +106,12 @@ def _numbered(src: Path, names: dict[str, list[str]]) -> dict[tuple[str, str], i
         raise ShardError(
             f"{src}: identity {min(shared)} is in train and in test; test identities need their own names"
         )
-    pid_of = {name: pid for pid, name in enumerate([*train, *test], 1)} | MEANINGS
-    return {(split, name): pid_of[name] for split, found in names.items() for name in found}
+    pid_of = {name: pid for pid, name in enumerate([*train, *test], 1)}
+    return Numbers(pid_of, anew=any(integer(name) != pid for name, pid in pid_of.items()))
+
+
+def _pid(identity: str, pids: Numbers) -> int:
+    return MEANINGS[identity] if identity in MEANINGS else pids.of[identity]
 
 
 def _notes(names: dict[str, list[str]], empty: list[str]) -> tuple[str, ...]:
