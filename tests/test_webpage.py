@@ -11,7 +11,7 @@ from PIL import Image
 
 from browser import CHROMIUM, Page, chromium
 from maskreid_dist.errors import UserError
-from maskreid_dist.gallery import Extractor
+from maskreid_dist.gallery import Extractor, Gallery
 from maskreid_dist.gallery.enrol import enrol
 from maskreid_dist.webpage.runtime import FILES, TARBALL, find_runtime
 from maskreid_dist.webpage.site import MANIFEST, check_page_folder
@@ -111,6 +111,13 @@ def searched(gallery: Path, *words: object) -> list[tuple[str, float]]:
     return [(match["key"], match["similarity"]) for match in json.loads(said)[0]["matches"]]
 
 
+def called(gallery: Path, key: str) -> str:
+    """How the page calls an image."""
+    with Gallery.open(gallery) as opened:
+        row = list(opened.keys).index(key)
+        return f"person {opened.pids[row]}, camera {opened.camids[row]}"
+
+
 def test_the_page_finds_what_search_finds(
     page: Page, extractor: Extractor, gallery: Path, tmp_path: Path
 ) -> None:
@@ -122,6 +129,8 @@ def test_the_page_finds_what_search_finds(
         expected = searched(gallery, *" --mask ".join(map(str, files)).split())
         found = page.value(LIST)[:NEAREST]
         assert [key for key, _ in found] == [key for key, _ in expected]
+        first = called(gallery, expected[0][0])
+        assert page.value("document.querySelector('li span').textContent") == first
         differences = [abs(one[1] - other[1]) for one, other in zip(found, expected, strict=True)]
         assert max(differences) < 1e-4  # between onnxruntime and torch, as maskreid export allows
         alone = "whole picture" in page.value("document.getElementById('mask-note').textContent")

@@ -113,7 +113,7 @@
     picture.alt = picture.title = about.key;
     shown.querySelector("li").dataset.key = about.key;
     place.textContent = similarity.toFixed(4);
-    person.textContent = `person ${about.pid}, camera ${about.camid}`;
+    person.textContent = `${about.person}, camera ${about.camera}`;
     if (facts.calibration) {
       const odds = facts.calibration.slope * similarity + facts.calibration.offset;
       person.textContent += `, match ${(100 / (1 + Math.exp(-odds))).toFixed(0)} %`;

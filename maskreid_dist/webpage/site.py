@@ -24,7 +24,7 @@ from PIL import Image
 from maskreid_dist import __version__
 from maskreid_dist.errors import UserError
 from maskreid_dist.gallery import Extractor, Gallery
-from maskreid_dist.gallery.search import picture_of, split_of
+from maskreid_dist.gallery.search import names_of, picture_of, split_of
 from maskreid_dist.model.network import MEAN_COLOUR
 from maskreid_dist.report.page import as_data
 from maskreid_dist.report.search_page import PLACEHOLDER
@@ -136,7 +136,7 @@ def _rows(contents: Contents) -> Any:
 def _facts(contents: Contents, rows: Any) -> dict[str, Any]:
     gallery, config = contents.gallery, contents.extractor.config.data
     split = split_of(gallery)
-    pids, camids = gallery.pids, gallery.camids
+    pids, camids, names = gallery.pids, gallery.camids, names_of(gallery)
     known, segmenter = contents.extractor.calibration, contents.segmenter
     return {
         "size": {
@@ -151,8 +151,8 @@ def _facts(contents: Contents, rows: Any) -> dict[str, Any]:
         "gallery": [
             {
                 "key": gallery.keys[row],
-                "pid": int(pids[row]),
-                "camid": int(camids[row]),
+                "person": names.person(int(pids[row])),
+                "camera": names.camera(int(camids[row])),
                 "picture": as_data(picture_of(gallery, split, row) or PLACEHOLDER),
             }
             for row in rows.tolist()
