@@ -1,5 +1,6 @@
 """Masks that cannot be what they are taken for: refused, changed or replaced, and counted."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -121,4 +122,12 @@ def test_most_masks_replaced_is_the_last_word(tmp_path: Path) -> None:
     status, output = run("convert", "market1501", src, tmp_path / "out", *options, "full")
     last = output.splitlines()[-1]
     assert status == 0 and last.startswith("MOST MASKS WERE BAD, 25 of 39, mostly a label map"), output
-    assert "FULL ONES TOOK THEIR PLACE" in last
+    assert last.endswith("FULL ONES TOOK THEIR PLACE")  # masks there are, so nothing of making them
+    for folder in src.glob("*_seg"):
+        shutil.rmtree(folder)
+    status, output = run("convert", "market1501", src, tmp_path / "without", *options, "full")
+    assert status == 0 and output.splitlines()[-1].endswith(
+        "mostly no mask file: FULL ONES TOOK THEIR PLACE; --segment pose makes masks"
+    )
+    status, output = run("convert", "market1501", src, tmp_path / "refused", "--workers", 1)
+    assert status == 2 and "have missing ones made (--segment pose)" in output

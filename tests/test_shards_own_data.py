@@ -205,7 +205,7 @@ def test_splits_by_folder_or_by_a_group(tmp_path: Path, named: bool) -> None:
         (r"(\d+)", "name a group pid"),
         (r"(?P<pid>\d+)_(?P<cam>\d+)", "name a group pid"),
         (r"(?P<pid>\d+", "missing \\)"),
-        (r"(?P<pid>x\d+)", "no image that .* finds, not even 1_c1_1.jpg"),
+        (r"(?P<pid>x\d+)", r"no image that '\(\?P<pid>x\\d\+\)' finds, not even 1_c1_1.jpg"),
     ],
 )
 def test_patterns_that_do_not_fit(tmp_path: Path, pattern: str, words: str) -> None:

@@ -45,7 +45,11 @@ class BadInputs(ShardError):
         parts = []
         for what, remedy in (
             ("image", "replace them, or leave them out (--on-bad-image skip)"),
-            ("mask", "repair them, or choose what happens to bad masks (--on-bad-mask full or skip)"),
+            (
+                "mask",
+                "repair them, have missing ones made (--segment pose), or choose what happens to bad masks "
+                "(--on-bad-mask full or skip)",
+            ),
         ):
             mine = [bad for bad in self.found if bad.what == what]
             if mine:

@@ -312,12 +312,13 @@ def _read_array(source: Source) -> NDArray[np.uint8]:
 def bad_mask(source: Source, problem: MaskProblem) -> BadInput:
     """The bad mask of an image, for people."""
     where = source.mask_path if source.mask_path is not None else source.path
-    detail = f" ({problem.detail})"
+    detail, remedy = f" ({problem.detail})", "repair it"
     if problem.kind == "missing":
+        remedy = "have it made (--segment pose)"
         found = what_lies_there(source.mask_path) if source.mask_path is not None else ""
         detail = f" ({found})" if found else ""
     message = (
-        f"{where}: mask of {source.name}: {ALL_KINDS[problem.kind]}{detail}; repair it, or choose what "
+        f"{where}: mask of {source.name}: {ALL_KINDS[problem.kind]}{detail}; {remedy}, or choose what "
         "happens to "
         'bad masks (--on-bad-mask): "full" (whole image) or "skip" (leave the image out)'
     )

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 from ..errors import ShardError
 from ..samples import DISTRACTOR_PID, JUNK_PID, Layout
@@ -146,9 +147,11 @@ def _pattern(camera: str | None) -> re.Pattern[str] | None:
     try:
         pattern = re.compile(camera, re.ASCII)
     except re.error as error:
-        raise ShardError(f"camera pattern {camera!r}: {error}") from None
+        raise ShardError(f"camera pattern {quote(camera)}: {error}") from None
     if pattern.groups != 1:
-        raise ShardError(f"camera pattern {camera!r}: write one group, the camera's number, such as _c(\\d+)")
+        raise ShardError(
+            f"camera pattern {quote(camera)}: write one group, the camera's number, such as _c(\\d+)"
+        )
     return pattern
 
 
@@ -158,6 +161,6 @@ def _camera(path: Path, pattern: re.Pattern[str] | None) -> int:
     match = pattern.search(path.name)
     if match is None or not (match[1] or "").isdecimal() or int(match[1]) < 1:
         raise ShardError(
-            f"{path}: no camera (from 1) at {pattern.pattern!r} in the name; rename it or change the pattern"
+            f"{path}: no camera (from 1) at {quote(pattern.pattern)} in the name; rename it or change the pattern"
         )
     return int(match[1])

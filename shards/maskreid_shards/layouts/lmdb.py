@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ..errors import BadImageError, ShardError
@@ -35,9 +36,11 @@ def scan_lmdb(src: Path, *, pattern: str = DEFAULT) -> Layout:
     try:
         compiled = re.compile(pattern, re.ASCII)
     except re.error as error:
-        raise ShardError(f"pattern {pattern!r}: {error}; such as {DEFAULT}") from None
+        raise ShardError(f"pattern {quote(pattern)}: {error}; such as {DEFAULT}") from None
     if "pid" not in compiled.groupindex:
-        raise ShardError(f"pattern {pattern!r}: name a group pid, and if you like camid; such as {DEFAULT}")
+        raise ShardError(
+            f"pattern {quote(pattern)}: name a group pid, and if you like camid; such as {DEFAULT}"
+        )
     found = []
     for key in _keys(place):
         match = compiled.search(key)
@@ -45,7 +48,7 @@ def scan_lmdb(src: Path, *, pattern: str = DEFAULT) -> Layout:
             hint = f", such as '{VIDEO}' where the video stands for the person"
             hint = hint if re.fullmatch(r"\d\d_\d\d_\d{4}_\d{8}", key) else ""
             raise ShardError(
-                f"{place}: the key {key!r} names no identity by {pattern!r}; say what does (--pattern{hint})"
+                f"{place}: the key {key!r} names no identity by {quote(pattern)}; say what does (--pattern{hint})"
             )
         found.append((key, match["pid"], match.groupdict().get("camid") or "1"))
     if not found:

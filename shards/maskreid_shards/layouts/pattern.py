@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from ..errors import ShardError
 from ..samples import DISTRACTOR_PID, JUNK_PID, Layout, Sources
@@ -64,7 +65,7 @@ def scan_pattern(src: Path, pattern: str) -> Layout:
         )
     if not found:
         what = (
-            f"no image that {pattern!r} finds, not even {missed}; change the pattern"
+            f"no image that {quote(pattern)} finds, not even {missed}; change the pattern"
             if missed
             else "no image"
         )
@@ -113,10 +114,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern, re.ASCII)
     except re.error as error:
-        raise ShardError(f"pattern {pattern!r}: {error}; such as {EXAMPLE}") from None
+        raise ShardError(f"pattern {quote(pattern)}: {error}; such as {EXAMPLE}") from None
     if "pid" not in compiled.groupindex or set(compiled.groupindex) - set(GROUPS):
         raise ShardError(
-            f"pattern {pattern!r}: name a group pid, and if you like camid, frame, split; such as {EXAMPLE}"
+            f"pattern {quote(pattern)}: name a group pid, and if you like camid, frame, split; such as {EXAMPLE}"
         )
     return compiled
 

@@ -111,7 +111,10 @@ class MaskReport:
             return []
         done = "FULL ONES TOOK THEIR PLACE" if self.policy == "full" else "THEIR IMAGES WERE LEFT OUT"
         kind = max((kind for kind in self.counts if kind not in CHANGES), key=self.counts.__getitem__)
-        return [f"MOST MASKS WERE BAD, {self.bad} of {self.checked}, mostly {ALL_KINDS[kind]}: {done}"]
+        remedy = "; --segment pose makes masks" if kind == "missing" else ""
+        return [
+            f"MOST MASKS WERE BAD, {self.bad} of {self.checked}, mostly {ALL_KINDS[kind]}: {done}{remedy}"
+        ]
 
 
 def check_policy(policy: str) -> None:
