@@ -161,6 +161,7 @@ def _camera(path: Path, pattern: re.Pattern[str] | None) -> int:
     match = pattern.search(path.name)
     if match is None or not (match[1] or "").isdecimal() or int(match[1]) < 1:
         raise ShardError(
-            f"{path}: no camera (from 1) at {quote(pattern.pattern)} in the name; rename it or change the pattern"
+            f"{path}: no camera (from 1) at {quote(pattern.pattern)} in the name; rename it or change the "
+            "pattern"
         )
     return int(match[1])

@@ -48,7 +48,8 @@ def scan_lmdb(src: Path, *, pattern: str = DEFAULT) -> Layout:
             hint = f", such as '{VIDEO}' where the video stands for the person"
             hint = hint if re.fullmatch(r"\d\d_\d\d_\d{4}_\d{8}", key) else ""
             raise ShardError(
-                f"{place}: the key {key!r} names no identity by {quote(pattern)}; say what does (--pattern{hint})"
+                f"{place}: the key {key!r} names no identity by {quote(pattern)}; say what does "
+                f"(--pattern{hint})"
             )
         found.append((key, match["pid"], match.groupdict().get("camid") or "1"))
     if not found:

@@ -117,7 +117,8 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise ShardError(f"pattern {quote(pattern)}: {error}; such as {EXAMPLE}") from None
     if "pid" not in compiled.groupindex or set(compiled.groupindex) - set(GROUPS):
         raise ShardError(
-            f"pattern {quote(pattern)}: name a group pid, and if you like camid, frame, split; such as {EXAMPLE}"
+            f"pattern {quote(pattern)}: name a group pid, and if you like camid, frame, split; such as "
+            f"{EXAMPLE}"
         )
     return compiled
 
