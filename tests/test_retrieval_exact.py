@@ -25,6 +25,7 @@ from maskreid_dist.retrieval import (
     evaluate_retrieval,
     good_images,
     tile,
+    whole_lists,
 )
 from maskreid_dist.retrieval.counting_compared import ComparedPlaces, compared_bounds
 from maskreid_dist.retrieval.counting_sorted import _find
@@ -42,6 +43,7 @@ from maskreid_dist.retrieval.distance import (
     row_norms,
 )
 from maskreid_dist.retrieval.inputs import ImageSet, image_set
+from maskreid_dist.retrieval.pairs import GalleryIndex, block_pairs
 from test_retrieval import slow
 
 Array = NDArray[Any]
@@ -252,20 +254,23 @@ def hard_features(kind: str, rng: np.random.Generator, count: int, dims: int) ->
 
 
 @settings(max_examples=60, deadline=None)
-@example(kind="collapsed", dtype=torch.float64, metric="cosine", dims=33, identities=2, few_good=0, seed=1)
+@example(kind="collapsed", dtype=torch.float64, metric="cosine", dims=33, identities=2, way="sorted", seed=1)
+@example(
+    kind="one ulp apart", dtype=torch.float32, metric="cosine", dims=33, identities=2, way="whole", seed=1
+)
 @given(
     kind=st.sampled_from(KINDS),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     metric=st.sampled_from(["cosine", "euclidean"]),
     dims=st.sampled_from([1, 2, 7, 33]),
     identities=st.sampled_from([2, 12]),
-    few_good=st.sampled_from([0, 1000]),
+    way=st.sampled_from(["sorted", "compared", "whole"]),
     seed=st.integers(0, 10_000),
 )
 def test_near_ties_are_in_the_order_of_float64(
-    kind: str, dtype: torch.dtype, metric: Metric, dims: int, identities: int, few_good: int, seed: int
+    kind: str, dtype: torch.dtype, metric: Metric, dims: int, identities: int, way: str, seed: int
 ) -> None:
-    """Places are sorted with few_good 0, compared with 1000."""
+    """Places of each tile are sorted or compared, or those of whole lists sorted."""
     rng = np.random.default_rng(seed)
     q, g = hard_features(kind, rng, 6, dims), hard_features(kind, rng, 70, dims)
     q[:2] = g[:2]
@@ -279,7 +284,9 @@ def test_near_ties_are_in_the_order_of_float64(
     distance = np.array([[defined_distance(a, b, metric) for b in rows[1]] for a in rows[0]])
     cmc, hits, trapezoid, inp, valid = slow(distance, qp, qc, gp, gc)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(counting, "_FEW_GOOD", few_good)
+        patched.setattr(counting, "_FEW_GOOD", 0 if way == "sorted" else 1000)
+        patched.setattr(evaluate, "sorts_whole_lists", lambda *_: way == "whole")
+        patched.setattr(whole_lists, "_OPEN_SHARE", 1)  # never given up
         found = evaluate_retrieval(q, qp, qc, g, gp, gc, metric=metric)
     assert np.array_equal(found.cmc, cmc) and found.mAP == hits and found.valid_queries == valid
     assert found.mAP_trapezoid == pytest.approx(trapezoid, abs=1e-14)
@@ -300,6 +307,7 @@ def test_neither_precision_nor_merging_changes_a_bit(
     monkeypatch: pytest.MonkeyPatch, metric: Metric, kind: str
 ) -> None:
     """Many good images a query, distances of identities as blocks or as pairs, items in small chunks."""
+    monkeypatch.setattr(evaluate, "sorts_whole_lists", lambda *_: False)
     data = few_persons(kind, 0, 40, 900, 2)
     whole = evaluate_retrieval(*data, metric=metric)
     monkeypatch.setattr(evaluate, "GALLERY_TILE", 400)
@@ -321,6 +329,7 @@ def test_sorting_exact_distances_changes_no_bit(
     monkeypatch: pytest.MonkeyPatch, metric: Metric, kind: str
 ) -> None:
     """Whole blocks of them, of merged copies too; rows one ulp apart go there by themselves."""
+    monkeypatch.setattr(evaluate, "sorts_whole_lists", lambda *_: False)
     data = few_persons(kind, 1, 30, 500, 4)
     monkeypatch.setattr(counting, "_SORTED_SHARE", 2)
     whole = evaluate_retrieval(*data, metric=metric)
@@ -340,6 +349,42 @@ def test_sorting_exact_distances_changes_no_bit(
     monkeypatch.setattr(counting, "_SORTED_SHARE", -1)
     blocks.clear()
     assert same(evaluate_retrieval(*data, metric=metric), whole) and len(blocks) == 2
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sorting_whole_lists_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, metric: Metric, kind: str
+) -> None:
+    """Given up or not, in small tiles, with operands made anew, and where later blocks are counted."""
+    data = few_persons(kind, 2, 30, 600, 3)
+    monkeypatch.setattr(evaluate, "QUERY_BLOCK", 8)
+    found = [evaluate_retrieval(*data, metric=metric)]
+    monkeypatch.setattr(whole_lists, "_TILE", 70)
+    monkeypatch.setattr(whole_lists, "_HELD_ELEMENTS", 0)
+    monkeypatch.setattr(whole_lists, "_OPEN_SHARE", 1)
+    found.append(evaluate_retrieval(*data, metric=metric))
+    whole_ranks, blocks = whole_lists.WholeLists.ranks, iter(range(100))
+    monkeypatch.setattr(
+        whole_lists.WholeLists, "ranks", lambda *args: whole_ranks(*args) if next(blocks) < 2 else None
+    )
+    found.append(evaluate_retrieval(*data, metric=metric))
+    assert next(blocks) == 3
+    monkeypatch.setattr(evaluate, "sorts_whole_lists", lambda *_: False)
+    counted = evaluate_retrieval(*data, metric=metric)
+    assert all(same(one, counted) for one in found)
+
+
+def test_whole_lists_are_sorted_where_good_images_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, qp, qc, g, gp, gc = few_persons("apart", 0, 30, 600, 3)
+    sides = (image_set("query", q, qp, qc, metric="cosine"), image_set("gallery", g, gp, gc, metric="cosine"))
+    pairs = [block_pairs(qp, qc, GalleryIndex.build(gp, gc))]
+    good = len(pairs[0].good_row) / 30
+    assert good >= whole_lists.MANY_GOOD and whole_lists.sorts_whole_lists(*sides, pairs)
+    for name, value in (("MANY_GOOD", good + 1), ("MANY_SHARE", (good + 1) / 600), ("_LARGEST_GALLERY", 599)):
+        with monkeypatch.context() as patched:
+            patched.setattr(whole_lists, name, value)
+            assert not whole_lists.sorts_whole_lists(*sides, pairs)
 
 
 def test_a_product_in_bfloat16_is_not_taken_for_one_in_float32() -> None:

@@ -15,10 +15,11 @@ from maskreid_dist.retrieval.fused_counting import FusedCounter, side_by_side
 from maskreid_dist.retrieval.good_images import GoodImages, local_good_distances, order_good_images
 from maskreid_dist.retrieval.group import GalleryLabels, share_labels, sum_over_ranks
 from maskreid_dist.retrieval.inputs import Features, Ids, ImageSet, both_sides, part
-from maskreid_dist.retrieval.pairs import GalleryIndex, IntArray, block_pairs
+from maskreid_dist.retrieval.pairs import BlockPairs, GalleryIndex, IntArray, block_pairs
 from maskreid_dist.retrieval.result import AP_NAMES, ApName, RetrievalResult
 from maskreid_dist.retrieval.scores import average_precisions, cmc_curve
 from maskreid_dist.retrieval.tile import LARGEST_TILE, Tile
+from maskreid_dist.retrieval.whole_lists import WholeLists, sorts_whole_lists
 from maskreid_kernels.options import check_group
 
 QUERY_BLOCK = 128
@@ -90,14 +91,40 @@ def check_options(ap: object, max_rank: object) -> None:
 def _rank_good_images(
     query: ImageSet, gallery: ImageSet, labels: GalleryLabels, metric: Metric, group: dist.ProcessGroup | None
 ) -> tuple[list[IntArray], IntArray]:
-    """For every query the ascending ranks of its good images (empty: none) and the length of its list.
+    """For every query the ascending ranks of its good images (empty: none) and the length of its list."""
+    blocks = [part(query, start, start + QUERY_BLOCK) for start in range(0, len(query), QUERY_BLOCK)]
+    pairs = [block_pairs(block.pids, block.camids, labels.gallery) for block in blocks]
+    ranks: list[IntArray] = []
+    counted = 0  # blocks
+    if len(gallery) == len(labels.gallery.pids) and sorts_whole_lists(query, gallery, pairs):
+        lists = WholeLists(query, gallery, metric, QUERY_BLOCK)
+        for block, block_pair in zip(blocks, pairs, strict=True):
+            found = lists.ranks(block, block_pair)
+            if found is None:  # and the next block is like this one
+                break
+            ranks += found
+            counted += 1
+        del lists
+    if counted < len(blocks):
+        ranks += _count_before_good(query, blocks[counted:], pairs[counted:], gallery, labels, metric, group)
+    return ranks, np.concatenate([block_pair.listed_B for block_pair in pairs])
+
+
+def _count_before_good(
+    query: ImageSet,
+    blocks: list[ImageSet],
+    pairs: list[BlockPairs],
+    gallery: ImageSet,
+    labels: GalleryLabels,
+    metric: Metric,
+    group: dist.ProcessGroup | None,
+) -> list[IntArray]:
+    """The ranks by counting what comes before each good image; blocks: of all queries, or on a CPU of some.
 
     Two all-reduces, of one number per good image each; all ranks hold the same
     labels, so all agree on their number.
     """
     device = query.features.device
-    blocks = [part(query, start, start + QUERY_BLOCK) for start in range(0, len(query), QUERY_BLOCK)]
-    pairs = [block_pairs(block.pids, block.camids, labels.gallery) for block in blocks]
     distances = [
         local_good_distances(block, gallery, labels.offset, block_pair, metric)
         for block, block_pair in zip(blocks, pairs, strict=True)
@@ -124,8 +151,7 @@ def _rank_good_images(
         for counts, whole in zip(before, total.split([c.numel() for c in before]), strict=True)
         for row in whole.view_as(counts).numpy()
     ]
-    ranks = [row[:number] + np.arange(1, number + 1) for row, number in zip(before_Q, number_Q, strict=True)]
-    return ranks, np.concatenate([block_pair.listed_B for block_pair in pairs])
+    return [row[:number] + np.arange(1, number + 1) for row, number in zip(before_Q, number_Q, strict=True)]
 
 
 def _count(
