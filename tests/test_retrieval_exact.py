@@ -162,6 +162,22 @@ def test_a_bound_that_is_compared_lies_beyond_what_is_proven(place: float, power
         assert high > (float(place_11) + bound) * precision.steps
 
 
+@pytest.mark.parametrize("few_values", [0, 64])
+def test_ties_with_exact_distances_are_counted_by_position(
+    few_values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Distances one by one, and all by one search; good images of one distance, nearest and farthest ones."""
+    monkeypatch.setattr(counting, "_FEW_VALUES", few_values)
+    generator = np.random.default_rng(0)
+    for values in (1, 5, 40):
+        distance = generator.integers(0, values, 200) / 8
+        position = generator.integers(0, 201, 60)
+        good = np.sort(generator.integers(-1, values + 1, 60)) / 8
+        found = counting._before(distance, np.sort(distance), good, position)
+        for value, at, before in zip(good, position, found, strict=True):
+            assert before == (distance < value).sum() + (distance[:at] == value).sum()
+
+
 def near_copies(dims: int, dtype: torch.dtype, spread: float) -> tuple[Tensor, Tensor]:
     """Queries, and rows that differ from them by little or in length only: cancellation at its worst."""
     generator = torch.Generator().manual_seed(1)
