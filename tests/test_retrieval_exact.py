@@ -435,6 +435,10 @@ def _on_two_ranks(rank: int, world: int, results: Path) -> None:
         for metric in ("cosine", "euclidean"):
             found = evaluate_retrieval(q, qp, qc, *mine, metric=metric, group=dist.group.WORLD)
             lines.append(str(same(found, evaluate_retrieval(*data, metric=metric))))
+    q, qp, qc, *rest = data = few_persons("apart", 0, 30, 600, 3)  # whole lists, of one process
+    mine = tuple(array[: 0 if rank else None] for array in rest)
+    found = evaluate_retrieval(q, qp, qc, *mine, group=dist.group.WORLD)
+    lines.append(str(same(found, evaluate_retrieval(*data))))
     q, qp, qc, g, gp, gc = copies()
     broken, other = g[part].copy(), q.copy()
     broken[5, 3] = np.nan if rank == 1 else broken[5, 3]
@@ -450,10 +454,10 @@ def _on_two_ranks(rank: int, world: int, results: Path) -> None:
 def test_copies_across_ranks_and_an_error_on_one_of_them(tmp_path: Path) -> None:
     run_ranks(_on_two_ranks, 2, tmp_path, tmp_path)
     first, second = ((tmp_path / f"{rank}.txt").read_text().splitlines() for rank in range(2))
-    assert first[:4] == second[:4] == ["True"] * 4
-    assert first[4:] == second[4:]
-    assert first[4].startswith("rank 1 of the group: gallery features") and "first row 5" in first[4]
-    assert first[5].startswith("the ranks' options differ: rank 1 of the group has query='")
+    assert first[:5] == second[:5] == ["True"] * 5
+    assert first[5:] == second[5:]
+    assert first[5].startswith("rank 1 of the group: gallery features") and "first row 5" in first[5]
+    assert first[6].startswith("the ranks' options differ: rank 1 of the group has query='")
 
 
 def _raised(arguments: Iterable[Any], **options: Any) -> str:

@@ -1,5 +1,6 @@
 """evaluate_retrieval: exact CMC, mAP and mINP in memory O(tile), on one process or
-with a gallery spread over ranks."""
+with a gallery spread over ranks. Where whole lists are sorted (`whole_lists.py`), those of a block are held.
+"""
 
 import importlib.util
 from typing import Literal, cast
@@ -96,7 +97,8 @@ def _rank_good_images(
     pairs = [block_pairs(block.pids, block.camids, labels.gallery) for block in blocks]
     ranks: list[IntArray] = []
     counted = 0  # blocks
-    if len(gallery) == len(labels.gallery.pids) and sorts_whole_lists(query, gallery, pairs):
+    alone = group is None or dist.get_world_size(group) == 1
+    if alone and sorts_whole_lists(query, gallery, pairs):
         lists = WholeLists(query, gallery, metric, QUERY_BLOCK)
         for block, block_pair in zip(blocks, pairs, strict=True):
             found = lists.ranks(block, block_pair)
