@@ -41,7 +41,7 @@ help:
 	@echo "make launch-counts  launches of each loss, forward and backward, counted without a GPU"
 	@echo "make gpu-cache PYTHON=...  compile what the Triton tests run on a GPU into dist/gpu-cache.tar.xz"
 	@echo "make gpu     on a CUDA machine: the kernels' tests and figures (kernels/bench/GPU.md)"
-	@echo "make wheels  build the three distributions into dist/ and check them"
+	@echo "make wheels  build the four distributions into dist/ and check them"
 	@echo "make wheels-alone  the wheels in empty environments of Python 3.11 to 3.13: install, doctor, demo, search"
 	@echo "make clean   remove the virtual environment and the runs"
 
@@ -175,7 +175,7 @@ gpu:
 
 wheels: $(INSTALLED)
 	rm -rf dist
-	for folder in kernels shards .; do $(BIN)/python -m build --no-isolation --outdir dist $$folder || exit; done
+	for folder in kernels shards shards/walkers .; do $(BIN)/python -m build --no-isolation --outdir dist $$folder || exit; done
 	$(BIN)/twine check --strict dist/*
 
 # Needs no environment but that of the build: it makes its own, with a CPU build of torch.

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from market import write_market
-from maskreid_dist.cli import demo, doctor
+from maskreid_dist.cli import carried, demo, doctor
 from maskreid_dist.cli.app import app
 from maskreid_dist.data.batches import make_plan, open_recipe_shards
 from maskreid_dist.recipe import load_recipe
@@ -148,11 +148,35 @@ def test_the_demo_finds_the_shards_of_its_own_checkout(
     assert demo.with_shards(recipe, [], "https://host/s") == ["data.shards=https://host/s"]
 
 
-def test_an_installed_demo_says_where_its_shards_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to stand in, and no checkout: the folder is returned."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "CHECKOUT", tmp_path)  # of an installed package there is none
+    for module in (demo, carried):
+        monkeypatch.setattr(module, "CHECKOUT", tmp_path / "site-packages")
+    return tmp_path
+
+
+def test_an_installed_demo_says_what_brings_its_shards(installed: Path) -> None:
     assert demo.own_recipe() == demo.COPY
-    said = maskreid("demo", status=2)
-    assert "--shards DIR" in said and said.count("\n") == 1
-    assert "no such folder" not in said and list(tmp_path.iterdir()) == []
+    for command in (("demo",), ("demo", "--pretrained"), ("bench", "mixing")):
+        said = maskreid(*command, status=2)
+        assert "pip install 'maskreid-dist[walkers]'" in said and "--shards DIR" in said
+        assert said.count("\n") == 1 and list(installed.iterdir()) == []
     assert "none" in maskreid("demo", "--shards", "none", status=2)
+    said = maskreid("demo", "--set", "data.shards=elsewhere", status=2)
+    assert "elsewhere: no manifest.json" in said
+    assert findings()["walkers (the demo's data)"]["level"] == "note"
+
+
+def test_an_installed_demo_takes_the_shards_of_their_distribution(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = installed / "packages" / "maskreid_walkers"
+    shutil.copytree(ROOT / "shards" / "walkers", place, copy_function=os.link)
+    monkeypatch.syspath_prepend(str(place.parent))
+    assert demo.with_shards(demo.own_recipe(), ["seed=2"], None) == ["seed=2", f"data.shards={place}"]
+    config = load_recipe(demo.own_recipe(), demo.with_shards(demo.own_recipe(), (), None))
+    assert len(open_recipe_shards(config.data).split("gallery")) == 1844
+    assert json.loads(maskreid("bench", "mixing", "--epochs", 2, "--json"))["rows"]
+    assert findings()["walkers (the demo's data)"]["text"] == str(place)

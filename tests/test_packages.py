@@ -1,4 +1,4 @@
-"""The three distributions belong together, and their READMEs work as package pages."""
+"""The distributions belong together, and their READMEs work as package pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import maskreid_dist
 import wheels_alone
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("kernels", "shards", ".")
+FOLDERS = ("kernels", "shards", ".")  # of code
+WALKERS = "shards/walkers"
 
 
 def project(folder: str) -> dict[str, Any]:
@@ -28,6 +29,8 @@ def test_one_version_one_python_one_licence() -> None:
     assert f"\nversion: {maskreid_dist.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     for key in ("requires-python", "license"):
         assert kernels[key] == shards[key] == trainer[key]
+    assert project(WALKERS)["version"] == maskreid_dist.__version__
+    assert project(WALKERS)["requires-python"] == trainer["requires-python"]
     for folder in ("kernels", "shards"):  # each archive carries the licence, which is one
         assert (ROOT / folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
@@ -45,7 +48,7 @@ def test_the_package_carries_the_demos_recipe() -> None:
     assert copy.read_text() == (ROOT / "launch" / "recipes" / "walkers_demo.toml").read_text()
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", (*FOLDERS, WALKERS))
 def test_links_of_a_package_page_are_absolute(folder: str) -> None:
     text = (ROOT / folder / project(folder)["readme"]).read_text()
     targets = re.findall(r"\]\(([^)]+)\)", text)
@@ -65,6 +68,26 @@ def test_the_wheel_carries_the_pretrained_network_with_its_card() -> None:
     names = ("README.md", "manifest.json", "weights.safetensors")
     assert {f"maskreid_dist/pretrained/walkers/{name}" for name in names} <= files
     assert "maskreid_dist/README.md" not in files
+
+
+def test_the_walkers_are_a_distribution_of_their_own_with_their_own_licences() -> None:
+    """Its wheel is the shard folder, whole."""
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    files = {
+        Path(file.path).relative_to(ROOT / WALKERS): file.distribution_path
+        for file in wheel.WheelBuilder(str(ROOT / WALKERS)).recurse_included_files()
+    }
+    licences = {Path("LICENSE"), Path("LICENSE.masks")}  # among the wheel's metadata
+    there = {path.relative_to(ROOT / WALKERS) for path in (ROOT / WALKERS).rglob("*") if path.is_file()}
+    assert set(files) == there - licences - {Path("pyproject.toml")}
+    assert all(name == f"maskreid_walkers/{path}" for path, name in files.items())
+    about = project(WALKERS)
+    assert about["license"] == "GPL-3.0-or-later AND CC0-1.0" and "dependencies" not in about
+    assert {Path(name) for name in about["license-files"]} == licences
+    named = [(ROOT / WALKERS / name).read_text() for name in about["license-files"]]
+    assert "GNU GENERAL PUBLIC LICENSE" in named[0] and "CC0 1.0 Universal" in named[1]
+    (extra,) = project(".")["optional-dependencies"]["walkers"]
+    assert extra.startswith("maskreid-walkers>=")
 
 
 def test_the_wheels_are_tried_with_every_python_that_is_here(

@@ -1,4 +1,4 @@
-"""The three wheels in an empty environment, as a new user has them: a Python each.
+"""The four wheels in an empty environment, as a new user has them: a Python each.
 
     python tests/wheels_alone.py [--python NAME ...] [--torch REQUIREMENT] [--quick] [--whole] [--keep FOLDER]
 
@@ -8,11 +8,11 @@ torchvision, then the wheels of dist/, at the versions of constraints.txt. Which
 finds: on Linux the CUDA build, 5 GB, unless pip is pointed at PyTorch's CPU wheels (PIP_INDEX_URL,
 PIP_EXTRA_INDEX_URL) or `--torch torch==VERSION+cpu` names one.
 
-In a folder outside of the checkout, with a training script of its own that must not run: import of the three,
-their versions, a loss in a plain loop, `maskreid doctor`, `maskreid init`, a demo of a few steps, and ranked
-lists of crops in a folder. `--quick`, as in CI: what the environment of this program has of torch,
-torchvision, Triton and CUDA's libraries, and that Python can use, is linked and not fetched, and the first
-Python alone runs the demo.
+In a folder outside of the checkout, with a training script of its own that must not run: import of the three
+with code, versions, a loss in a plain loop, `maskreid doctor`, `maskreid init`, a demo of a few steps on the
+fourth's data, and ranked lists of crops in a folder. `--quick`, as in CI: what the environment of this
+program has of torch, torchvision, Triton and CUDA's libraries, and that Python can use, is linked and not
+fetched, and the first Python alone runs the demo.
 
 `--whole`, some 15 minutes a Python on two idle cores: what the README promises a new user, with its seconds:
 the whole demo; crops in a folder, without masks, to ranked lists; a data set in Market-1501's layout to a
@@ -40,14 +40,13 @@ from kernels_alone import ROOT, AloneError, Environment, mib
 OTHERS = {"python3.11", "python3.12", "python3.13"} - {"python{}.{}".format(*sys.version_info)}
 PYTHONS = (sys.executable, *sorted(OTHERS))
 LARGE = re.compile("torch|torchvision|triton|nvidia-.*|cuda-.*")
-SHARDS = ROOT / "shards" / "walkers"
 LOOP = """
 import importlib.metadata, pathlib, sys
 import torch, maskreid_dist, maskreid_kernels, maskreid_shards
 import maskreid_dist.cli.app
 for package in (maskreid_dist, maskreid_kernels, maskreid_shards):
     assert "site-packages" in package.__file__, package.__file__
-names = ("maskreid-dist", "maskreid-kernels", "maskreid-shards")
+names = ("maskreid-dist", "maskreid-kernels", "maskreid-shards", "maskreid-walkers")
 versions = {importlib.metadata.version(name) for name in names}
 assert versions == {maskreid_dist.__version__}, versions
 torch.manual_seed(0)
@@ -101,8 +100,8 @@ class Failed(Exception):
 def wheels() -> list[Path]:
     """Raises AloneError where they were not built."""
     found = sorted((ROOT / "dist").glob("maskreid_*.whl"))
-    if len(found) != 3:
-        raise AloneError(f"{len(found)} wheels in {ROOT / 'dist'}, not three; make wheels builds them")
+    if len(found) != 4:
+        raise AloneError(f"{len(found)} wheels in {ROOT / 'dist'}, not four; make wheels builds them")
     return found
 
 
@@ -139,6 +138,7 @@ class User:
 
     def __init__(self, environment: Environment, folder: Path) -> None:
         self.bin, self.folder = environment.bin, folder
+        self.shards = environment.site / "maskreid_walkers"
         (folder / "launch").mkdir(parents=True)
         (folder / "launch" / "train.py").write_text("raise SystemExit('the script of the folder was run')")
 
@@ -154,8 +154,8 @@ class User:
 
     def is_promised(self) -> None:
         """The README's promises, with its commands."""
-        self.does("(a) maskreid demo", "maskreid", "demo", "--shards", SHARDS)
-        self.does("(pictures in folders)", "python", "-c", PICTURES, SHARDS)
+        self.does("(a) maskreid demo", "maskreid", "demo")
+        self.does("(pictures in folders)", "python", "-c", PICTURES, self.shards)
         crops = len(list((self.folder / "own-crops").iterdir()))
         made = ("own-crops", "own", "--segment", "pose", "--on-bad-mask", "full", "--pattern", PATTERN)
         self.does(f"(b) maskreid convert folder, {crops} crops", "maskreid", "convert", "folder", *made)
@@ -178,11 +178,11 @@ class User:
             raise Failed(f"maskreid doctor: {bad}")
         if demo:
             settings = [word for setting in SETTINGS for word in ("--set", setting)]
-            self.does("maskreid demo, 4 steps", "maskreid", "demo", "--shards", SHARDS, *settings)
+            self.does("maskreid demo, 4 steps", "maskreid", "demo", *settings)
             if not (self.folder / "runs" / "demo" / "report.html").stat().st_size:
                 raise Failed("maskreid demo: no report")
-        self.does("maskreid init", "maskreid", "init", SHARDS, "first.toml")
-        self.does("(crops in a folder)", "python", "-c", CROPS, SHARDS)
+        self.does("maskreid init", "maskreid", "init", self.shards, "first.toml")
+        self.does("(crops in a folder)", "python", "-c", CROPS, self.shards)
         crops = sorted((self.folder / "crops").iterdir())
         network = "pretrained:walkers"
         for person in (0, 1):

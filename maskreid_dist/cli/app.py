@@ -122,7 +122,8 @@ def demo(
     shards: Annotated[
         str | None,
         typer.Option(
-            help="The repository's folder shards/walkers, or a URL of it; needed outside of a checkout.",
+            help="The folder shards/walkers or a URL of it. Default: the checkout's, or that of "
+            "maskreid-dist[walkers].",
             show_default=False,
         ),
     ] = None,

@@ -1,7 +1,7 @@
 """`maskreid demo`: the whole path on the data set that the repository carries.
 
-Its recipe comes with the package. The shards, 25 MB of pictures under a licence of their own, do not: they
-are the folder that the recipe names, that of the package's own checkout, or what --shards says.
+Its recipe comes with the package. The shards, pictures under a licence of their own, are the folder that the
+recipe names, or where `carried_shards` finds them, or what --shards says.
 """
 
 import time
@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from maskreid_dist import exit_status
+from maskreid_dist.cli.carried import CHECKOUT, carried_shards
 from maskreid_dist.cli.launcher import launch_training
 from maskreid_dist.config import Config
 from maskreid_dist.data.batches import open_recipe_shards, recipe_plan
-from maskreid_dist.errors import UserError
 from maskreid_dist.evaluation.evaluate import (
     Ranked,
     check_queries,
@@ -35,7 +35,6 @@ from maskreid_dist.run_directory import CHECKPOINTS
 from maskreid_dist.terminal import Terminal, say
 from maskreid_shards import ShardSet
 
-CHECKOUT = Path(__file__).resolve().parents[2]  # if this package lies in one
 COPY = Path(__file__).with_name("demo.toml")  # of the recipe, for an installed package
 
 
@@ -51,15 +50,8 @@ def with_shards(recipe: Path, overrides: Sequence[str], shards: str | None) -> l
         location = shards if "://" in shards else str(Path(shards).absolute())
         return [*overrides, f"data.shards={location}"]
     named = load_recipe(recipe, overrides).data.shards
-    if "://" in named or Path(named).exists() or recipe != own_recipe():
-        return list(overrides)
-    carried = CHECKOUT / named
-    if not carried.is_dir():
-        raise UserError(
-            f"{named}: the demo's pictures do not come with the package; fetch the folder shards/walkers of "
-            "the project's repository (25 MB) and name it: maskreid demo --shards DIR"
-        )
-    return [*overrides, f"data.shards={carried}"]
+    found = carried_shards(named)
+    return list(overrides) if found == named else [*overrides, f"data.shards={found}"]
 
 
 def run_demo(

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import typer
 
+from maskreid_dist.cli.carried import carried_shards
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.options import AsJson
+from maskreid_dist.errors import UserError
 from maskreid_dist.terminal import say, say_json
 
 PACKAGES = ("torch", "torchvision", "triton", "deepspeed", "numpy", "pillow", "webdataset")
@@ -29,6 +31,7 @@ EXTRAS = {
     "timm (other trunks)": ("timm",),
     "faiss (search by FAISS)": ("faiss",),
     "export (ONNX, the page)": ("onnx", "onnxruntime", "onnxscript"),
+    "push (the Hub)": ("huggingface_hub",),
     "Weights & Biases": ("wandb",),
     "Trackio": ("trackio",),
     "MLflow": ("mlflow",),
@@ -168,4 +171,8 @@ def _extras() -> list[Finding]:
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         text = f"needs {', '.join(missing)}" if missing else "installed"
         found.append(Finding(part, text, "note" if missing else "ok"))
+    try:
+        found.append(Finding("walkers (the demo's data)", carried_shards()))
+    except UserError:
+        found.append(Finding("walkers (the demo's data)", "needs maskreid_walkers", "note"))
     return found

@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from maskreid_dist.cli.bench.finish import finish
+from maskreid_dist.cli.carried import WALKERS, carried_shards
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.options import AsJson
 from maskreid_dist.terminal import Terminal
@@ -22,7 +23,7 @@ def bench_convert(
         typer.Option(help="Folder in Market-1501's layout. Default: the files inside --shards, extracted."),
     ] = None,
     shards: Annotated[Path, typer.Option(help="Shards to extract where no --source is given.")] = Path(
-        "shards/walkers"
+        WALKERS
     ),
     workers: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable. Default: 1, 2.")] = None,
     runs: Annotated[int, typer.Option(min=1, help="Medians are over these, after one to warm up.")] = 5,
@@ -47,6 +48,7 @@ def bench_convert(
     from maskreid_shards.bench.convert import loose_files, measure_conversion
 
     console = Terminal(quiet=as_json)
+    shards = shards if source else Path(carried_shards(str(shards)))
     with loose_files(source, shards) as folder, console.status("converting"):
         found = [measure_conversion(folder, count, runs) for count in workers or (1, 2)]
     table = Table(title=f"{found[0].pairs} pairs, medians of {runs}")

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from maskreid_dist.cli.bench.finish import finish
+from maskreid_dist.cli.carried import WALKERS, carried_shards
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.options import AsJson
 from maskreid_dist.terminal import Terminal
@@ -14,9 +15,7 @@ from maskreid_dist.terminal import Terminal
 
 @one_line_errors
 def bench_loader(
-    shards: Annotated[Path, typer.Option(help="Shards whose train split is repeated.")] = Path(
-        "shards/walkers"
-    ),
+    shards: Annotated[Path, typer.Option(help="Shards whose train split is repeated.")] = Path(WALKERS),
     pairs: Annotated[
         int, typer.Option(min=64, help="In the repeated data set. Default: Market-1501's.")
     ] = 12936,
@@ -42,6 +41,7 @@ def bench_loader(
 ) -> None:
     """Pairs per second of reading, decoding and augmenting, beside webdataset and
     loose files; memory of a worker."""
+    shards = Path(carried_shards(str(shards)))
     if latency_ms is not None:
         _bench_access(shards, pairs, workers or [0, 2], steps, rounds, latency_ms, output, as_json)
     from maskreid_dist.bench import loader, loader_data, loader_report

@@ -6,6 +6,7 @@ import typer
 from rich.table import Table
 
 from maskreid_dist.cli.bench.finish import finish
+from maskreid_dist.cli.carried import WALKERS, carried_shards
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.options import AsJson
 from maskreid_dist.terminal import Terminal
@@ -13,7 +14,7 @@ from maskreid_dist.terminal import Terminal
 
 @one_line_errors
 def bench_mixing(
-    shards: Annotated[str, typer.Argument(help="A folder or a URL.")] = "shards/walkers",
+    shards: Annotated[str, typer.Argument(help="A folder or a URL.")] = WALKERS,
     identities: Annotated[int, typer.Option(min=2, help="P, over all ranks.")] = 16,
     images: Annotated[int, typer.Option(min=1, help="K.")] = 4,
     world: Annotated[int, typer.Option(min=1, help="Ranks.")] = 1,
@@ -31,7 +32,7 @@ def bench_mixing(
     from maskreid_shards import Plan, StreamPlan, open_shards
     from maskreid_shards.bench.mixing import mixing
 
-    split = open_shards(shards).split("train")
+    split = open_shards(carried_shards(shards)).split("train")
     of_sample = split.index["shard"].astype("int64")
     plan = Plan.pk(split.table, identities=identities, images=images, seed=seed)
     plan.check_world(world)

@@ -19,8 +19,8 @@ from .index import read_index, verify_records
 from .problems import Problem
 from .shard import verify_shard
 
-# What people put beside the shards: documents, which no reader looks at.
-DOCUMENT = re.compile(r"(README|LICENSE|NOTICE)[A-Za-z0-9._-]*|identities\.csv", re.ASCII)
+# What people put beside the shards, and no reader looks at: documents, and what makes the folder a package.
+DOCUMENT = re.compile(r"(README|LICENSE|NOTICE)[A-Za-z0-9._-]*|identities\.csv|pyproject\.toml", re.ASCII)
 _SHARD = re.compile(r"([a-z][a-z0-9_]*)/(\d{6})\.tar", re.ASCII)
 _INDEX = re.compile(r"index/([a-z][a-z0-9_]*)\.npy", re.ASCII)
 
