@@ -16,7 +16,7 @@ help:
 	@echo "make demo    train MaskReID on the shards of this repository and rank their gallery (PRETRAINED=1: no training)"
 	@echo "make test    run the tests"
 	@echo "make docs    build the documentation into dist/site; warnings and dead links are errors"
-	@echo "make docs-pages     write the pages that are made of the code (commands, keys of a recipe, recipes)"
+	@echo "make docs-pages     write what pages say of the code (commands, keys of a recipe, recipes) and of a study's results"
 	@echo "make docs-commands  run the documentation's commands that train (the others are in make test)"
 	@echo "make test-adapters  test the losses in other libraries' calling forms against them, and FAISS's lists"
 	@echo "make retrieval-peers  the exact ranking beside Torchreid, torchmetrics and an argsort; some 4 minutes"

@@ -1,4 +1,5 @@
-"""What is made of the code in docs/: pages of the commands, the keys of a recipe, the table of recipes.
+"""What is made of the code in docs/: pages of the commands, the keys of a recipe, the table of recipes; and
+of committed results, in docs/ and README.md: what a study found.
 
     python tests/generated_pages.py            # write them
     python tests/generated_pages.py --check    # exit status 1 where one is stale; tests do this too
@@ -17,6 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from command_table import Command, Parameter, commands, groups_of_commands
+from generated_results import study_in_brief, study_table
 from maskreid_dist.config import Config
 from maskreid_dist.recipe import load_recipe
 
@@ -41,7 +43,7 @@ def main() -> int:
 def stale_pages() -> dict[Path, str]:
     """The pages that are not as the code says, with what they should be."""
     found = {}
-    for path, (name, part) in {**command_pages(), **other_pages()}.items():
+    for path, (name, part) in {**command_pages(), **other_pages(), **result_pages()}.items():
         before = path.read_text() if path.is_file() else ""
         if (after := replaced(before, name, part)) != before:
             found[path] = after
@@ -216,6 +218,17 @@ def _expected(head: list[str]) -> str:
             break
         lines.append(line)
     return in_cell(" ".join(lines).strip())
+
+
+# Results.
+
+
+def result_pages() -> dict[Path, tuple[str, str]]:
+    table = ROOT / "launch" / "studies" / "results" / "paper_walkers" / "table.md"
+    return {
+        DOCS / "study.md": ("paper_walkers", study_table(table)),
+        ROOT / "README.md": ("paper_walkers", study_in_brief(table)),
+    }
 
 
 # Markdown.

@@ -19,6 +19,7 @@ from checkpoints import SMALL, write_run
 from command_table import commands
 from documentation import PAGES, ROOT, Block, blocks_of, commands_of
 from generated_pages import stale_pages
+from generated_results import study_in_brief
 from market import jpeg, png, write_market
 from maskreid_dist.recipe import validate
 from maskreid_shards import LAYOUTS, convert
@@ -54,6 +55,41 @@ def test_the_generated_pages_are_those_of_the_code() -> None:
     pages = {path.stem for path in (ROOT / "docs" / "commands").iterdir()}
     assert pages - {"index"} == {words[0] for words in TABLE}, "a command has gone: remove its page"
     assert [name_of(path) for path in stale_pages()] == [], "write them: make docs-pages"
+
+
+def test_a_studys_claims_in_brief(tmp_path: Path) -> None:
+    said = "{}: {} (mAP {:+.2f} points, 95 % interval {:+.2f} to {:+.2f}, {}). Paper: (mAP 1 (2))."
+    claims = (
+        said.format("A mask helps", "holds", 4.38, 1.36, 7.2, "3 seeds"),
+        said.format("It is better: always", "does not hold", -9.13, -13.28, -5.17, "2 seeds"),
+        said.format("The pull helps (lambda 2 beside 0)", "undecided", -4.5, -5.9, -3.15, "1 seed"),
+    )
+    (tmp_path / "table.md").write_text(
+        "# paper\n\nPer cent. 6 of 99 trainings are done, 1 of 33 rows with every seed; on: X, 1 thread.\n\n"
+        "| row |\n|---|\n\n## Claims\n\n" + "".join(f"- **c{n}**: {text}\n" for n, text in enumerate(claims))
+    )
+    lines = study_in_brief(tmp_path / "table.md").splitlines()
+    assert lines == [
+        "6 of 99 trainings so far (X, 1 thread). Difference in mAP, points, with its 95 % interval:",
+        "",
+        "- **Holds**: a mask helps (+4.4, +1.4 to +7.2).",
+        "- **Does not hold**: it is better: always (-9.1, -13.3 to -5.2).",
+        "- Of one seed so far, so not judged: 1.",
+    ]
+    (tmp_path / "table.md").write_text(f"- **c**: {claims[0].replace('holds', 'may be')}")
+    with pytest.raises(ValueError):
+        study_in_brief(tmp_path / "table.md")
+
+
+def test_the_demos_figures_are_the_same_on_both_pages() -> None:
+    tables = [
+        re.findall(r"^\| (?:\w.*, .*|untrained.*|\*\*MaskReID.*) \|$", page.read_text(), re.MULTILINE)
+        for page in (ROOT / "README.md", ROOT / "docs" / "recipes.md")
+    ]
+    rows = [
+        [row for row in table if re.fullmatch(r"\|[^|]+(\| \**\d+\.\d\d\** ){6}\|", row)] for table in tables
+    ]
+    assert len(rows[0]) >= 5 and rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -290,7 +326,7 @@ def test_line_lengths() -> None:
     """Of text; tables aside, and what a program writes."""
     docs, pages = ROOT / "docs", "README.md CHANGELOG.md CONTRIBUTING.md LOG.md SECURITY.md".split()
     pages += ["launch/README.md", "shards/README.md", "kernels/README.md", "maskreid_dist/README.md"]
-    generated = {*(docs / "commands").iterdir(), docs / "reference" / "recipe.md"}
+    generated = {*(docs / "commands").iterdir(), docs / "reference" / "recipe.md", docs / "study.md"}
     by_hand = {ROOT / page for page in (*pages, "kernels/bench/GPU.md", "docs/llms.txt")}
     long = [
         f"{name_of(page)}:{number}: {len(line)} columns, more than 110"
