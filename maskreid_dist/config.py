@@ -164,6 +164,8 @@ class ModelConfig(Section):
     width: Annotated[float, Field(gt=0, le=16)] = 1.0  # of the paper's trunk
     embedding_dim: Annotated[int, Field(gt=0, le=65_536)] = 256
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    # At inference: an embedding is the mean of the image's and its mirror image's, for twice the work.
+    with_mirror: bool = False
     # First weights: a safetensors file, a run directory or one of its checkpoints; what has the same name and
     # shape is taken.
     init: Annotated[str, Field(min_length=1)] | None = None

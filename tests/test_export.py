@@ -21,13 +21,15 @@ CONFIG = Config.model_validate(
 )
 
 
+@pytest.mark.parametrize("with_mirror", [False, True])
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
-def test_both_streams_any_batch_and_torchs_embeddings(suffix: str, tmp_path: Path) -> None:
+def test_both_streams_any_batch_and_torchs_embeddings(suffix: str, with_mirror: bool, tmp_path: Path) -> None:
     if suffix == ".onnx":
         pytest.importorskip("onnxscript")
         pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    network = build_network(CONFIG, 3)
+    model = CONFIG.model.model_copy(update={"with_mirror": with_mirror})
+    network = build_network(CONFIG.model_copy(update={"model": model}), 3)
     path = tmp_path / f"network{suffix}"
     difference = export_network(network, CONFIG, path)
     assert difference is not None and difference <= 1e-5

@@ -132,6 +132,24 @@ def test_the_mask_matters_to_the_masked_network_only() -> None:
         assert (not torch.equal(a, b)) == changes
 
 
+def test_with_mirror_an_embedding_is_the_mean_of_both_sides_at_inference_alone() -> None:
+    torch.manual_seed(0)
+    one = MaskReID(ModelConfig(width=0.125), classes=3).eval()
+    both = MaskReID(ModelConfig(width=0.125, with_mirror=True), classes=3).eval()
+    both.load_state_dict(one.state_dict())
+    image, mask = pair(2, 72, 28)
+    with torch.no_grad():
+        sides = [one(image, mask), one(image.flip(3), mask.flip(3))]
+        mean = (sides[0].embedding_BD + sides[1].embedding_BD) / 2
+        output, mirrored = both(image, mask), both(image.flip(3), mask.flip(3))
+        assert not torch.allclose(sides[0].embedding_BD, sides[1].embedding_BD, atol=1e-3)
+        assert torch.allclose(output.embedding_BD, mean / mean.norm(dim=1, keepdim=True), atol=1e-6)
+        assert torch.equal(output.embedding_BD, mirrored.embedding_BD)
+        assert torch.equal(output.logits_BC, sides[0].logits_BC)
+        trained = [network.train()(image, mask).embedding_BD for network in (one, both)]
+    assert torch.equal(*trained)
+
+
 def test_rows_of_the_fusing_layer_are_stripe_means() -> None:
     network = MaskReID(ModelConfig(width=0.125, fusing_rows=3)).eval()
     with torch.no_grad():

@@ -48,10 +48,11 @@ def test_names_and_what_is_refused(tmp_path: Path) -> None:
 
 
 def test_commands_take_it_for_a_run(converted: Path, tmp_path: Path) -> None:
-    worse = ("--mask-damage", "swap=1", "--output", tmp_path / "figures.json")
-    status, said = run("evaluate", WALKERS, converted, *worse)
+    others = ("--mask-damage", "swap=1", "--mirror", "--output", tmp_path / "figures.json")
+    status, said = run("evaluate", WALKERS, converted, *others)
     assert status == 0 and "valid queries" in said and "masks: swap=1," in said, said
-    assert "mAP_hits" in json.loads((tmp_path / "figures.json").read_text())["swap=1"]
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert "mAP_hits" in figures["swap=1"] and "mAP_hits" in figures["with_mirror"]
     status, said = run("evaluate", WALKERS, converted, "--mask-damage", "melt=1")
     assert status == 2 and said.count("\n") == 1 and "melt=1: use erode=N" in said
     status, said = run("embed", WALKERS, converted, tmp_path / "gallery")

@@ -24,7 +24,8 @@ from program import run
 
 HOST = socket.gethostname()
 RERANK = ("--rerank", "--rerank-k1", "4", "--rerank-k2", "2")
-FIGURES = (*RERANK, "--expand-queries", "3", "--intervals", "--camera-pairs", "--mask-damage", "swap=1")
+OTHERS = ("--mask-damage", "swap=1", "--mirror")
+FIGURES = (*RERANK, "--expand-queries", "3", "--intervals", "--camera-pairs", *OTHERS)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ recipe names, or where `carried_shards` finds them, or what --shards says.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,13 +17,13 @@ from maskreid_dist.cli.launcher import launch_training
 from maskreid_dist.config import Config
 from maskreid_dist.data.batches import open_recipe_shards, recipe_plan
 from maskreid_dist.evaluation.evaluate import (
-    Ranked,
     check_queries,
     evaluate_checkpoint,
     percentages,
     print_table,
     rank_histograms,
     rank_network,
+    views,
     write_json,
 )
 from maskreid_dist.evaluation.histogram import HISTOGRAM_BASELINES
@@ -108,7 +109,7 @@ def _show(run: Path, source: Path, opened: ShardSet, console: Terminal) -> None:
     rows = [
         untrained,
         *histograms,
-        Ranked(f"MaskReID, {checkpoint.step} steps", trained.query, trained.gallery, trained.result),
+        replace(trained, name=f"MaskReID, {checkpoint.step} steps{views(config)}"),
     ]
     print_table(console, rows)
     result = trained.result

@@ -101,6 +101,13 @@ def evaluate(
             "repeatable.",
         ),
     ] = None,
+    mirror: Annotated[
+        bool,
+        typer.Option(
+            "--mirror",
+            help="Also with each image's mirror image averaged in; without, where model.with_mirror is set.",
+        ),
+    ] = False,
     distances_on: DistancesOn = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -124,7 +131,8 @@ def evaluate(
         extras = Extras(multiple_query, single_shot, camera_pairs, intervals, verification)
         grown = _grown(distractors, sizes)
         damages = _damages(mask_damage or ())
-        asked = Asked(run, shards, split, cache, ap, cameras, extras, options, expand, grown, damages)
+        how = ap, cameras, extras, options, expand, grown, damages, mirror
+        asked = Asked(run, shards, split, cache, *how)
         _evaluate(asked, ranks, report, output, as_json)
 
     share_work(work)
@@ -153,6 +161,7 @@ class Asked:
     expand: int
     grown: Grown | None
     damages: "Sequence[str]"
+    mirror: bool
 
 
 @dataclass(frozen=True)
@@ -225,6 +234,7 @@ def _evaluated(asked: Asked, ranks: "Ranks", console: Terminal) -> Evaluated | N
         load_network,
         name_of,
         rank_damaged,
+        rank_mirrored,
         rank_network,
     )
     from maskreid_dist.evaluation.extras import extra_figures
@@ -238,11 +248,13 @@ def _evaluated(asked: Asked, ranks: "Ranks", console: Terminal) -> Evaluated | N
     network = load_network(found)
     how = asked.ap, asked.cameras
     ranked = rank_network(name_of(found), network, found.config, shards, console, *how, ranks)
-    worse = rank_damaged(network, asked.damages, found.config, shards, console, *how, ranks)
+    other_views = rank_damaged(network, asked.damages, found.config, shards, console, *how, ranks)
+    if asked.mirror:
+        other_views |= rank_mirrored(network, found.config, shards, console, *how, ranks)
     more = None
     if others is not None:
         more = embed_distractors(network, others, found.config, console, ranks)
-    rows = refined(ranked, shards, *how, asked.rerank, asked.expand, ranks) | worse
+    rows = refined(ranked, shards, *how, asked.rerank, asked.expand, ranks) | other_views
     if not ranks.is_first:
         return None
     growth: dict[int, RetrievalResult] = {}
@@ -277,7 +289,7 @@ def _agree(
     opened = {"shards": shards, **({"distractors": others} if others else {})}
     saved = f"step {checkpoint.step}, weights {checkpoint.weights_sha256[:12]}"
     options = {"--ap": asked.ap, "--cameras": asked.cameras, "the checkpoint": saved}
-    options["--mask-damage"] = " ".join(asked.damages)
+    options |= {"--mask-damage": " ".join(asked.damages), "--mirror": str(asked.mirror)}
     options |= {"--rerank": str(asked.rerank), "--expand-queries": str(asked.expand)}
     ranks.agree(facts_of_evaluation(checkpoint.config, ranks.device, opened, options))
 

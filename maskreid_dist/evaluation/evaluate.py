@@ -183,6 +183,27 @@ def rank_damaged(
     return rows
 
 
+def rank_mirrored(
+    network: ReIDNetwork,
+    config: Config,
+    shards: ShardSet,
+    console: Console,
+    ap: ApName = "hits",
+    cameras: Cameras = "labels",
+    ranks: Ranks | None = None,
+) -> dict[str, Ranked]:
+    """`rank_network` with each image's mirror image averaged in where the recipe (`model.with_mirror`) leaves
+    it out, and the other way round; by "with_mirror" or "without_mirror"."""
+    own = network.with_mirror
+    key = "without_mirror" if own else "with_mirror"
+    network.with_mirror = not own
+    try:
+        name = f"{key.replace('_', ' ')} images"
+        return {key: rank_network(name, network, config, shards, console, ap, cameras, ranks)}
+    finally:
+        network.with_mirror = own
+
+
 def own_sides(
     query: NDArray[np.float32], own_gallery: NDArray[np.float32], labels: Labels, ranks: Ranks
 ) -> tuple[Features, Ids, Ids, Features, Ids, Ids]:
@@ -222,7 +243,12 @@ def checkpoint_of(path: Path, console: Console) -> Checkpoint:
 
 
 def name_of(checkpoint: Checkpoint) -> str:
-    return f"{checkpoint.config.name}, step {checkpoint.step}"
+    return f"{checkpoint.config.name}, step {checkpoint.step}{views(checkpoint.config)}"
+
+
+def views(config: Config) -> str:
+    """What a method's name adds where an embedding is of two images."""
+    return ", with mirror images" if config.model.with_mirror else ""
 
 
 def evaluate_checkpoint(

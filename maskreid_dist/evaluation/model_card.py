@@ -137,7 +137,8 @@ def _network(checkpoint: Checkpoint) -> dict[str, str]:
         "trunk": f"{model.backbone}, width {model.width:g}, fusing {model.fusing}",
         "input": f"{data.height} x {data.width} pixels, centre crop of {data.resize_height} x "
         f"{data.resize_width}; masks: 255 is person",
-        "embedding": f"{model.embedding_dim} dimensions, unit length",
+        "embedding": f"{model.embedding_dim} dimensions, unit length"
+        + (", mean of image and mirror image" if model.with_mirror else ""),
         "loss": loss_text(config.loss),
         "steps": f"{checkpoint.step} of {config.optimizer.steps}, seed {config.seed}",
         "first weights": _first_weights(model.init, initial),

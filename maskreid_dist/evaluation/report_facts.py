@@ -83,6 +83,7 @@ def _network(config: Config) -> dict[str, str]:
         "fusing": f"{model.fusing}, {model.fusing_rows} rows",
         "width": f"{model.width:g}, {model.embedding_dim} dimensions",
         "input": f"{data.height} x {data.width} pixels, from {data.resize_height} x {data.resize_width}",
+        "at inference": "mean of image and mirror image" if model.with_mirror else "the image alone",
         "first weights": model.init or "random",
     }
 

@@ -83,15 +83,19 @@ class ReIDNetwork(nn.Module):
     `bn`: embedding and classifier (DGD's BN -> ReLU -> dropout -> classifier) see the normalised features.
     `bnneck` (Luo et al. 2019): while it trains the embedding is that of the features before batch
     normalisation, so the pair losses see these; the classifier has no bias.
+    `with_mirror`: in eval mode an embedding is the mean of that of the image and that of its mirror image, to
+    unit length again.
     """
 
     streams: tuple[Stream, ...]
+    with_mirror: bool
 
     def make_head(
         self, channels: Sequence[int], names: Sequence[str], config: ModelConfig, classes: int
     ) -> None:
         """channels, names: of the levels that are fused; classes: 0 for no classifier."""
         self.neck = config.neck
+        self.with_mirror = config.with_mirror
         self.fusing = SkippedFusing(
             channels,
             names,
@@ -128,6 +132,13 @@ class ReIDNetwork(nn.Module):
     def forward(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Output:
         """Embeddings and, with a classifier, identity scores, of uint8 images
         (B,3,H,W) and masks (B,1,H,W)."""
+        output = self._of_one_side(image_B3HW, mask_B1HW)
+        if self.training or not self.with_mirror:
+            return output
+        mirrored = self._of_one_side(image_B3HW.flip(3), mask_B1HW.flip(3))
+        return output._replace(embedding_BD=F.normalize(output.embedding_BD + mirrored.embedding_BD, dim=1))
+
+    def _of_one_side(self, image_B3HW: Tensor, mask_B1HW: Tensor) -> Output:
         feature_BD, fused_BD = self.fusing(self.fused_levels(image_B3HW, mask_B1HW))
         logits_BC = None if self.classifier is None else self.classifier(fused_BD)
         embedding_BD = feature_BD if self.neck == "bnneck" and self.training else fused_BD
