@@ -78,6 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         ),
     },
     "launch": {f"{DIST}/cli"},
+    "launch/studies": set(),
     "tests/cluster": {"tests"},
     "tests/golden": {KERNELS},  # compares two commits, so it knows of a package what all have
 }

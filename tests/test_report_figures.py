@@ -118,9 +118,11 @@ def test_maps_of_the_streams(streams: str) -> None:
 def test_what_trained_it_in_words() -> None:
     config = load_recipe(RECIPE, ["loss.identity_weight=0.5"])
     assert loss_text(config.loss) == (
-        "ranking, margin 0.15, pull 2.0, negatives all; plus 0.5 x softmax of the identities"
+        "ranking, margin 0.15, pull 2.0, negatives violating; plus 0.5 x softmax of the identities, "
+        "labels smoothed by 0.1"
     )
-    other = load_recipe(RECIPE, ["loss.name=batch_hard", "loss.identity_weight=0.0", "loss.memory=3"])
+    alone = ["loss.identity_weight=0.0", "loss.label_smoothing=0.0"]
+    other = load_recipe(RECIPE, ["loss.name=batch_hard", *alone, "loss.memory=3"])
     assert loss_text(other.loss) == (
         "batch_hard, margin 0.15, distance euclidean; plus 1 x the same over 3 past steps"
     )

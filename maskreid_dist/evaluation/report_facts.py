@@ -60,6 +60,8 @@ def loss_text(loss: LossConfig) -> str:
     text = loss.name + "".join(f", {name} {value}" for name, value in values.items())
     if loss.identity_weight:
         text += f"; plus {loss.identity_weight:g} x softmax of the identities"
+    if loss.label_smoothing:
+        text += f", labels smoothed by {loss.label_smoothing:g}"
     if loss.memory:
         text += f"; plus {loss.memory_weight:g} x the same over {loss.memory} past steps"
     return text

@@ -23,6 +23,11 @@ SETTINGS = {
     "data.width": 24,
     "data.resize_height": 52,
     "data.resize_width": 28,
+    # The demo's recipe had these before it had what it has now: older commits compare.
+    "data.brightness": 0.0,
+    "data.contrast": 0.0,
+    "loss.negatives": "all",
+    "loss.label_smoothing": 0.0,
     "model.width": 0.25,
     "model.dropout": 0.2,
     "optimizer.steps": STEPS,
