@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from maskreid_dist.evaluation.embed import embed_split
-from maskreid_dist.evaluation.evaluate import all_images, load_network, rank_gallery
+from maskreid_dist.evaluation.evaluate import load_network
+from maskreid_dist.evaluation.labels import all_images, split_labels
 from maskreid_dist.model.checkpoint import find_checkpoint
 from maskreid_shards import ShardSet, open_shards
 from program import run
@@ -107,15 +108,13 @@ def test_pairs_are_counted_once(own: Path) -> None:
 def test_all_images_are_those_of_both_splits_or_each_once(converted: Path) -> None:
     shards = open_shards(converted)
     rows = [np.eye(len(shards.split(name)), 900, dtype=np.float32) for name in ("query", "gallery")]
-    ranked = rank_gallery("x", rows[0], rows[1], shards)
-    both = all_images(ranked, shards)
-    assert len(both.names) == len(both.pids) == len(both.features) == len(rows[0]) + len(rows[1])
-    assert both.names[0].startswith("query ") and both.names[-1].startswith("gallery ")
+    both = all_images(rows[0], rows[1], split_labels(shards, "labels"))
+    assert len(both.camids) == len(both.pids) == len(both.features) == len(rows[0]) + len(rows[1])
     alone = shards.against_itself("gallery")
     assert alone.fingerprint != shards.fingerprint and alone.splits == ("query", "gallery")
-    once = all_images(replace(ranked, query=rows[1]), alone)
-    assert np.array_equal(once.features, rows[1]) and len(set(once.names)) == len(rows[1])
-    assert not all_images(ranked, shards, "none").camids.any()
+    once = all_images(rows[1], rows[1], split_labels(alone, "labels"))
+    assert np.array_equal(once.features, rows[1]) and len(once.pids) == len(rows[1])
+    assert not all_images(rows[0], rows[1], split_labels(shards, "none")).camids.any()
 
 
 def test_what_is_said_and_refused(own: Path, converted: Path) -> None:

@@ -58,6 +58,7 @@ def test_evaluate_and_compare(two_runs: tuple[Path, Path], converted: Path, tmp_
     low, high = found["intervals"]["mAP"]
     assert low <= high and found["camera_pairs"][0]["queries"] == 2
     assert set(found["true_match_rate_at_false_match_rate"]) == {"10", "1", "0.1", "0.01"}
+    assert {"mAP", "rank1"} <= set(found["multiple_query"]["reranked"])
     status, said = run("evaluate", two_runs[0], converted, *asked)
     assert status == 0 and f"{low:.2f} to {high:.2f}" in said and "camera 1 to camera 2, 2 queries" in said
     compared = figures("compare", *two_runs, converted)

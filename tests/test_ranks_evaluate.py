@@ -18,6 +18,7 @@ from market import write_market, write_pair
 from maskreid_dist.cli.ranks import ranking_on
 from maskreid_dist.errors import UserError
 from maskreid_dist.evaluation import evaluate, ranks
+from maskreid_dist.evaluation.labels import Labels
 from maskreid_dist.gallery import Gallery
 from maskreid_shards import convert_market1501, open_shards
 from program import run
@@ -61,7 +62,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_queries_say_where_galleries_are_ranked() -> None:
     """The host unless it is asked for, also where images are embedded on a GPU; meta stands for one here."""
     ids = np.zeros(2, np.int64)
-    labels = evaluate.Labels((ids, ids), (ids, ids))
+    labels = Labels((ids, ids), (ids, ids))
     rows, gpu = np.ones((2, 4), np.float32), torch.device("meta")
     own = ranks.Ranks(device=gpu)
     assert evaluate.own_sides(rows, rows, labels, own)[0] is rows

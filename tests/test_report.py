@@ -22,7 +22,8 @@ from maskreid_dist.report.curves import MOST_POINTS, curve_charts, read_metrics,
 from maskreid_dist.report.html import CameraPairRow, Distances, EmbeddingMap, StreamMaps
 from maskreid_dist.report.lists import query_html, rank_group
 from maskreid_dist.report.page import LOOKS, fit, fitting_lists, write_page
-from maskreid_dist.report.plots import ticks
+from maskreid_dist.report.plots import line_chart, powers, ticks
+from maskreid_dist.report.protocols import OtherProtocols, protocols_part
 from maskreid_shards import SourceNames
 
 FIGURES = {
@@ -62,6 +63,12 @@ def report(metrics: Path, queries: list[RankedQuery]) -> RunReport:
         cmc={"trained": [0.5, 0.6, 0.75]},
         average_precisions=[0.0, 0.5, 1.0],
         distances=Distances([0.0, 0.5, 1.0], [0.75, 0.25], [0.1, 0.9], 0.4, "1 pair & another"),
+        protocols=OtherProtocols(
+            ["multiple query, 7 queries: mAP 12.34 & more", "gallery: x"],
+            [(900, FIGURES), (20_000, dict.fromkeys(FIGURES, 1.5))],
+            [0.0, 0.01, 100.0],
+            [5.0, 50.0, 100.0],
+        ),
         camera_pairs=[CameraPairRow("1", "2", 5, 12.5, None), CameraPairRow("2", "1", 5, None, None)],
         embedding_map=EmbeddingMap([(0.0, 1.0)], {"person 7": [(1.0, 0.5, "gallery k7")]}, "all images"),
         streams=[StreamMaps("hardest · k", [(Image.new("RGB", (8, 16)), "raw stream: 60 % on the person")])],
@@ -84,10 +91,11 @@ def test_report_is_self_contained_and_holds_everything(tmp_path: Path) -> None:
     assert html.count("class='wrong'") == 2
     for text in ("AP 62.5 %", "distractor", "37 <b>✓</b>", "key_late", "fragmented: 31 % person", "a &amp; b",
                  "&lt;x&gt;", "calibrated", "1 → 2", "12.50", "gallery k7", "60 % on the person",
-                 "1 pair &amp; another"):  # fmt: skip
+                 "1 pair &amp; another", "<dt>multiple query, 7 queries</dt><dd>mAP 12.34 &amp; more</dd>",
+                 "gallery of 20000 images", "<td>1.50</td>", "As the gallery grows"):  # fmt: skip
         assert text in html, text
-    # CMC, AP, distances, map, and two curves.
-    assert html.count("<svg") == 6
+    # CMC, AP, distances, growth, ROC, map, and two curves.
+    assert html.count("<svg") == 8
     sources = re.findall(r"(?:src|href)=['\"]([^'\"]+)", html)
     assert len([s for s in sources if s.startswith("data:image/webp;base64,")]) == 8
     assert all(s.startswith(("data:", "#")) for s in sources)
@@ -99,6 +107,23 @@ def test_report_of_the_table_alone(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_report(path, RunReport("t", [("x", FIGURES)], tmp_path / "none"))
     assert re.findall("<h2>([^<]*)", path.read_text()) == ["Retrieval, in per cent"]
+
+
+def test_an_axis_of_logarithms() -> None:
+    """Pairs of one distance apart where their logarithms are; ticks are powers of ten."""
+    html = line_chart("t", {"a": ([0.01, 0.1, 1.0, 10.0, 100.0], [0.0, 1, 2, 3, 4])}, "x", log_x=True)
+    places = [float(x) for x in re.findall(r"cx='([\d.]+)'", html)]
+    assert np.diff(places) == pytest.approx([places[1] - places[0]] * 4, abs=0.11)
+    assert re.findall(r"text-anchor='middle'>([\d.]+)</text>", html) == ["0.01", "0.1", "1", "10", "100"]
+    assert powers(-8.2, 2.0) == [-8, -6, -4, -2, 0, 2]
+    assert powers(2.1, 2.9) == [] and powers(0, 2) == [0, 1, 2]
+
+
+def test_protocols_that_were_not_asked_for() -> None:
+    assert protocols_part(OtherProtocols()) == ""
+    alone = protocols_part(OtherProtocols(["a: b"]))
+    assert "<svg" not in alone and "<table" not in alone and alone.startswith("<h2>Other protocols</h2>")
+    assert protocols_part(OtherProtocols((), (), [0.0], [100.0])) == ""  # no rate that a logarithm shows
 
 
 def noisy(count: int) -> list[RankedQuery]:

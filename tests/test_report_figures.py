@@ -12,12 +12,15 @@ from maskreid_dist.config import Config
 from maskreid_dist.evaluation import report_figures
 from maskreid_dist.evaluation.activations import drawn, responses
 from maskreid_dist.evaluation.calibration import calibrate
-from maskreid_dist.evaluation.ranked_pictures import mask_text
+from maskreid_dist.evaluation.evaluate import Ranked
+from maskreid_dist.evaluation.labels import Labels
+from maskreid_dist.evaluation.ranked_pictures import chosen_queries, mask_text
 from maskreid_dist.evaluation.report_facts import loss_text, recipe_json
 from maskreid_dist.evaluation.report_figures import distances, embedding_map, principal_components
 from maskreid_dist.model import build_network
 from maskreid_dist.recipe import load_recipe, validate
 from maskreid_dist.report.html import Distances
+from maskreid_dist.retrieval import evaluate_retrieval
 from maskreid_shards import SourceNames
 from test_calibration import people
 
@@ -47,6 +50,24 @@ def test_distances_are_those_of_a_loop_over_pairs() -> None:
         assert np.abs(np.array(share) - counts / len(kind)).sum() < 0.02  # a pair on an edge may round over
     assert f"{len(kinds[True])} pairs of one person and {len(kinds[False])} of two" in found.note
     assert found.threshold is None and "Not calibrated" in found.note
+
+
+def test_lists_of_a_camera_have_its_owners_name() -> None:
+    rows, pids, camids = people(9, 1, each=4, cameras=3)
+    ids = pids, camids
+    shown = Ranked("x", rows, rows, evaluate_retrieval(rows, *ids, rows, *ids))
+    names = SourceNames(cameras={2: "entrance"})
+    chosen = chosen_queries(shown, Labels(ids, ids), names, 1, 48)
+    assert {"hardest", "hardest of camera entrance (2)"} <= set(chosen)
+    for heading, rows_of in chosen.items():
+        if heading.endswith("entrance (2)"):
+            assert camids[rows_of].tolist() == [2]
+    # Keys stand for cameras where there are none: no list of each.
+    assert set(chosen_queries(shown, Labels(ids, ids, "none"), names, 1, 48)) == {
+        "hardest",
+        "median",
+        "easiest",
+    }
 
 
 def test_the_calibrated_threshold_is_marked() -> None:

@@ -2,17 +2,24 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from maskreid_dist.cli.failures import one_line_errors
+from maskreid_dist.cli.figures import Found, Protocol, publish
 from maskreid_dist.cli.options import (
+    Ap,
     AsJson,
     Cache,
     CameraIds,
+    CameraPairs,
     DistancesOn,
+    ExpandAlpha,
+    ExpandQueries,
     FiguresFile,
+    Intervals,
+    MultipleQuery,
     RankedShards,
     ReRank,
     ReRankIndex,
@@ -21,20 +28,24 @@ from maskreid_dist.cli.options import (
     ReRankPower,
     ReRankWeight,
     RunOrCheckpoint,
+    SingleShot,
+    SingleShotSeed,
+    Verification,
+    expansion,
     re_ranking,
 )
 from maskreid_dist.cli.ranks import ranking_on, share_work
 from maskreid_dist.errors import UserError
-from maskreid_dist.terminal import Terminal, say_json
+from maskreid_dist.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from maskreid_dist.evaluation.evaluate import Ranked
-    from maskreid_dist.evaluation.extras import Extras, Figures
+    from maskreid_dist.evaluation.labels import Labels
     from maskreid_dist.evaluation.ranks import Ranks
     from maskreid_dist.model.checkpoint import Checkpoint
-    from maskreid_dist.retrieval import ReRanking, RetrievalResult
+    from maskreid_dist.retrieval import RetrievalResult
     from maskreid_shards import ShardSet
 
 
@@ -42,10 +53,7 @@ if TYPE_CHECKING:
 def evaluate(
     checkpoint: RunOrCheckpoint,
     shards: RankedShards,
-    ap: Annotated[
-        Literal["hits", "trapezoid"],
-        typer.Option(help="Definition of AP that orders the queries of the report."),
-    ] = "hits",
+    ap: Ap = "hits",
     report: Annotated[Path | None, typer.Option(help="Write an HTML report with ranked lists here.")] = None,
     output: FiguresFile = None,
     split: Annotated[
@@ -59,22 +67,12 @@ def evaluate(
     ] = False,
     cache: Cache = None,
     cameras: CameraIds = "labels",
-    intervals: Annotated[
-        bool, typer.Option("--intervals", help="95 % bootstrap intervals over queries.")
-    ] = False,
-    multiple_query: Annotated[
-        bool, typer.Option("--multiple-query", help="Also with the queries of a person and camera averaged.")
-    ] = False,
-    single_shot: Annotated[
-        int, typer.Option(min=0, help="Also CMC with one gallery image a person: draws to average; 0: not.")
-    ] = 0,
-    camera_pairs: Annotated[
-        bool, typer.Option("--camera-pairs", help="Also every pair of cameras by itself.")
-    ] = False,
-    verification: Annotated[
-        bool,
-        typer.Option("--verification", help="Also true match rates over pairs."),
-    ] = False,
+    intervals: Intervals = False,
+    multiple_query: MultipleQuery = False,
+    single_shot: SingleShot = 0,
+    single_shot_seed: SingleShotSeed = 0,
+    camera_pairs: CameraPairs = False,
+    verification: Verification = False,
     distractors: Annotated[
         str | None, typer.Option(help="Also with galleries that grow by the images of these shards.")
     ] = None,
@@ -87,12 +85,8 @@ def evaluate(
     weight: ReRankWeight = 0.3,
     power: ReRankPower = "squared",
     index: ReRankIndex = "exact",
-    expand: Annotated[
-        int,
-        typer.Option(
-            "--expand-queries", min=0, help="Also with each query plus its K nearest images; 0: not."
-        ),
-    ] = 0,
+    expand: ExpandQueries = 0,
+    alpha: ExpandAlpha = 3.0,
     mask_damage: Annotated[
         list[str] | None,
         typer.Option(
@@ -120,19 +114,16 @@ def evaluate(
         ranks = ranking_on(ranks, distances_on)
         run = best_checkpoint(checkpoint) if best else checkpoint
         _check_places((report, output) if ranks.is_first else ())
-        options = re_ranking(k1, k2, weight, power, index) if rerank else None
-        if cameras == "none" and (multiple_query or camera_pairs):
-            raise UserError("--multiple-query and --camera-pairs need camera ids: leave out --cameras none")
-        if split and (rerank or expand):
-            # A query's own image would be its nearest neighbour, twice.
-            raise UserError(
-                "--rerank and --expand-queries need a gallery apart from the queries: not --split"
-            )
-        extras = Extras(multiple_query, single_shot, camera_pairs, intervals, verification)
-        grown = _grown(distractors, sizes)
-        damages = _damages(mask_damage or ())
-        how = ap, cameras, extras, options, expand, grown, damages, mirror
-        asked = Asked(run, shards, split, cache, *how)
+        protocol = Protocol(
+            ap,
+            cameras,
+            Extras(intervals, multiple_query, single_shot, single_shot_seed, camera_pairs, verification),
+            re_ranking(k1, k2, weight, power, index) if rerank else None,
+            expansion(expand, alpha),
+        )
+        protocol.check(alone="--split" if split else "")
+        grown, damages = _grown(distractors, sizes), _damages(mask_damage or ())
+        asked = Asked(run, shards, split, cache, protocol, grown, damages, mirror)
         _evaluate(asked, ranks, report, output, as_json)
 
     share_work(work)
@@ -154,27 +145,10 @@ class Asked:
     shards: str
     split: str | None
     cache: Path | None
-    ap: Literal["hits", "trapezoid"]
-    cameras: Literal["labels", "none"]
-    extras: "Extras"
-    rerank: "ReRanking | None"
-    expand: int
+    protocol: Protocol
     grown: Grown | None
     damages: "Sequence[str]"
     mirror: bool
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """refined: what is asked for besides, by name: the same features ranked otherwise, features of worse
-    masks; growth: by size of the gallery; extras: of other protocols."""
-
-    checkpoint: "Checkpoint"
-    shards: "ShardSet"
-    ranked: "Ranked"
-    refined: "dict[str, Ranked]"
-    growth: "dict[int, RetrievalResult]"
-    extras: "Figures"
 
 
 def _check_places(paths: "Sequence[Path | None]") -> None:
@@ -207,29 +181,7 @@ def _grown(distractors: str | None, sizes: str | None) -> Grown | None:
 
 def _evaluate(asked: Asked, ranks: "Ranks", report: Path | None, output: Path | None, as_json: bool) -> None:
     """All ranks embed, rank and re-rank; larger galleries, other protocols and the report are rank 0's."""
-    from maskreid_dist.evaluation.evaluate import write_json
-
-    console = Terminal(quiet=as_json or not ranks.is_first)
-    found = _evaluated(asked, ranks, console)
-    if found is None:
-        return
-    figures = _figures(found, asked)
-    if as_json:
-        say_json(figures)
-    else:
-        _print(found, asked, console)
-    if output:
-        write_json(output, figures)
-        console.print(f"figures: {output.absolute()}", soft_wrap=True, highlight=False)
-    if report:
-        _write_report(report, found, asked.cameras)
-        console.print(f"report: {report.absolute()}", soft_wrap=True, highlight=False)
-
-
-def _evaluated(asked: Asked, ranks: "Ranks", console: Terminal) -> Evaluated | None:
-    """The long work; None on other ranks than the first."""
     from maskreid_dist.evaluation.evaluate import (
-        check_queries,
         checkpoint_of,
         load_network,
         name_of,
@@ -239,28 +191,44 @@ def _evaluated(asked: Asked, ranks: "Ranks", console: Terminal) -> Evaluated | N
     )
     from maskreid_dist.evaluation.extras import extra_figures
     from maskreid_dist.evaluation.growth import embed_distractors, grown
+    from maskreid_dist.evaluation.labels import check_labels, split_labels
     from maskreid_dist.evaluation.refined import refined
 
+    console = Terminal(quiet=as_json or not ranks.is_first)
+    protocol = asked.protocol
+    how = protocol.ap, protocol.cameras
     shards, others = _opened(asked)
-    check_queries(shards, asked.cameras)
-    found = checkpoint_of(asked.run, console)
-    _agree(ranks, found, shards, others, asked)
-    network = load_network(found)
-    how = asked.ap, asked.cameras
-    ranked = rank_network(name_of(found), network, found.config, shards, console, *how, ranks)
-    other_views = rank_damaged(network, asked.damages, found.config, shards, console, *how, ranks)
+    labels = split_labels(shards, protocol.cameras)
+    check_labels(labels)
+    checkpoint = checkpoint_of(asked.run, console)
+    _agree(ranks, checkpoint, shards, others, asked)
+    network, config = load_network(checkpoint), checkpoint.config
+    ranked = rank_network(name_of(checkpoint), network, config, shards, console, *how, ranks)
+    other_views = rank_damaged(network, asked.damages, config, shards, console, *how, ranks)
     if asked.mirror:
-        other_views |= rank_mirrored(network, found.config, shards, console, *how, ranks)
+        other_views |= rank_mirrored(network, config, shards, console, *how, ranks)
     more = None
     if others is not None:
-        more = embed_distractors(network, others, found.config, console, ranks)
-    rows = refined(ranked, shards, *how, asked.rerank, asked.expand, ranks) | other_views
+        more = embed_distractors(network, others, config, console, ranks)
+    rows = refined(ranked, labels, protocol.ap, protocol.rerank, protocol.expand, ranks) | other_views
     if not ranks.is_first:
-        return None
+        return
     growth: dict[int, RetrievalResult] = {}
     if asked.grown and more is not None:
-        growth = grown(ranked, shards, more, asked.grown.sizes, *how)
-    return Evaluated(found, shards, ranked, rows, growth, extra_figures(ranked, shards, asked.extras, *how))
+        growth = grown(ranked, labels, more, asked.grown.sizes, protocol.ap)
+    found = Found(
+        ranked,
+        rows,
+        extra_figures(ranked, labels, protocol.extras, protocol.ap, protocol.rerank),
+        growth,
+        asked.split or "",
+        [] if as_json else _warnings(ranked, checkpoint, shards, labels),
+        shards.names.camera,
+    )
+    publish(found, protocol, console, as_json, output)
+    if report:
+        _write_report(report, found, checkpoint, shards, protocol)
+        console.print(f"report: {report.absolute()}", soft_wrap=True, highlight=False)
 
 
 def _opened(asked: Asked) -> "tuple[ShardSet, ShardSet | None]":
@@ -288,54 +256,28 @@ def _agree(
 
     opened = {"shards": shards, **({"distractors": others} if others else {})}
     saved = f"step {checkpoint.step}, weights {checkpoint.weights_sha256[:12]}"
-    options = {"--ap": asked.ap, "--cameras": asked.cameras, "the checkpoint": saved}
-    options |= {"--mask-damage": " ".join(asked.damages), "--mirror": str(asked.mirror)}
-    options |= {"--rerank": str(asked.rerank), "--expand-queries": str(asked.expand)}
+    options = {"the checkpoint": saved, "--mask-damage": " ".join(asked.damages)}
+    options |= {"--mirror": str(asked.mirror)} | asked.protocol.options
     ranks.agree(facts_of_evaluation(checkpoint.config, ranks.device, opened, options))
 
 
-def _print(found: Evaluated, asked: Asked, console: Terminal) -> None:
+def _warnings(ranked: "Ranked", checkpoint: "Checkpoint", shards: "ShardSet", labels: "Labels") -> list[str]:
     from maskreid_dist.evaluation.calibration_file import load_for
-    from maskreid_dist.evaluation.evaluate import print_table, ranked_doubts
-    from maskreid_dist.evaluation.extras import extra_lines
+    from maskreid_dist.evaluation.evaluate import ranked_doubts
 
-    ranked, result = found.ranked, found.ranked.result
-    print_table(console, [ranked, *found.refined.values()])
-    elsewhere = "no match in another camera" if asked.cameras == "labels" else "no other image of the person"
-    console.print(f"{result.valid_queries} valid queries, {result.skipped_queries} skipped ({elsewhere})")
-    if asked.split:
-        console.print(f"each image of {asked.split} was a query among the others", highlight=False)
-        if found.checkpoint.shards_fingerprint == found.shards.split("query").fingerprint:
-            console.print("warning: the network was trained on these images; others tell what it is worth")
-    if asked.cameras == "none":
-        console.print("without cameras: only the query's own image was left out of its list, by its key")
-    if calibration := load_for(found.checkpoint.path, found.checkpoint.weights_sha256):
-        for line in ranked_doubts(calibration, ranked, found.shards, asked.cameras):
-            console.print(f"warning: {line}", highlight=False, markup=False)
-    for size, grew in found.growth.items():
-        figures = f"mAP {100 * grew.mAP:.2f} (AP by {grew.ap}), Rank-1 {100 * grew.rank(1):.2f}"
-        console.print(f"gallery of {size} images: {figures}", highlight=False)
-    for line in extra_lines(found.extras, asked.ap):
-        console.print(line, highlight=False)
+    lines = []
+    if labels.alone and checkpoint.shards_fingerprint == shards.split("query").fingerprint:
+        lines.append("the network was trained on these images; others tell what it is worth")
+    if calibration := load_for(checkpoint.path, checkpoint.weights_sha256):
+        lines += ranked_doubts(calibration, ranked, labels)
+    return lines
 
 
-def _figures(found: Evaluated, asked: Asked) -> dict[str, object]:
-    from maskreid_dist.evaluation.evaluate import percentages
-
-    more: dict[str, object] = {key: percentages(row.result) for key, row in found.refined.items()}
-    if found.growth:
-        more["gallery_size"] = {size: percentages(grew) for size, grew in found.growth.items()}
-    valid, skipped = found.ranked.result.valid_queries, found.ranked.result.skipped_queries
-    queries = {"valid_queries": int(valid), "skipped_queries": int(skipped)}
-    protocol = {"unit": "percent", "cameras": asked.cameras}
-    if asked.split:
-        protocol["each_against_the_others_of"] = asked.split
-    own = {**protocol, **percentages(found.ranked.result), **queries}
-    return {**own, **more, **found.extras}
-
-
-def _write_report(path: Path, found: Evaluated, cameras: Literal["labels", "none"]) -> None:
-    from maskreid_dist.evaluation.run_report import write_run_report
+def _write_report(
+    path: Path, found: Found, checkpoint: "Checkpoint", shards: "ShardSet", protocol: Protocol
+) -> None:
+    from maskreid_dist.evaluation.run_report import other_protocols, write_run_report
 
     rows = [found.ranked, *found.refined.values()]
-    write_run_report(path, found.checkpoint, found.shards, rows, found.ranked, cameras)
+    others = other_protocols(found.ranked, found.growth, found.extras)
+    write_run_report(path, checkpoint, shards, rows, found.ranked, protocol.cameras, others)

@@ -8,7 +8,7 @@ import typer
 from maskreid_dist.errors import UserError
 
 if TYPE_CHECKING:
-    from maskreid_dist.retrieval import ReRanking
+    from maskreid_dist.retrieval import Expansion, ReRanking
 
 RunOrCheckpoint = Annotated[
     Path, typer.Argument(help="A run directory, one of its checkpoints, or pretrained:walkers.")
@@ -21,6 +21,36 @@ Cache = Annotated[Path | None, typer.Option(help="Keep the shards of a URL in th
 CameraIds = Annotated[
     Literal["labels", "none"],
     typer.Option(help="none: the data has no camera ids; only the query's own image, by key, is left out."),
+]
+Ap = Annotated[
+    Literal["hits", "trapezoid"],
+    typer.Option(help="Definition of AP, by which queries of a report are ordered too."),
+]
+Intervals = Annotated[bool, typer.Option("--intervals", help="95 % bootstrap intervals over queries.")]
+MultipleQuery = Annotated[
+    bool, typer.Option("--multiple-query", help="Also with the queries of a person and camera averaged.")
+]
+SingleShot = Annotated[
+    int, typer.Option(min=0, help="Also CMC with one gallery image a person: draws to average; 0: not.")
+]
+SingleShotSeed = Annotated[int, typer.Option(min=0, help="Of those draws.")]
+CameraPairs = Annotated[bool, typer.Option("--camera-pairs", help="Also every pair of cameras by itself.")]
+Verification = Annotated[
+    bool, typer.Option("--verification", help="Also over pairs: true match rates, and the ROC curve.")
+]
+ExpandQueries = Annotated[
+    int,
+    typer.Option(
+        "--expand-queries",
+        min=0,
+        help="Also with each query plus its K nearest images (alpha-query expansion); 0: not.",
+    ),
+]
+ExpandAlpha = Annotated[
+    float,
+    typer.Option(
+        "--expand-alpha", help="Those weigh their similarity to this power; 0: as much as the query."
+    ),
 ]
 DistancesOn = Annotated[
     Literal["cpu", "gpu"],
@@ -47,6 +77,17 @@ ReRankIndex = Annotated[
         "--rerank-index", help="What finds its neighbours: our own, or FAISS, which finds the same."
     ),
 ]
+
+
+def expansion(k: int, alpha: float) -> "Expansion | None":
+    """None for k = 0. Raises UserError for values that cannot be."""
+    from maskreid_dist.retrieval import Expansion
+
+    try:
+        found = Expansion(max(k, 1), alpha)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return found if k else None
 
 
 def re_ranking(

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from maskreid_dist.evaluation.evaluate import Cameras, Ranked, percentages, split_labels
+from maskreid_dist.evaluation.evaluate import Ranked, percentages
+from maskreid_dist.evaluation.labels import Cameras, split_labels
 from maskreid_dist.evaluation.ranked_pictures import ranked_queries
 from maskreid_dist.evaluation.report_facts import loss_text
 from maskreid_dist.model.checkpoint import Checkpoint
 from maskreid_dist.report.compare_page import ChangedQuery, ComparePage, write_compare_page
-from maskreid_dist.report.html import COLUMNS
+from maskreid_dist.report.table import COLUMNS
 from maskreid_dist.retrieval.paired import Difference, paired_differences
 from maskreid_shards import ShardSet
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,17 +18,13 @@ from maskreid_dist.errors import UserError
 from maskreid_dist.evaluation.calibration import Calibration, doubts
 from maskreid_dist.evaluation.embed import embed_share
 from maskreid_dist.evaluation.histogram import HistogramBaseline, histogram_features
+from maskreid_dist.evaluation.labels import Cameras, Labels, all_images, check_labels, split_labels
 from maskreid_dist.evaluation.ranks import Ranks, all_rows, rows_on_first
 from maskreid_dist.model import ReIDNetwork, build_network
 from maskreid_dist.model.checkpoint import Checkpoint, find_checkpoint, load_weights
 from maskreid_dist.progress import progress_bar
-from maskreid_dist.retrieval import (
-    RetrievalError,
-    RetrievalResult,
-    evaluate_retrieval,
-)
+from maskreid_dist.retrieval import RetrievalResult, evaluate_retrieval
 from maskreid_dist.retrieval.inputs import Features, Ids
-from maskreid_dist.retrieval.protocols import cameras_of_keys
 from maskreid_dist.retrieval.result import ApName
 from maskreid_shards import ShardSet, Split, decode_pair
 from maskreid_shards.atomic import write_atomically
@@ -55,9 +50,6 @@ class Ranked:
     result: RetrievalResult
 
 
-Cameras = Literal["labels", "none"]
-
-
 def rank_gallery(
     name: str,
     query: NDArray[np.float32],
@@ -72,43 +64,9 @@ def rank_gallery(
     return Ranked(name, query, gallery, result)
 
 
-@dataclass(frozen=True, eq=False)
-class Labels:
-    """(pids, camids) of the splits query and gallery."""
-
-    query: tuple[NDArray[np.int64], NDArray[np.int64]]
-    gallery: tuple[NDArray[np.int64], NDArray[np.int64]]
-
-
-def split_labels(shards: ShardSet, cameras: Cameras) -> Labels:
-    """cameras "none": camera ids are passed over; of a query's identity only its own image, by key, is left
-    out."""
-    query, gallery = shards.split("query"), shards.split("gallery")
-    camids = query.camids, gallery.camids
-    if cameras == "none":
-        camids = cameras_of_keys(query.keys, gallery.keys)
-    return Labels((query.pids, camids[0]), (gallery.pids, camids[1]))
-
-
 def check_queries(shards: ShardSet, cameras: Cameras = "labels") -> None:
     """Raise before the long work what evaluation would raise after it: a missing split, no valid query."""
-    labels = split_labels(shards, cameras)
-    seen: dict[int, set[int]] = {}
-    for pid, camid in zip(*(ids.tolist() for ids in labels.gallery), strict=True):
-        seen.setdefault(pid, set()).add(camid)
-    pairs = zip(*(ids.tolist() for ids in labels.query), strict=True)
-    if not any(seen.get(pid, set()) - {camid} for pid, camid in pairs):
-        if cameras == "none":
-            raise RetrievalError(
-                "no query has a match: the gallery holds no other image of any query's person"
-            )
-        empty = [np.ones((len(shards.split(name)), 1), np.float32) for name in ("query", "gallery")]
-        try:
-            rank_gallery("no features", empty[0], empty[1], shards)  # its error says why no query is valid
-        except RetrievalError as error:
-            if len(np.unique(np.concatenate([labels.query[1], labels.gallery[1]]))) > 1:
-                raise
-            raise RetrievalError(f"{error}; for images without camera ids there is --cameras none") from None
+    check_labels(split_labels(shards, cameras))
 
 
 def rank_network(
@@ -151,14 +109,14 @@ def rank_shares(
     """
     ranks.wait()
     labels = split_labels(shards, cameras)
-    query = all_rows(query, len(labels.query[0]), ranks)
+    query = all_rows(query, labels.queries, ranks)
     try:
         result = evaluate_retrieval(*own_sides(query, gallery, labels, ranks), ap=ap, group=ranks.group)
     except UserError:
         raise
     except ValueError as error:  # of evaluate_retrieval, the same on every rank
         raise UserError(f"{name}: {error}") from None
-    return Ranked(name, query, rows_on_first(gallery, len(labels.gallery[0]), ranks), result)
+    return Ranked(name, query, rows_on_first(gallery, labels.images, ranks), result)
 
 
 def rank_damaged(
@@ -209,7 +167,7 @@ def own_sides(
 ) -> tuple[Features, Ids, Ids, Features, Ids, Ids]:
     """What an evaluation over ranks takes: all queries, which say by their device where distances are made,
     and this rank's part of the gallery."""
-    pids, camids = (ids[ranks.rows(len(labels.gallery[0]))] for ids in labels.gallery)
+    pids, camids = (ids[ranks.rows(labels.images)] for ids in labels.gallery)
     on_host = ranks.distances_on.type == "cpu"
     queries: Features = query if on_host else torch.tensor(query, device=ranks.distances_on)
     return queries, *labels.query, own_gallery, pids, camids
@@ -262,35 +220,9 @@ def evaluate_checkpoint(
     return checkpoint, ranked
 
 
-@dataclass(frozen=True, eq=False)
-class AllImages:
-    """Of N images: features (N, D), pids and camids (N,), and where each lies."""
-
-    features: NDArray[np.float32]
-    pids: NDArray[np.int64]
-    camids: NDArray[np.int64]
-    names: list[str]
-
-
-def all_images(ranked: Ranked, shards: ShardSet, cameras: Cameras = "labels") -> AllImages:
-    """Of queries and gallery together; each once where the gallery's images are the queries. cameras "none":
-    all camids are 0, so that any two images are a pair."""
-    sides = [(shards.split("query"), ranked.query), (shards.split("gallery"), ranked.gallery)]
-    sides = sides[:1] if sides[0][0] is sides[1][0] else sides
-    camids = np.concatenate([split.camids for split, _ in sides])
-    return AllImages(
-        np.concatenate([features for _, features in sides]),
-        np.concatenate([split.pids for split, _ in sides]),
-        np.zeros_like(camids) if cameras == "none" else camids,
-        [f"{split.name} {key.decode()}" for split, _ in sides for key in split.keys.tolist()],
-    )
-
-
-def ranked_doubts(
-    calibration: Calibration, ranked: Ranked, shards: ShardSet, cameras: Cameras = "labels"
-) -> list[str]:
+def ranked_doubts(calibration: Calibration, ranked: Ranked, labels: Labels) -> list[str]:
     """Where the images of both splits lie outside the network's calibration."""
-    images = all_images(ranked, shards, cameras)
+    images = all_images(ranked.query, ranked.gallery, labels)
     return doubts(calibration, images.features, images.pids, images.camids)
 
 

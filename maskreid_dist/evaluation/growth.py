@@ -9,7 +9,8 @@ from rich.console import Console
 from maskreid_dist.config import Config
 from maskreid_dist.errors import UserError
 from maskreid_dist.evaluation.embed import embed_share
-from maskreid_dist.evaluation.evaluate import Cameras, Ranked, split_labels
+from maskreid_dist.evaluation.evaluate import Ranked
+from maskreid_dist.evaluation.labels import Labels
 from maskreid_dist.evaluation.ranks import Ranks, rows_on_first
 from maskreid_dist.model import ReIDNetwork
 from maskreid_dist.progress import progress_bar
@@ -48,15 +49,13 @@ def embed_distractors(
 
 def grown(
     ranked: Ranked,
-    shards: ShardSet,
+    labels: Labels,
     distractors: NDArray[np.float32],
     sizes: list[int] | None,
     ap: ApName,
-    cameras: Cameras,
 ) -> dict[int, RetrievalResult]:
     """The figures by size of the gallery; sizes None: all distractors. Raises UserError for sizes that cannot
     be."""
-    labels = split_labels(shards, cameras)
     sides = ranked.query, *labels.query, ranked.gallery, *labels.gallery
     wanted = sizes or [len(ranked.gallery) + len(distractors)]
     try:

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskreid_dist.data.transforms import cut_out
-from maskreid_dist.evaluation.evaluate import Labels, Ranked
+from maskreid_dist.evaluation.evaluate import Ranked
+from maskreid_dist.evaluation.labels import Labels
 from maskreid_dist.report import RankedImage, RankedQuery, select_queries
 from maskreid_dist.retrieval import RankList, rank_list
 from maskreid_shards import MaskQuality, ShardSet, SourceNames, Split, decode_pair
@@ -14,19 +15,21 @@ from maskreid_shards import MaskQuality, ShardSet, SourceNames, Split, decode_pa
 TOP = 10
 
 
-def chosen_queries(shown: Ranked, labels: Labels, each: int, most: int) -> dict[str, list[int]]:
-    """Rows by heading: of all queries, then, up to `most` in all, one of each kind of every camera; a row
-    once."""
+def chosen_queries(
+    shown: Ranked, labels: Labels, names: SourceNames, each: int, most: int
+) -> dict[str, list[int]]:
+    """Rows by heading: of all queries, then, up to `most` in all, one of each kind of every camera, where
+    there are camera ids; a row once."""
     ap, (pids, camids) = shown.result.average_precision, labels.query
     chosen = select_queries(ap, pids, each=each)
     seen = {row for rows in chosen.values() for row in rows}
-    for camera in np.unique(camids).tolist():
+    for camera in np.unique(camids).tolist() if labels.cameras == "labels" else ():
         own = select_queries(np.where(camids == camera, ap, np.nan), pids, each=1)
         for heading, rows in own.items():
             new = [row for row in rows if row not in seen and len(seen) < most]
             seen.update(new)
             if new:
-                chosen[f"{heading} of camera {camera}"] = new
+                chosen[f"{heading} of camera {names.camera(camera)}"] = new
     return chosen
 
 

@@ -2,37 +2,43 @@
 
 from typing import Any
 
-from maskreid_dist.evaluation.evaluate import Cameras, Ranked, own_sides, split_labels
+from maskreid_dist.evaluation.evaluate import Ranked, own_sides
+from maskreid_dist.evaluation.labels import Labels
 from maskreid_dist.evaluation.ranks import Ranks
-from maskreid_dist.retrieval import ReRanking, evaluate_reranked, evaluate_retrieval, expand_queries
+from maskreid_dist.retrieval import (
+    Expansion,
+    ReRanking,
+    evaluate_reranked,
+    evaluate_retrieval,
+    expand_queries,
+)
 from maskreid_dist.retrieval.result import ApName
-from maskreid_shards import ShardSet
 
 
 def refined(
     ranked: Ranked,
-    shards: ShardSet,
+    labels: Labels,
     ap: ApName,
-    cameras: Cameras,
     rerank: ReRanking | None = None,
-    expand: int = 0,
+    expand: Expansion | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Ranked]:
-    """The same features, ranked with what is asked for: "expanded", queries plus their `expand` nearest;
-    "reranked"; "expanded_reranked" where both are.
+    """The same features, ranked with what is asked for: "expanded", queries plus their nearest; "reranked";
+    "expanded_reranked" where both are.
 
     All of `ranks` take part, with what `rank_shares` gave each.
     """
     ranks = ranks or Ranks()
-    labels = split_labels(shards, cameras)
-    own = ranked.gallery[ranks.rows(len(labels.gallery[0]))] if ranks.is_first else ranked.gallery
+    own = ranked.gallery[ranks.rows(labels.images)] if ranks.is_first else ranked.gallery
     how: dict[str, Any] = {"ap": ap, "group": ranks.group}
     rows: dict[str, Ranked] = {}
     if expand:
         ranks.wait()
-        query = expand_queries(ranked.query, own, k=expand, group=ranks.group)
+        query = expand_queries(ranked.query, own, k=expand.k, alpha=expand.alpha, group=ranks.group)
         result = evaluate_retrieval(*own_sides(query, own, labels, ranks), **how)
-        rows["expanded"] = Ranked(f"queries + {expand} nearest", query, ranked.gallery, result)
+        name = f"queries + {expand.k} nearest"
+        name += "" if expand.alpha == Expansion.alpha else f", alpha {expand.alpha:g}"
+        rows["expanded"] = Ranked(name, query, ranked.gallery, result)
     if rerank:
         text = f"re-ranked {rerank.k1}, {rerank.k2}, {rerank.weight:g}"  # short: six figures stand beside it
         text += ", d^4" if rerank.power == "fourth" else ""

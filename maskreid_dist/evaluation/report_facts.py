@@ -9,7 +9,8 @@ import torch
 
 from maskreid_dist import __version__
 from maskreid_dist.config import Config, LossConfig
-from maskreid_dist.evaluation.evaluate import Cameras, Ranked
+from maskreid_dist.evaluation.evaluate import Ranked
+from maskreid_dist.evaluation.labels import Cameras
 from maskreid_dist.model.checkpoint import Checkpoint
 from maskreid_dist.report.curves import read_metrics
 from maskreid_dist.run_directory import METRICS

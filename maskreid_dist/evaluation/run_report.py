@@ -1,27 +1,23 @@
 """A checkpoint's evaluation as something to look at: the HTML report, and a picture beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from maskreid_dist.evaluation.activations import drawn, responses
 from maskreid_dist.evaluation.calibration_file import load_for
-from maskreid_dist.evaluation.evaluate import (
-    Cameras,
-    Labels,
-    Ranked,
-    all_images,
-    load_network,
-    percentages,
-    split_labels,
-)
+from maskreid_dist.evaluation.evaluate import Ranked, load_network, percentages
+from maskreid_dist.evaluation.extras import Figures, extra_lines
+from maskreid_dist.evaluation.labels import Cameras, Labels, all_images, split_labels
 from maskreid_dist.evaluation.ranked_pictures import chosen_queries, ranked_queries
 from maskreid_dist.evaluation.report_facts import recipe_json, report_facts
 from maskreid_dist.evaluation.report_figures import distances, embedding_map
 from maskreid_dist.model.checkpoint import Checkpoint
 from maskreid_dist.report import RunReport, ranked_list_figure, write_report
 from maskreid_dist.report.html import CameraPairRow, Distances, EmbeddingMap, StreamMaps
+from maskreid_dist.report.protocols import OtherProtocols
+from maskreid_dist.retrieval import RetrievalResult
 from maskreid_dist.retrieval.protocols import camera_pairs
 from maskreid_dist.run_directory import METRICS
 from maskreid_shards import ShardSet, SourceNames, decode_pair
@@ -38,6 +34,7 @@ def write_run_report(
     rows: Sequence[Ranked],
     shown: Ranked,
     cameras: Cameras = "labels",
+    protocols: OtherProtocols | None = None,
 ) -> None:
     """The HTML report, and beside it `<name>.png` with one ranked list of each kind.
 
@@ -45,7 +42,7 @@ def write_run_report(
     those of the run that the checkpoint belongs to.
     """
     labels = split_labels(shards, cameras)
-    chosen = chosen_queries(shown, labels, EACH, MOST_QUERIES)
+    chosen = chosen_queries(shown, labels, shards.names, EACH, MOST_QUERIES)
     ranked = ranked_queries(shown, shards, labels, chosen)
     ap_Q = shown.result.average_precision
     report = RunReport(
@@ -57,9 +54,10 @@ def write_run_report(
         recipe=recipe_json(checkpoint.config),
         cmc={row.name: row.result.cmc.tolist() for row in rows[-4:]},
         average_precisions=ap_Q[~np.isnan(ap_Q)].tolist(),
-        distances=_distances(checkpoint, shards, shown, cameras),
+        distances=_distances(checkpoint, shown, labels),
+        protocols=protocols,
         camera_pairs=_camera_pairs(shown, labels, shards.names) if cameras == "labels" else (),
-        embedding_map=_map(shards, shown),
+        embedding_map=_map(shards, shown, labels),
         streams=_streams(checkpoint, shards, {name: chosen[name][:2] for name in LOOKED_AT}),
     )
     write_report(path, report)
@@ -67,8 +65,23 @@ def write_run_report(
     ranked_list_figure(firsts, path.with_suffix(".png"))
 
 
-def _distances(checkpoint: Checkpoint, shards: ShardSet, shown: Ranked, cameras: Cameras) -> Distances | str:
-    images = all_images(shown, shards, cameras)
+def other_protocols(shown: Ranked, growth: Mapping[int, RetrievalResult], extras: Figures) -> OtherProtocols:
+    """For the report, of `growth.grown` and `extras.extra_figures`. Pairs of cameras have their own part."""
+    lines = extra_lines(
+        {key: found for key, found in extras.items() if key != "camera_pairs"}, shown.result.ap
+    )
+    sizes = {len(shown.gallery): shown.result, **growth} if growth else {}
+    roc = extras.get("roc", {})
+    return OtherProtocols(
+        lines=lines,
+        growth=[(size, percentages(result)) for size, result in sorted(sizes.items())],
+        false_match_rates=roc.get("false_match_rate", ()),
+        true_match_rates=roc.get("true_match_rate", ()),
+    )
+
+
+def _distances(checkpoint: Checkpoint, shown: Ranked, labels: Labels) -> Distances | str:
+    images = all_images(shown.query, shown.gallery, labels)
     calibration = load_for(checkpoint.path, checkpoint.weights_sha256)
     return distances(images.features, images.pids, images.camids, calibration)
 
@@ -89,9 +102,11 @@ def _camera_pairs(shown: Ranked, labels: Labels, names: SourceNames) -> list[Cam
     return sorted(rows, key=lambda row: (row.mAP is None, row.mAP or 0.0))
 
 
-def _map(shards: ShardSet, shown: Ranked) -> EmbeddingMap:
-    images = all_images(shown, shards)
-    return embedding_map(images.features, images.pids, images.names, shards.names)
+def _map(shards: ShardSet, shown: Ranked, labels: Labels) -> EmbeddingMap:
+    images = all_images(shown.query, shown.gallery, labels)
+    splits = [shards.split(name) for name in ("query", "gallery")][: 1 if labels.alone else 2]
+    names = [f"{split.name} {key.decode()}" for split in splits for key in split.keys.tolist()]
+    return embedding_map(images.features, images.pids, names, shards.names)
 
 
 def _streams(checkpoint: Checkpoint, shards: ShardSet, chosen: dict[str, list[int]]) -> list[StreamMaps]:

@@ -6,11 +6,11 @@ from functools import partial
 from html import escape
 from pathlib import Path
 
-from maskreid_dist.report.html import retrieval_table
 from maskreid_dist.report.lists import FILTERS, attributes, filter_form, lists_part, row_html, who_html
 from maskreid_dist.report.page import Fitting, Look, write_page
 from maskreid_dist.report.pictures import RankedQuery
 from maskreid_dist.report.plots import line_chart, scatter
+from maskreid_dist.report.table import retrieval_table
 
 SIDES = ("A", "B")
 

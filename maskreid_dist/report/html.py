@@ -13,15 +13,9 @@ from maskreid_dist.report.lists import filter_form, lists_part, query_html
 from maskreid_dist.report.page import Fitting, as_data, write_page
 from maskreid_dist.report.pictures import RankedQuery
 from maskreid_dist.report.plots import histogram, letter_map, line_chart
+from maskreid_dist.report.protocols import OtherProtocols, protocols_part
+from maskreid_dist.report.table import retrieval_table
 
-COLUMNS = {
-    "mAP_hits": "mAP<br><small>hits</small>",
-    "mAP_trapezoid": "mAP<br><small>trapezoid</small>",
-    "rank1": "Rank-1",
-    "rank5": "Rank-5",
-    "rank10": "Rank-10",
-    "mINP": "mINP",
-}
 AP_BINS = 20
 MOST_PAIRS = 400  # of cameras, in the table
 
@@ -82,6 +76,7 @@ class RunReport:
     cmc: Mapping[str, Sequence[float]] = field(default_factory=dict)
     average_precisions: Sequence[float] = ()
     distances: Distances | str = ""
+    protocols: OtherProtocols | None = None
     camera_pairs: Sequence[CameraPairRow] = ()
     embedding_map: EmbeddingMap | None = None
     streams: Sequence[StreamMaps] = ()
@@ -93,6 +88,7 @@ def write_report(path: Path, report: RunReport) -> None:
     parts: dict[str, str | Fitting] = {
         "Retrieval": f"<h2>Retrieval, in per cent</h2>{retrieval_table(report.table, 'mine')}",
         "Charts": f"{charts}{_distance_note(report)}",
+        "Other protocols": protocols_part(report.protocols) if report.protocols else "",
         "Camera by camera": _camera_pairs(report.camera_pairs),
         "Ranked lists": partial(_lists, report.ranked),
         "Where the two streams look": _streams(report.streams),
@@ -101,19 +97,6 @@ def write_report(path: Path, report: RunReport) -> None:
         "Training": _training(report),
     }
     write_page(path, report.title, parts)
-
-
-def retrieval_table(rows: Sequence[tuple[str, Mapping[str, float]]], kind: str = "") -> str:
-    """kind: "mine", the last row is the one that matters."""
-    head = "".join(f"<th>{name}</th>" for name in COLUMNS.values())
-    body = "".join(
-        f"<tr><td>{escape(name)}</td>" + "".join(f"<td>{figures[key]:.2f}</td>" for key in COLUMNS) + "</tr>"
-        for name, figures in rows
-    )
-    return (
-        f"<div tabindex='0' class='scroll last {kind}'><table><thead><tr><th></th>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
-    )
 
 
 def _retrieval_charts(report: RunReport) -> str:

@@ -30,14 +30,17 @@ def line_chart(
     x_label: str,
     *,
     y: tuple[float, float] | None = None,
+    log_x: bool = False,
 ) -> str:
-    """Lines by name: their x and y. y: the axis' range, None: that of the values."""
+    """Lines by name: their x and y. y: the axis' range, None: that of the values. log_x: x, all positive, by
+    its logarithm."""
+    place = math.log10 if log_x else float
     values = [value for _, line in lines.values() for value in line]
-    places = [value for line, _ in lines.values() for value in line]
+    places = [place(value) for line, _ in lines.values() for value in line]
     axes = Axes((min(places), max(places)), y or _wide(min(values), max(values)))
-    parts = [_frame(axes, x_label)]
+    parts = [_frame(axes, x_label, log_x)]
     for number, (xs, ys) in enumerate(lines.values()):
-        points = [axes.at(*point) for point in zip(xs, ys, strict=True)]
+        points = [axes.at(place(a), b) for a, b in zip(xs, ys, strict=True)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
         parts.append(f"<polyline class='line c{number % 8}' points='{path}'/>")
         if len(points) <= FEW:
@@ -136,15 +139,22 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _frame(axes: Axes, x_label: str) -> str:
+def powers(low: float, high: float, most: int = 5) -> list[float]:
+    """Whole numbers within a range, for an axis of logarithms to base 10."""
+    numbers = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
+    return [float(number) for number in numbers[:: 1 + len(numbers) // (most + 1)]]
+
+
+def _frame(axes: Axes, x_label: str, log_x: bool = False) -> str:
     parts = []
     for value in ticks(*axes.y):
         a, b = axes.at(axes.x[0], value)
         parts.append(f"<line class='grid' x1='{a:.1f}' x2='{WIDTH - RIGHT}' y1='{b:.1f}' y2='{b:.1f}'/>")
         parts.append(f"<text x='{LEFT - 5}' y='{b + 4:.1f}' text-anchor='end'>{value:.6g}</text>")
-    for value in ticks(*axes.x):
+    for value in powers(*axes.x) if log_x else ticks(*axes.x):
         a, b = axes.at(value, axes.y[0])
-        parts.append(f"<text x='{a:.1f}' y='{b + 14:.1f}' text-anchor='middle'>{value:.6g}</text>")
+        shown = 10.0**value if log_x else value
+        parts.append(f"<text x='{a:.1f}' y='{b + 14:.1f}' text-anchor='middle'>{shown:.7g}</text>")
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f"<text x='{middle}' y='{HEIGHT - 6}' text-anchor='middle'>{escape(x_label)}</text>")
     return "".join(parts)

@@ -9,7 +9,7 @@ in `expansion`.
 
 from maskreid_dist.errors import RetrievalError
 from maskreid_dist.retrieval.evaluate import evaluate_retrieval
-from maskreid_dist.retrieval.expansion import expand_queries
+from maskreid_dist.retrieval.expansion import Expansion, expand_queries
 from maskreid_dist.retrieval.nearest import Neighbours, nearest
 from maskreid_dist.retrieval.ranklist import RankList, rank_list
 from maskreid_dist.retrieval.reranking import evaluate_reranked
@@ -17,6 +17,7 @@ from maskreid_dist.retrieval.reranking_options import ReRanking
 from maskreid_dist.retrieval.result import RetrievalResult
 
 __all__ = [
+    "Expansion",
     "Neighbours",
     "RankList",
     "ReRanking",

@@ -205,11 +205,10 @@ def score(
 
 def why_no_query_is_valid(query: ImageSet, gallery: GalleryIndex) -> str:
     cameras = np.union1d(query.camids, gallery.camids)
-    images = len(query) + len(gallery.pids)
     if len(cameras) == 1:
         return (
-            f"no query has a match in another camera: all {images} query and gallery images come from camera "
-            f"{cameras[0]}"
+            f"no query has a match in another camera: all {len(query)} queries and all {len(gallery.pids)} "
+            f"gallery images come from camera {cameras[0]}"
         )
     if not np.intersect1d(query.pids, gallery.sorted_pids).size:
         return (

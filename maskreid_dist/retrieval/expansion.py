@@ -1,5 +1,7 @@
 """Alpha-weighted query expansion (Radenovic et al., TPAMI 2019, arXiv 1711.02512, section 3.5)."""
 
+import math
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -16,12 +18,27 @@ from maskreid_kernels.options import check_group
 _CHUNK = 256  # queries whose neighbours' rows are held at once
 
 
+@dataclass(frozen=True)
+class Expansion:
+    """k: nearest images that are added. alpha: power of their similarity, their weight; 0: the plain mean.
+    Raises ValueError for others than k >= 1 and finite alpha >= 0."""
+
+    k: int = 10
+    alpha: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or not 0 <= self.alpha < math.inf:
+            raise ValueError(
+                f"query expansion: k is at least 1 and alpha not negative, not {self.k} and {self.alpha}"
+            )
+
+
 def expand_queries(
     query: Features,
     gallery: Features,
     *,
-    k: int = 10,
-    alpha: float = 3.0,
+    k: int = Expansion.k,
+    alpha: float = Expansion.alpha,
     group: dist.ProcessGroup | None = None,
 ) -> NDArray[np.float32]:
     """Every query plus its k nearest gallery images, each weighted by similarity ** alpha: (Q, D) float32,
@@ -34,8 +51,7 @@ def expand_queries(
     sides: tuple[ImageSet | None, ImageSet | None] = (None, None)
     problem = None
     try:
-        if k < 1 or alpha < 0:
-            raise ValueError(f"query expansion: k is at least 1 and alpha not negative, not {k} and {alpha}")
+        Expansion(k, alpha)  # checks them
         ids = [np.zeros(len(rows), np.int64) for rows in (query, gallery)]
         sides = both_sides(query, ids[0], ids[0], gallery, ids[1], ids[1], metric="cosine")
     except (TypeError, ValueError) as error:

@@ -18,7 +18,7 @@ _BLOCK = 256
 
 
 def cameras_of_keys(
-    query_keys: NDArray[np.bytes_], gallery_keys: NDArray[np.bytes_]
+    query_keys: NDArray[np.bytes_ | np.str_], gallery_keys: NDArray[np.bytes_ | np.str_]
 ) -> tuple[IntArray, IntArray]:
     """Stand-ins for camera ids where there are none: one for each key, (Q,) and (G,).
 

@@ -101,6 +101,18 @@ def true_match_rates(found: Similarities, false_match_rates: Sequence[float]) ->
     ]
 
 
+def roc_curve(found: Similarities, most: int = 200) -> tuple[Values, Values]:
+    """False and true match rates of all pairs, (P,) each and rising, P at most `most` + 1: at the lowest
+    thresholds that keep a false match rate of 0, and rates evenly spaced by their logarithm from that of one
+    false match to 1."""
+    false_B1, true_B1 = (_shares_from(counts[0]) for counts in (found.impostor_GB, found.genuine_GB))
+    wanted = np.geomspace(1 / found.impostor_GB[0].sum(), 1.0, most)
+    # Rates fall with the edge. A rate that is one false match must not be missed by a rounding.
+    edges = np.searchsorted(-false_B1, -np.append(0.0, wanted * (1 + 1e-9)), side="left")
+    edges = np.unique(edges)[::-1]
+    return false_B1[edges], true_B1[edges]
+
+
 def similarity(edge: int) -> float:
     """Of a bin's lower edge."""
     return 2.0 * edge / BINS - 1.0
@@ -156,6 +168,12 @@ def _group_of_cameras(cameras: int) -> IntArray:
     for number, (a, b) in enumerate(combinations(range(cameras), 2), 1):
         group[a, b] = group[b, a] = number
     return group
+
+
+def _shares_from(count_B: IntArray) -> Values:
+    """(B + 1,) of what lies at or above each bin's lower edge, and above the last bin."""
+    above_B = np.cumsum(count_B[::-1])[::-1]
+    return np.append(above_B, 0) / max(1, int(above_B[0]))
 
 
 def _share(count_B: IntArray, edge: int) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from maskreid_dist.config import Config
 from maskreid_dist.errors import UserError
 from maskreid_dist.evaluation.embed import embed_samples
-from maskreid_dist.evaluation.evaluate import split_labels
+from maskreid_dist.evaluation.labels import split_labels
 from maskreid_dist.model.checkpoint import read_best
 from maskreid_dist.retrieval import RetrievalResult, evaluate_retrieval
 from maskreid_dist.run_directory import BEST
