@@ -7,6 +7,7 @@ from html import escape
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 12, 38  # margins
+LETTER = 6.4  # width of a digit
 FEW = 30  # points of a line that are drawn one by one
 LETTERS = "ABCDEFGH"
 
@@ -153,8 +154,9 @@ def _frame(axes: Axes, x_label: str, log_x: bool = False) -> str:
         parts.append(f"<text x='{LEFT - 5}' y='{b + 4:.1f}' text-anchor='end'>{value:.6g}</text>")
     for value in powers(*axes.x) if log_x else ticks(*axes.x):
         a, b = axes.at(value, axes.y[0])
-        shown = 10.0**value if log_x else value
-        parts.append(f"<text x='{a:.1f}' y='{b + 14:.1f}' text-anchor='middle'>{shown:.7g}</text>")
+        shown = f"{10.0**value if log_x else value:.7g}"
+        middle = min(a, WIDTH - LETTER / 2 * len(shown))  # not beyond the drawing
+        parts.append(f"<text x='{middle:.1f}' y='{b + 14:.1f}' text-anchor='middle'>{shown}</text>")
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f"<text x='{middle}' y='{HEIGHT - 6}' text-anchor='middle'>{escape(x_label)}</text>")
     return "".join(parts)
