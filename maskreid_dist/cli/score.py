@@ -98,15 +98,15 @@ def _score(
     from maskreid_dist.gallery.score import gallery_labels, rank_galleries
 
     query, gallery = sides = [Gallery.open(folder) for folder in folders]
-    labels = gallery_labels(query, gallery, protocol.cameras)
-    protocol.check(alone=f"{gallery.folder} twice" if labels.alone else "")
-    check_labels(labels)
     if ranks.size > 1:
         held = {
             f"the {name}": (side.fingerprint, f"{side.fingerprint} ({side.folder})")
             for name, side in zip(("queries", "gallery"), sides, strict=True)
         }
         ranks.agree(held | {name: (value, value) for name, value in protocol.options.items()})
+    labels = gallery_labels(query, gallery, protocol.cameras)
+    protocol.check(alone=f"{gallery.folder} twice" if labels.alone else "")
+    check_labels(labels)
     ranked = rank_galleries(query, gallery, labels, protocol.ap, ranks)
     rows = refined(ranked, labels, protocol.ap, protocol.rerank, protocol.expand, ranks)
     if not ranks.is_first:
