@@ -87,6 +87,13 @@ def test_the_command_and_its_page(converted: Path, tmp_path: Path) -> None:
     # A run with itself: no query changed.
     status, said = run("compare", first, first, converted, "--html", page)
     assert status == 0 and "No query's AP changed" in page.read_text()
+    # Without shards those of the first run's recipe.
+    own = write_run(tmp_path / "own", f"data.shards={converted}")
+    elsewhere = write_run(tmp_path / "elsewhere", "data.shards=none", f"run.evaluate_shards={converted}")
+    for pair in ((own, second), (elsewhere, second)):
+        status, said = run("compare", *pair, "--output", figures)
+        assert status == 0 and f"shards of {pair[0]}: {converted}\n" in said, said
+        assert json.loads(figures.read_text())["first"]["mAP_hits"] == found["first"]["mAP_hits"]
     status, said = run("compare", first, tmp_path / "none", converted)
     assert status == 2 and "no usable checkpoint" in said
 

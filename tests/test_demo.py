@@ -26,15 +26,25 @@ SMALL = {
 }
 
 
-def start(program: list[str], runs: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, *program, "demo", "--runs", str(runs)]
-    for key, value in SMALL.items():
-        command += ["--set", f"{key}={value}"]
-    environment = os.environ | {
+def command(program: list[str], runs: Path) -> list[str]:
+    settings = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    return [sys.executable, *program, "demo", "--runs", str(runs), *settings]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {
         "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "shards"))
     }
+
+
+def start(program: list[str], runs: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command(program, runs),
+        cwd=ROOT,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -96,3 +106,10 @@ def test_demo_stops_on_ctrl_c_continues_and_reports(tmp_path: Path) -> None:
     assert f"<td>{figures['trained']['mAP_hits']:.2f}</td>" in html
     assert 15 <= html.count("class='query'") <= 48
     assert (run / "report.png").stat().st_size > 10_000
+
+    # The same again as JSON: nothing is left to train, and nothing else stands on standard output.
+    words = [*command(["-m", "maskreid_dist"], tmp_path), "--json"]
+    again = subprocess.run(words, cwd=ROOT, env=environment(), text=True, capture_output=True)
+    assert again.returncode == 0, again.stderr
+    said = json.loads(again.stdout)
+    assert {name: said[name] for name in figures} == figures and said["steps"] == STEPS

@@ -21,7 +21,6 @@ NO_FIGURES = {
     "init", "page", "push", "version",  # what was written, and where
     "recipe",  # JSON itself
     "train", "supervise", "top",  # runs/NAME/metrics.jsonl, status.json; maskreid runs --json
-    "demo",  # runs/demo/metrics.json
     "segment",  # masks; maskreid masks --json judges them
 }  # fmt: skip
 
@@ -63,6 +62,13 @@ def test_evaluate_and_compare(two_runs: tuple[Path, Path], converted: Path, tmp_
     assert status == 0 and f"{low:.2f} to {high:.2f}" in said and "camera 1 to camera 2, 2 queries" in said
     compared = figures("compare", *two_runs, converted)
     assert compared["first"]["mAP_hits"] == found["mAP_hits"] and "mAP" in compared["differences"]
+
+
+def test_the_demo(converted: Path, tmp_path: Path) -> None:
+    found = figures("demo", "--pretrained", "--shards", converted, "--runs", tmp_path)
+    kept = json.loads((tmp_path / "pretrained_walkers" / "metrics.json").read_text())
+    assert {key: found[key] for key in kept} == kept and found["valid_queries"] == 2
+    assert Path(found["report"]).is_file()
 
 
 def test_conversion_and_merging(tmp_path: Path) -> None:

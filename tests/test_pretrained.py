@@ -37,12 +37,24 @@ def test_it_is_one_of_the_committed_studys_and_its_card_has_that_ones_figures() 
     assert size < 8_000_000
 
 
+def test_its_card_says_every_licence() -> None:
+    card = (FOLDER / "walkers" / "README.md").read_text()
+    assert front_matter(card)["license"] == "apache-2.0"
+    assert "- Weights: apache-2.0." in card and "- Training images: GPL-3.0-or-later" in card
+    assert card.count("degraded from the exact ones of its renderer (CC0-1.0)") == 2
+    assert "not recorded" not in card and "not stated" not in card
+
+
 def test_names_and_what_is_refused(tmp_path: Path) -> None:
     assert pretrained_names() == ["walkers"]
     with pytest.raises(CheckpointError, match="this package has walkers"):
         find_checkpoint(Path("pretrained:market"))
     status, said = run("calibrate", WALKERS, tmp_path)
     assert status == 2 and "copy the network into a folder of yours" in said
+    status, said = run("evaluate", "--pretrained", "walkers", tmp_path)
+    assert status == 2 and said.count("\n") == 1 and "in place of the run: pretrained:walkers" in said
+    status, said = run("export", WALKERS, tmp_path / "x.safetensors")
+    assert status == 2 and said.count("\n") == 1 and "maskreid push" in said and "--output" in said
     status, said = run("demo", "--pretrained", "--set", "optimizer.steps=1")
     assert status == 2 and "--pretrained trains nothing" in said
 

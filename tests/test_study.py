@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from maskreid_dist.cli import study_run
 from maskreid_dist.cli.study_run import StudyRun
 from maskreid_dist.errors import RecipeError, UserError
 from maskreid_dist.retrieval.paired import paired_differences
@@ -341,6 +342,22 @@ def test_ctrl_c_stops_every_child_and_starts_no_other() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize(
+    "threads, gpus, trainings, expected",
+    [(None, [], 100, 6), ("2", [], 100, 3), ("2,1", [], 100, 3), ("8", [], 100, 1), ("0", [], 100, 6),
+     (None, [], 4, 4), (None, [], 0, 1), ("2", ["0", "3"], 100, 2), (None, ["0"], 100, 1)],
+)  # fmt: skip
+def test_how_many_run_side_by_side(
+    monkeypatch: pytest.MonkeyPatch, threads: str | None, gpus: list[str], trainings: int, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
+    monkeypatch.setattr(study_run, "gpus_here", lambda: gpus)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert study_run.jobs_here(trainings) == expected
+
+
 # The whole way.
 
 
@@ -401,7 +418,9 @@ def test_a_study_from_its_file_to_its_table(converted: Path, tmp_path: Path) -> 
     )
 
     status, said = run(*command, "--again", "--row", "raw", "--seed", "2")
-    assert status == 0 and "1 trainings, about 0 minutes, by the 4 runs that were done" in said
+    assert (
+        status == 0 and "1 trainings, 1 side by side, about 0 minutes, by the 4 runs that were done" in said
+    )
     assert "raw-s2: mAP " in said and "raw-s2: the same weights, bit for bit" in said, said
     assert len(list((runs / "again" / "small").glob("raw-s2-*.log"))) == 1
     # Another recipe: nothing of it is done.

@@ -26,6 +26,7 @@ from maskreid_dist.cli.inspect import plan, stats, verify
 from maskreid_dist.cli.layouts import convert_app, segment_app
 from maskreid_dist.cli.masks import masks
 from maskreid_dist.cli.merge import merge
+from maskreid_dist.cli.options import AsJson
 from maskreid_dist.cli.page import page
 from maskreid_dist.cli.plan_run import plan_run
 from maskreid_dist.cli.push import push
@@ -130,6 +131,7 @@ def demo(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Train nothing: the small network that comes along.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train on the shards of the repository, rank their gallery, and write a report to look at."""
     from maskreid_dist.cli.demo import run_demo, show_pretrained
@@ -137,8 +139,8 @@ def demo(
     if pretrained:
         if recipe or overrides:
             raise UserError("--pretrained trains nothing: leave out --recipe and --set")
-        raise typer.Exit(show_pretrained("walkers", runs, shards))
-    raise typer.Exit(run_demo(recipe, list(overrides or ()), runs, ranks, shards))
+        raise typer.Exit(show_pretrained("walkers", runs, shards, as_json))
+    raise typer.Exit(run_demo(recipe, list(overrides or ()), runs, ranks, shards, as_json))
 
 
 @app.command()

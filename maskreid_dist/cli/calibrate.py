@@ -1,12 +1,13 @@
 """`maskreid calibrate`: from which similarity on two images show one person."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from maskreid_dist.cli.failures import one_line_errors
-from maskreid_dist.cli.options import AsJson, Cache, RunOrCheckpoint
+from maskreid_dist.cli.options import AsJson, Cache
 from maskreid_dist.errors import UserError
 from maskreid_dist.terminal import Terminal, say, say_json
 
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 @one_line_errors
 def calibrate(
-    run: RunOrCheckpoint,
+    run: Annotated[
+        Path, typer.Argument(help="A run directory or one of its checkpoints.", show_default=False)
+    ],
     shards: Annotated[
         str,
         typer.Argument(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Table
 
+from maskreid_dist.cli.carried import carried_shards
 from maskreid_dist.cli.failures import one_line_errors
-from maskreid_dist.cli.options import AsJson, Cache, CameraIds, FiguresFile, RankedShards, RunOrCheckpoint
+from maskreid_dist.cli.options import AsJson, Cache, CameraIds, FiguresFile, RunOrCheckpoint
 from maskreid_dist.terminal import Terminal, say, say_json
 
 if TYPE_CHECKING:
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 def compare(
     first: RunOrCheckpoint,
     second: Annotated[Path, typer.Argument(help="The one to compare it with.", show_default=False)],
-    shards: RankedShards,
+    shards: Annotated[
+        str | None,
+        typer.Argument(
+            help="Shards with the splits query and gallery, a folder or a URL. Default: those of the first "
+            "run's recipe.",
+            show_default=False,
+        ),
+    ] = None,
     ap: Annotated[Literal["hits", "trapezoid"], typer.Option(help="Definition of AP.")] = "hits",
     html: Annotated[
         Path | None, typer.Option(help="Write both side by side here, with ranked lists.")
@@ -36,15 +44,21 @@ def compare(
     from maskreid_dist.evaluation.evaluate import evaluate_checkpoint, print_table, write_json
     from maskreid_dist.files import check_writable
     from maskreid_dist.model.checkpoint import find_checkpoint
+    from maskreid_dist.model.pretrained import is_pretrained
     from maskreid_shards import open_shards
+    from maskreid_shards.shown import without_secrets
 
     for path in (html, output):
         if path:
             check_writable(path)
     console = Terminal(quiet=as_json)
+    configs = [find_checkpoint(run)[0].config for run in (first, second)]  # before the long work
+    if shards is None:
+        config = configs[0]
+        named = carried_shards() if is_pretrained(first) else config.run.evaluate_shards or config.data.shards
+        console.print(f"shards of {first}: {without_secrets(named)}", soft_wrap=True, highlight=False)
+        shards = named
     opened = open_shards(shards, cache=cache)
-    for run in (first, second):  # before the long work of the other
-        find_checkpoint(run)
     sides = [Side(*evaluate_checkpoint(run, opened, console, ap, cameras)) for run in (first, second)]
     found = found_by(sides[0], sides[1], opened)
     names = ("first", "second")  # runs may have one name

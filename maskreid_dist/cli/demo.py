@@ -33,9 +33,10 @@ from maskreid_dist.model.checkpoint import find_checkpoint, finished_checkpoints
 from maskreid_dist.model.pretrained import PREFIX, place_of
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.run_directory import CHECKPOINTS
-from maskreid_dist.terminal import Terminal, say
+from maskreid_dist.terminal import Terminal, say, say_json
 from maskreid_shards import ShardSet
 
+STANDARD_ERROR = 2
 COPY = Path(__file__).with_name("demo.toml")  # of the recipe, for an installed package
 
 
@@ -56,51 +57,58 @@ def with_shards(recipe: Path, overrides: Sequence[str], shards: str | None) -> l
 
 
 def run_demo(
-    recipe: Path | None, overrides: Sequence[str], runs: Path, ranks: int, shards: str | None = None
+    recipe: Path | None,
+    overrides: Sequence[str],
+    runs: Path,
+    ranks: int,
+    shards: str | None = None,
+    as_json: bool = False,
 ) -> int:
     """Train (or continue), evaluate, print the table, write `metrics.json` and
     `report.html`; returns the exit status.
 
-    recipe: None for the package's own. shards: a folder or a URL in place of the recipe's."""
+    recipe: None for the package's own. shards: a folder or a URL in place of the recipe's. as_json: standard
+    output is one line of JSON; the training's lines go to standard error."""
     started = time.monotonic()
     recipe = recipe or own_recipe()
     overrides = with_shards(recipe, overrides, shards)
     config = load_recipe(recipe, overrides)
     opened = open_recipe_shards(config.data)
     run = (runs / config.name).absolute()
-    console = Terminal()
+    console = Terminal(stderr=as_json)
     if torch.cuda.is_available():
         ranks = min(ranks, torch.cuda.device_count())
     # What would fail after minutes fails now.
     recipe_plan(opened.split("train"), config, ranks)
     check_queries(opened)
     if not _is_trained(run, config):
-        status = launch_training(recipe, overrides, runs, run, ranks)
+        status = launch_training(recipe, overrides, runs, run, ranks, STANDARD_ERROR if as_json else None)
         if status == exit_status.STOPPED:
             console.print("stopped and saved; the same command continues")
         if status == exit_status.START_AGAIN:
             console.print("the training ended before its last step; the same command continues")
         if status:
             return status
-    _show(run, run, opened, console)
+    _show(run, run, opened, as_json)
     console.print(f"this call took {(time.monotonic() - started) / 60:.1f} minutes")
     return 0
 
 
-def show_pretrained(name: str, runs: Path, shards: str | None = None) -> int:
+def show_pretrained(name: str, runs: Path, shards: str | None = None, as_json: bool = False) -> int:
     """The same of a network that comes with the package, without a training; returns the exit status."""
     source = Path(f"{PREFIX}{name}")
     place_of(source)  # is there
     overrides = with_shards(own_recipe(), (), shards)
     opened = open_recipe_shards(load_recipe(own_recipe(), overrides).data)
     check_queries(opened)
-    _show((runs / f"pretrained_{name}").absolute(), source, opened, Terminal())
+    _show((runs / f"pretrained_{name}").absolute(), source, opened, as_json)
     return 0
 
 
-def _show(run: Path, source: Path, opened: ShardSet, console: Terminal) -> None:
-    """Rank the gallery by the network `source` and by what needs no training: a table, and in the folder
-    `run` `metrics.json` and `report.html`."""
+def _show(run: Path, source: Path, opened: ShardSet, as_json: bool) -> None:
+    """Rank the gallery by the network `source` and by what needs no training: a table, or its figures as
+    JSON, and in the folder `run` `metrics.json` and `report.html`."""
+    console = Terminal(quiet=as_json)
     checkpoint, trained = evaluate_checkpoint(source, opened, console)
     config = checkpoint.config
     torch.manual_seed(config.seed)
@@ -118,11 +126,14 @@ def _show(run: Path, source: Path, opened: ShardSet, console: Terminal) -> None:
         "gallery images"
     )
     best = max(histograms, key=lambda row: row.result.mAP_hits)
-    figures = {"untrained": untrained, "histogram": best, "trained": trained}
-    write_json(
-        run / "metrics.json", {"unit": "percent"} | {k: percentages(v.result) for k, v in figures.items()}
-    )
+    named = {"untrained": untrained, "histogram": best, "trained": trained}
+    figures = {"unit": "percent"} | {name: percentages(row.result) for name, row in named.items()}
+    write_json(run / "metrics.json", figures)
     write_run_report(run / "report.html", checkpoint, opened, rows, rows[-1])
+    if as_json:
+        queries = {"valid_queries": int(result.valid_queries), "skipped_queries": int(result.skipped_queries)}
+        say_json({**figures, **queries, "steps": checkpoint.step, "report": run / "report.html"})
+        return
     # Plain print: rich would wrap and restyle paths.
     say(f"figures: {run / 'metrics.json'}\nreport:  {run / 'report.html'}")
 

@@ -33,6 +33,7 @@ from maskreid_dist.cli.options import (
     Verification,
     expansion,
     re_ranking,
+    refuse_pretrained,
 )
 from maskreid_dist.cli.ranks import ranking_on, share_work
 from maskreid_dist.errors import UserError
@@ -104,6 +105,9 @@ def evaluate(
     ] = False,
     distances_on: DistancesOn = "cpu",
     as_json: AsJson = False,
+    pretrained: Annotated[
+        str | None, typer.Option(hidden=True, is_eager=True, callback=refuse_pretrained)
+    ] = None,
 ) -> None:
     """Rank a gallery with a trained network: CMC, mAP (both definitions), mINP."""
 

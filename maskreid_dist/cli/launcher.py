@@ -19,9 +19,11 @@ SCRIPT = Path(__file__).with_name("train.py").resolve()
 ASK_AGAIN_S = 1.0
 
 
-def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Path, ranks: int) -> int:
+def launch_training(
+    recipe: Path, overrides: Sequence[str], runs: Path, run: Path, ranks: int, output: int | None = None
+) -> int:
     """`deepspeed --num_gpus RANKS .../train.py RECIPE --resume`; returns how the training ended
-    (maskreid_dist.exit_status)."""
+    (maskreid_dist.exit_status). output: the file descriptor of its standard output, None: this process's."""
     import torch
 
     from maskreid_dist.training.ending import status_of
@@ -37,7 +39,7 @@ def launch_training(recipe: Path, overrides: Sequence[str], runs: Path, run: Pat
     if not torch.cuda.is_available():
         # Or DeepSpeed warns in every process that it found no GPU.
         environment.setdefault("DS_ACCELERATOR", "cpu")
-    return status_of(run, Launcher(run).start(command, environment))
+    return status_of(run, Launcher(run).start(command, environment, output))
 
 
 class Launcher:
@@ -52,8 +54,8 @@ class Launcher:
         self.asked = False  # to stop
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
-        """Run the command until it ends; returns its own exit status."""
+    def start(self, command: Sequence[str], environment: Mapping[str, str], output: int | None = None) -> int:
+        """Run the command until it ends; returns its own exit status. output: as in `launch_training`."""
         from maskreid_dist.training.ending import begin
         from maskreid_dist.training.run_folder import LAUNCHED
 
@@ -65,7 +67,7 @@ class Launcher:
         before = {number: signal.signal(number, self._ask_to_stop) for number in signals}
         try:
             # In a session of its own: a Ctrl-C at the terminal reaches this process alone.
-            self._process = subprocess.Popen(command, start_new_session=True, env=environment)
+            self._process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=output)
             while True:
                 try:
                     status = self._process.wait(ASK_AGAIN_S)

@@ -1,11 +1,14 @@
 """Arguments and options that several commands share."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from maskreid_dist.errors import UserError
+from maskreid_dist.exit_status import NEVER_AGAIN
+from maskreid_dist.terminal import say
 
 if TYPE_CHECKING:
     from maskreid_dist.retrieval import Expansion, ReRanking
@@ -106,3 +109,14 @@ def re_ranking(
         return ReRanking(k1, k2, weight, power, index)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def refuse_pretrained(name: str | None) -> None:
+    """Of `--pretrained`, which `maskreid demo` alone has: elsewhere the network stands in place of a run."""
+    if name is not None:
+        say(
+            "maskreid: error: --pretrained is for maskreid demo; here name the network in place of the run: "
+            "pretrained:walkers",
+            file=sys.stderr,
+        )
+        raise typer.Exit(NEVER_AGAIN)

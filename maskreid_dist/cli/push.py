@@ -35,6 +35,10 @@ def push(
     data_license: Annotated[
         str | None, typer.Option(help="Of the training images, in words; shards do not record it.")
     ] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(help="Who or what made the masks, in words, where the shards do not record it."),
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Also keep the folder here.")] = None,
 ) -> None:
     """Publish weights, manifest and model card; --dry-run says what they are and sends nothing."""
@@ -52,7 +56,8 @@ def push(
     found, _ = find_checkpoint(checkpoint)
     measured = _measured(found.path, shards) if shards else None
     name = repository.partition("/")[2]
-    card = model_card(found, name=name, license_id=license_id, data_license=data_license, measured=measured)
+    words = license_id, data_license, masks
+    card = model_card(found, *words, name=name, measured=measured)
     with TemporaryDirectory() as place:
         folder = output or Path(place, name)
         sizes = write_published(found, folder, card)

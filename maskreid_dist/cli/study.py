@@ -11,7 +11,7 @@ from maskreid_dist.cli.convert import parse_part
 from maskreid_dist.cli.failures import one_line_errors
 from maskreid_dist.cli.options import AsJson
 from maskreid_dist.cli.quiet import quiet_libraries
-from maskreid_dist.cli.study_run import StudyRun
+from maskreid_dist.cli.study_run import StudyRun, jobs_here
 from maskreid_dist.errors import UserError
 from maskreid_dist.terminal import say, say_json
 
@@ -35,7 +35,15 @@ def study(
     part: Annotated[
         str | None, typer.Option(metavar="I/N", help="Every N-th training from the I-th, for a scheduler.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Trainings side by side.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Trainings side by side. Default: one a GPU; without GPUs one for every OMP_NUM_THREADS "
+            "cores, or every core.",
+            show_default=False,
+        ),
+    ] = None,
     rows: Annotated[list[str] | None, typer.Option("--row", help="Only this row; repeatable.")] = None,
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Only this seed; repeatable.")] = None,
     results: Annotated[
@@ -78,7 +86,7 @@ def study(
         check_writable(folder, folder=True)
     if html:
         check_writable(html)
-    job = StudyRun(loaded, kept, place, jobs, tflops)
+    job = StudyRun(loaded, kept, place, jobs or jobs_here(len(tasks)), tflops)
     if listed:
         _list_rows(job, tasks)
         return

@@ -98,8 +98,6 @@ class StudyRun:
         return self.train_all(state, ranked, results, runs)
 
     def train_all(self, state: "State", waiting: "list[Task]", results: Path, runs: Path) -> int:
-        import torch
-
         from maskreid_dist.study.result import read_result
         from maskreid_dist.study.side_by_side import SideBySide
         from maskreid_dist.study.training import result_path
@@ -109,7 +107,8 @@ class StudyRun:
         left = list(waiting)
         if waiting:
             minutes = pace.minutes(state, waiting) / self.jobs
-            self.say(f"{len(waiting)} trainings, about {minutes:.0f} minutes, {pace.said}")
+            how = f"{self.jobs} side by side, about {minutes:.0f} minutes, {pace.said}"
+            self.say(f"{len(waiting)} trainings, {how}")
         statuses: dict[str, int] = {}
 
         def start(task: "Task", environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
@@ -132,11 +131,7 @@ class StudyRun:
         def asking() -> None:
             say("stopping: each training finishes its step and saves (again to kill)", file=sys.stderr)
 
-        gpus: list[str] = []
-        if torch.cuda.is_available():
-            named = os.environ.get("CUDA_VISIBLE_DEVICES")
-            gpus = named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
-        children = SideBySide(start, ended, self.jobs, self.cores, gpus, asking)
+        children = SideBySide(start, ended, self.jobs, self.cores, gpus_here(), asking)
         children.run(waiting)
         if children.asked:
             self.say("stopped; the same command continues")
@@ -175,8 +170,7 @@ class StudyRun:
 
     def _threads(self) -> int:
         """Of each training."""
-        own = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-        return int(own) if own.isdigit() else max(1, self.cores // self.jobs)
+        return _threads_set() or max(1, self.cores // self.jobs)
 
     def _warn(self, text: str) -> None:
         """Once."""
@@ -187,6 +181,29 @@ class StudyRun:
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
         self.console.file.flush()  # into a file, too: a study takes hours
+
+
+def jobs_here(trainings: int) -> int:
+    """How many of so many trainings run side by side: one a GPU; without GPUs as many as the cores have
+    threads for, of which each takes OMP_NUM_THREADS, or one."""
+    room = len(gpus_here()) or len(os.sched_getaffinity(0)) // (_threads_set() or 1)
+    return max(1, min(trainings, room))
+
+
+def gpus_here() -> list[str]:
+    """Those that torch may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
+
+
+def _threads_set() -> int | None:
+    """OMP_NUM_THREADS; None where it is not set to a number above 0."""
+    own = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(own) or None if own.isdigit() else None
 
 
 def last_line(log: Path) -> str:

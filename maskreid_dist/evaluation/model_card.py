@@ -32,14 +32,16 @@ class Measured:
 
 def model_card(
     checkpoint: Checkpoint,
-    *,
-    name: str,
     license_id: str = "other",
     data_license: str | None = None,
+    masks: str | None = None,
+    *,
+    name: str,
     measured: Measured | None = None,
 ) -> str:
     """Markdown, from the checkpoint's manifest. license_id: of the weights, as the Hub names it; "other" says
-    that it is to be read below. data_license: of the training images, in words. measured: None leaves the
+    that it is to be read below. data_license: of the training images, in words. masks: by whom
+    or what, in words, where the shards do not record it. measured: None leaves the
     model-index out, and says so."""
     return "\n".join(
         [
@@ -59,7 +61,7 @@ def model_card(
             "",
             "## Data",
             "",
-            *_table(_data(checkpoint)),
+            *_table(_data(checkpoint, masks)),
             "",
             "## Network and training",
             "",
@@ -67,7 +69,7 @@ def model_card(
             "",
             "## Licences",
             "",
-            *_licences(checkpoint, license_id, data_license),
+            *_licences(checkpoint, license_id, data_license, masks),
             "",
             "## Before it is used",
             "",
@@ -104,7 +106,7 @@ def _figures(measured: Measured | None) -> list[str]:
     return [*lines, said, "", *_table(rows), ""]
 
 
-def _data(checkpoint: Checkpoint) -> dict[str, str]:
+def _data(checkpoint: Checkpoint, masks: str | None) -> dict[str, str]:
     data = checkpoint.data
     if not data:
         return {"trained on": f"shards {checkpoint.shards_fingerprint[:12]}; more is {NOT_RECORDED}"}
@@ -116,14 +118,14 @@ def _data(checkpoint: Checkpoint) -> dict[str, str]:
         "trained on": f"{data['dataset']} (layout {data['layout']}), {data['images']} images of "
         f"{data['identities']} persons in {data['cameras']} cameras",
         "shards": checkpoint.shards_fingerprint,
-        "masks by": _maker(data.get("mask_maker", {})),
+        "masks by": _maker(data.get("mask_maker", {}), masks),
         "bad masks": f"{kinds or 'none'} of {bad.get('checked', 0)}; policy: {bad.get('policy', 'none')}",
     }
 
 
-def _maker(maker: Mapping[str, str]) -> str:
+def _maker(maker: Mapping[str, str], masks: str | None) -> str:
     if not maker:
-        return f"{NOT_RECORDED}: they came with the data"
+        return masks or f"{NOT_RECORDED}: they came with the data"
     return ", ".join(f"{key} {value}" for key, value in maker.items())
 
 
@@ -154,15 +156,18 @@ def _first_weights(init: str | None, initial: Mapping[str, Any]) -> str:
     return f"{init.rstrip('/').rpartition('/')[2]}, sha256 {initial.get('sha256', NOT_RECORDED)}"
 
 
-def _licences(checkpoint: Checkpoint, license_id: str, data_license: str | None) -> list[str]:
+def _licences(
+    checkpoint: Checkpoint, license_id: str, data_license: str | None, masks: str | None
+) -> list[str]:
     maker = checkpoint.data.get("mask_maker", {})
     dataset = checkpoint.data.get("dataset", "the data set")
     weights = "not stated; ask whoever publishes them" if license_id == "other" else license_id
-    masks = maker.get("licence", NOT_RECORDED) if maker else f"{NOT_RECORDED}: see the data set's"
+    network = maker.get("licence", NOT_RECORDED) if maker else f"{NOT_RECORDED}: see the data set's"
+    made = f"- Masks: {masks}." if masks and not maker else f"- Mask network: {network}."
     return [
         f"- Weights: {weights}.",
         f"- Training images: {data_license or f'shards do not record a licence; read that of {dataset}'}.",
-        f"- Mask network: {masks}.",
+        made,
         "- Code: Apache-2.0.",
     ]
 

@@ -109,6 +109,11 @@ def _to_onnx(
 
 def check_export(path: Path) -> None:
     """Raise UserError where `export_network` could not begin."""
+    if path.suffix == ".safetensors":  # which a checkpoint has already
+        raise UserError(
+            f"{path}: export writes {' or '.join(SUFFIXES)}; safetensors with manifest and card: "
+            "maskreid push RUN OWNER/NAME --dry-run --output FOLDER"
+        )
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: name a file that ends in {' or '.join(SUFFIXES)}")
     if path.suffix == ".onnx" and find_spec("onnxscript") is None:  # what torch's exporter needs
