@@ -5,13 +5,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from checkpoints import write_run
 from market import write_market
+from maskreid_dist.evaluation.evaluate import Ranked
+from maskreid_dist.evaluation.extras import Extras, extra_figures
+from maskreid_dist.evaluation.labels import Labels
 from maskreid_dist.gallery import Gallery
+from maskreid_dist.retrieval import ReRanking, evaluate_retrieval
 from maskreid_shards import convert_market1501
 from program import run
+from test_retrieval import slow
+from test_retrieval_reranking import dense, people
 
 EXTRAS = (
     "--intervals",
@@ -120,3 +127,20 @@ def test_why_no_query_is_valid(data: Path, tmp_path: Path) -> None:
     ):
         status, said = run("score", tmp_path / name, tmp_path / name, *flags)
         assert status == 2 and said.count("\n") == 1 and words in said, said
+
+
+def test_averaged_queries_re_ranked_are_those_of_the_definition() -> None:
+    """A loop over persons and cameras, then the re-ranking of N x N distances."""
+    q, qp, qc, g, gp, gc = people(40, 120, 3)
+    ranked = Ranked("x", q, g, evaluate_retrieval(q, qp, qc, g, gp, gc))
+    options = ReRanking(5, 3, 0.3)
+    asked = Extras(multiple_query=True)
+    found = extra_figures(ranked, Labels((qp, qc), (gp, gc)), asked, "hits", options)["multiple_query"]
+    unit = q / np.linalg.norm(q, axis=1, keepdims=True)
+    named = sorted(set(zip(qp.tolist(), qc.tolist(), strict=True)))
+    pooled = np.stack([unit[(qp == pid) & (qc == camera)].mean(axis=0) for pid, camera in named])
+    pids, camids = np.array(named).T
+    cmc, hits, *_ = slow(dense(pooled, g, options, "cosine"), pids, camids, gp, gc)
+    assert found["queries"] == len(named) < len(q)
+    assert found["reranked"]["mAP"] == pytest.approx(100 * hits, abs=0.006)
+    assert found["reranked"]["rank1"] == pytest.approx(100 * cmc[0], abs=0.006)
