@@ -18,7 +18,7 @@ help:
 	@echo "make docs    build the documentation into dist/site; warnings and dead links are errors"
 	@echo "make docs-pages     write what pages say of the code (commands, keys of a recipe, recipes) and of a study's results"
 	@echo "make docs-commands  run the documentation's commands that train (the others are in make test)"
-	@echo "make test-adapters  test the losses in other libraries' calling forms against them, and FAISS's lists"
+	@echo "make test-adapters  test the losses in other libraries' calling forms against them, FAISS's lists, Torchreid's figures"
 	@echo "make retrieval-peers  the exact ranking beside Torchreid, torchmetrics and an argsort; some 4 minutes"
 	@echo "make kernels-alone  the losses in a fresh environment: size, import, tests (TORCH=torch==VERSION)"
 	@echo "make faults  the tests of dead, stuck and failing ranks that take minutes"
@@ -92,7 +92,7 @@ $(ADAPTERS)/.installed: $(INSTALLED) tests/adapters.txt
 
 test-adapters: $(ADAPTERS)/.installed
 	ADAPTERS=all $(ADAPTERS)/bin/python -m pytest -q tests/test_kernels_adapters.py tests/test_kernels_readme.py \
-	  tests/test_retrieval_faiss.py
+	  tests/test_retrieval_faiss.py tests/test_retrieval_torchreid.py
 
 retrieval-peers: $(ADAPTERS)/.installed
 	OMP_NUM_THREADS=1 $(ADAPTERS)/bin/python -m maskreid_dist bench retrieval --size market1501 $(OPTIONS)

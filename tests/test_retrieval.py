@@ -163,11 +163,18 @@ def _rank_part(rank: int, world: int, q_parts: list[tuple[int, int]], results: P
     torch.save([found.cmc.tolist(), found.mAP, found.mINP, found.skipped_queries], results / f"{rank}.pt")
 
 
-def test_a_gallery_over_ranks_equals_one_process(tmp_path: Path) -> None:
-    parts = [(0, 100), (100, 100), (100, 150)]  # unequal, one of them empty
-    run_ranks(_rank_part, 3, tmp_path, parts, tmp_path)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(0, 100), (100, 100), (100, 150)],
+        [(0, 7), (7, 80), (80, 80), (80, 150)],
+    ],  # unequal, one of them empty
+    ids=["3 ranks", "4 ranks"],
+)
+def test_a_gallery_over_ranks_equals_one_process(tmp_path: Path, parts: list[tuple[int, int]]) -> None:
+    run_ranks(_rank_part, len(parts), tmp_path, parts, tmp_path)
     whole = evaluate_retrieval(*problem(3))
-    for rank in range(3):
+    for rank in range(len(parts)):
         found = torch.load(Path(tmp_path) / f"{rank}.pt", weights_only=True)
         assert found == [whole.cmc.tolist(), whole.mAP, whole.mINP, whole.skipped_queries]
 

@@ -1,7 +1,9 @@
 """What others rank with, from features to mAP by hits: run, never taken from.
 
-`argsort, NumPy` is written here from the definition, as trackers do it (a sort a query). Torchreid and
-torchmetrics are run where they are installed. Distances come from one product of torch in all of them.
+`argsort, NumPy` is written here from the definition, in the form that BoxMOT's `evaluate_ranking` has too: an
+argsort of every query's list, without images of its camera and person, and the mean of the precisions at its
+matches. Torchreid and torchmetrics are run where they are installed. Distances come from one product of torch
+in all of them.
 """
 
 import importlib
@@ -70,13 +72,14 @@ def torchmetrics(lists: Lists) -> float:
 
 def torchreid(lists: Lists) -> float:
     """Its own Python, without the compiled extension."""
-    rank = importlib.import_module(_torchreid())
+    rank = importlib.import_module(torchreid_module())
     (q_pids, q_camids), (g_pids, g_camids) = lists.query_labels, lists.gallery_labels
     distances = 1 - lists.similarities()
     return float(rank.evaluate_rank(distances, q_pids, g_pids, q_camids, g_camids, use_cython=False)[1])
 
 
-def _torchreid() -> str:
+def torchreid_module() -> str:
+    """The name of the module that has its `evaluate_rank`. Raises ImportError where it is not installed."""
     for name in ("torchreid.metrics.rank", "torchreid.reid.metrics.rank"):
         try:
             importlib.import_module(name)
@@ -99,7 +102,7 @@ def installed(name: str) -> bool:
         if name == "torchmetrics":
             importlib.import_module("torchmetrics.retrieval")
         if name.startswith("Torchreid"):
-            _torchreid()
+            torchreid_module()
     except ImportError:
         return False
     return True
