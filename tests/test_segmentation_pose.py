@@ -321,15 +321,3 @@ def json_members(shards: Path) -> list[dict[str, Any]]:
             files = [tar.extractfile(member) for member in tar if member.name.endswith(".json")]
             found += [json.loads(file.read()) for file in files if file is not None]
     return [{k: v for k, v in one.items() if k != "dataset"} for one in found]
-
-
-def test_a_bad_image_gets_no_mask_where_it_is_left_out(own: bytes, tmp_path: Path) -> None:
-    (tmp_path / "w.tflite").write_bytes(own)
-    src = crops(tmp_path / "crops")
-    (src / "0001/0.png").write_bytes((src / "0001/0.png").read_bytes()[:60])
-    flags = ("--segment", "pose", "--segment-weights", tmp_path / "w.tflite", "--segment-device", "cpu")
-    status, output = run("convert", "folder", src, tmp_path / "out", *flags)
-    assert status == 2 and "0001/0.png" in output and not (tmp_path / "out").exists()
-    status, output = run("convert", "folder", src, tmp_path / "out", *flags, "--on-bad-image", "skip")
-    assert status == 0 and "1 images cannot be read" in output, output
-    assert len(open_shards(tmp_path / "out").split("train")) == 3

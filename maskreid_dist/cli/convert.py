@@ -66,13 +66,7 @@ def convert_layout(
             "full image, or skip the pair. Default: fail."
         ),
     ] = None,
-    on_bad_image: Annotated[
-        Literal["fail", "skip"],
-        typer.Option(
-            help="An image that is missing, unreadable or no picture for a shard: stop and name all of them, "
-            "or leave the pair out and count it."
-        ),
-    ] = "fail",
+    on_bad_image: flags.OnBadImage = "fail",
     on_orientation: flags.OnOrientation = "fail",
     follow_links: flags.FollowLinks = False,
     recipe: Annotated[Path | None, typer.Option(help="Take data.on_bad_mask from this recipe.")] = None,

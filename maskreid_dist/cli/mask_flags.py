@@ -41,6 +41,13 @@ OnOrientation = Annotated[
         "made and expected for what is stored."
     ),
 ]
+OnBadImage = Annotated[
+    Literal["fail", "skip"],
+    typer.Option(
+        help="An image that is missing, unreadable or no picture for a shard: stop and name all of them, "
+        "or leave it out and count it."
+    ),
+]
 FollowLinks = Annotated[
     bool,
     typer.Option(

@@ -30,6 +30,7 @@ def segment_layout(
             "--weights", help="Weights. Default: the published ones, from torch.hub's cache or the network."
         ),
     ] = None,
+    on_bad_image: flags.OnBadImage = "fail",
     on_orientation: flags.OnOrientation = "fail",
     follow_links: flags.FollowLinks = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -53,6 +54,7 @@ def segment_layout(
                 input_height=height,
                 landmarks=landmarks,
                 on_orientation=on_orientation,
+                on_bad_image=on_bad_image,
                 follow_links=follow_links,
                 progress=progress,
             )

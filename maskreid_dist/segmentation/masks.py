@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from maskreid_dist.segmentation.networks import (
     load_segmenter,
 )
 from maskreid_dist.segmentation.pose import PoseSegmenter
-from maskreid_shards import Layout, ShardError, Source
+from maskreid_shards import Layout, Source
 from maskreid_shards.atomic import PARTIAL, write_atomically
-from maskreid_shards.bad_inputs import OnBadImage
+from maskreid_shards.bad_inputs import BadInput, BadInputs, OnBadImage
 from maskreid_shards.checks import check_layout, check_mask_is_no_image
 from maskreid_shards.decode import IMAGE_FORMATS, as_rgb, decode
 from maskreid_shards.image_policy import OnOrientation, OrientationError, orientation_message
@@ -36,7 +36,8 @@ from maskreid_shards.masks.maker import NOTE
 from maskreid_shards.masks.options import mirrored
 from maskreid_shards.masks.policy import png_bytes
 from maskreid_shards.opening import read_json, regular_only
-from maskreid_shards.writing import read_image
+from maskreid_shards.precheck import check_images
+from maskreid_shards.writing import read_or_refuse
 
 Landmarker = Callable[[Sequence[torch.Tensor]], list[NDArray[np.float64]]]
 
@@ -93,9 +94,11 @@ def segment(
     is the GPU where there is one; `input_height` None is `default_height(model)`. `progress(done, total)`
     counts images; a download has a bar of torch's own. `landmarks`: of pose, a file beside each mask too
     (`maskreid_shards.masks.landmarks`). `follow_links`: of images that are links out of the data set too.
+    Images that have no mask yet are all read before the first one is made: bad ones are named together, up to
+    `bad_inputs.CAP`, or get no mask and are counted (`on_bad_image`).
 
-    Raises UserError: see `find_weights`, `load_segmenter`, `write_masks`; an unknown device. ShardError: see
-    `check_layout`, `check_links`.
+    Raises UserError: see `find_weights`, `load_segmenter`, `write_masks`; an unknown device, an image's
+    orientation under "fail". ShardError: see `check_layout`, `check_links`, `check_images`.
     """
     where = _device(device)
     if landmarks and model != "pose":
@@ -111,24 +114,25 @@ def segment(
     check_layout(layout)
     notes = check_links(layout, None, follow=follow_links)
     new = is_new_folder(folder, settings)
-    mask_files(sources, folder)
+    waiting = [source for _, source in _waiting(mask_files(sources, folder), landmarks)]
     segmenter = load_segmenter(model, file, where, input_height=height)
+    try:
+        check_images(waiting, on_bad_image=on_bad_image, on_orientation=on_orientation)
+    except OrientationError as error:
+        raise UserError(orientation_message(error, sources)) from None
     if new or on_orientation != "fail":
         note = {**asdict(settings), "licence": licence_of(model, weights)}
         write_atomically(folder / NOTE, (json.dumps(note, indent=1) + "\n").encode())
-    try:
-        report = write_masks(
-            sources,
-            folder,
-            segmenter,
-            landmarker=segmenter.landmarks if landmarks and isinstance(segmenter, PoseSegmenter) else None,
-            batch_size=batch_size,
-            on_orientation=on_orientation,
-            on_bad_image=on_bad_image,
-            progress=progress,
-        )
-    except OrientationError as error:
-        raise UserError(orientation_message(error, sources)) from None
+    report = write_masks(
+        sources,
+        folder,
+        segmenter,
+        landmarker=segmenter.landmarks if landmarks and isinstance(segmenter, PoseSegmenter) else None,
+        batch_size=batch_size,
+        on_orientation=on_orientation,
+        on_bad_image=on_bad_image,
+        progress=progress,
+    )
     return replace(report, notes=tuple(notes))
 
 
@@ -200,11 +204,7 @@ def write_masks(
     Raises UserError: see `mask_files`. ShardError: an unreadable image; under "skip" it gets no mask.
     """
     files = mask_files(sources, folder)
-    waiting = [
-        (path, source)
-        for path, source in files.items()
-        if not _is_there(path) or (landmarker is not None and not _is_there(landmarks_file(path)))
-    ]
+    waiting = _waiting(files, landmarks=landmarker is not None)
     for parent in {path.parent for path, _ in waiting}:
         parent.mkdir(parents=True, exist_ok=True)
     kept, made, empty = len(files) - len(waiting), 0, 0
@@ -225,6 +225,15 @@ def write_masks(
     return SegmentationReport(folder, made, kept, empty, len(waiting) - made)
 
 
+def _waiting(files: Mapping[Path, Source], landmarks: bool) -> list[tuple[Path, Source]]:
+    """The images that have no mask yet, or no landmarks where they are wanted, after the masks' paths."""
+    return [
+        (path, source)
+        for path, source in files.items()
+        if not _is_there(path) or (landmarks and not _is_there(landmarks_file(path)))
+    ]
+
+
 def _is_there(path: Path) -> bool:
     try:
         return path.stat().st_size > 0
@@ -234,16 +243,13 @@ def _is_there(path: Path) -> bool:
 
 def _pixels(source: Source, on_orientation: OnOrientation, on_bad_image: OnBadImage) -> torch.Tensor | None:
     """uint8 (3, H, W), as a shard shows the image; None for a bad one under "skip"."""
-    where = str(source.path)
-    try:
-        data = read_image(source, on_orientation).data
-        picture = as_rgb(decode(data, formats=IMAGE_FORMATS, where=where), where)
-    except OrientationError:
-        raise
-    except ShardError:
+    image = read_or_refuse(source, on_orientation)
+    if isinstance(image, BadInput):
         if on_bad_image == "fail":
-            raise
+            raise BadInputs([image])
         return None
+    where = str(source.path)
+    picture = as_rgb(decode(image.data, formats=IMAGE_FORMATS, where=where), where)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 

@@ -1,5 +1,5 @@
-"""Cheap looks at all inputs before the first byte is written: are they there, are they what they are
-called, is there room for them?"""
+"""Cheap looks at all inputs before the first byte is written, or the first mask made: are they there, are
+they what they are called, is there room for them?"""
 
 import shutil
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from pathlib import Path
 from .bad_inputs import CAP, BadInput, BadInputs, ImageKind, OnBadImage, bad_image
 from .errors import BadImageError, ShardError
 from .file_kinds import HEAD_BYTES, misnamed
+from .image_policy import OnOrientation
 from .masks.policy import OnBadMask, find_mask
 from .opening import read_head
 from .samples import Source
@@ -48,6 +49,24 @@ def check_inputs(
             f"{folder.parent}: {needed / 1e6:.0f} MB of images, but {free / 1e6:.0f} MB are free; make room "
             "or choose another place"
         )
+
+
+def check_images(
+    sources: Iterable[Source], *, on_bad_image: OnBadImage, on_orientation: OnOrientation
+) -> None:
+    """Read each image as a conversion does, before work on them that takes far longer (a network's masks).
+
+    Raises BadInputs: the first CAP bad images under "fail". OrientationError: an image's under "fail".
+    """
+    bad: list[BadInput] = []
+    for source in sources:
+        found = read_or_refuse(source, on_orientation)
+        if isinstance(found, BadInput) and on_bad_image == "fail":
+            bad.append(found)
+        if len(bad) >= CAP:
+            break
+    if bad:
+        raise BadInputs(bad)
 
 
 def _image(source: Source) -> tuple[int, BadInput | None]:
