@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from maskreid_dist.config import Config
+from maskreid_dist.data.batches import recipe_plan
 from maskreid_dist.model import build_network
 from maskreid_dist.planning.network_cost import NetworkCost, network_cost
 from maskreid_dist.planning.run_plan import Rates, run_plan
 from maskreid_dist.recipe import load_recipe
-from maskreid_shards import open_shards
+from maskreid_dist.training.ema import Ema
+from maskreid_shards import ShardStream, StreamPlan, open_shards
+from maskreid_shards.manifest import ShardEntry
 from nodes import ROOT, run_nodes, write_recipe
 from program import run
 
@@ -106,6 +109,75 @@ def test_more_ranks_and_micro_batches_take_less(tmp_path: Path) -> None:
     assert split["memory"]["optimizer_gb"] == pytest.approx(four["memory"]["optimizer_gb"] * 2 / 4)
 
 
+OFFLOADED = [
+    # stage, offload; of a rank of 4, in whole weights: weights, gradients, optimizer (two states and a copy
+    # of the weights) on the GPU; all of the host
+    (1, "none", (1, 1, 3 / 4), 0),
+    (1, "optimizer", (1, 1, 0), 3 / 4 + 1 / 4),
+    (2, "optimizer", (1, 0, 0), 3 / 4 + 1 / 4),
+    (3, "optimizer", (1 / 4, 0, 0), 3 / 4 + 1 / 4),
+    (3, "all", (0, 0, 0), 3 / 4 + 1 / 4 + 1 / 4),
+]
+
+
+@pytest.mark.parametrize(("stage", "offload", "on_gpu", "on_host"), OFFLOADED)
+def test_what_is_offloaded_is_in_the_host_s_memory(
+    tmp_path: Path, stage: int, offload: str, on_gpu: tuple[float, ...], on_host: float
+) -> None:
+    more = (f"engine.zero_stage={stage}", f"engine.offload={offload}", 'optimizer.name="adamw"')
+    large = ("batch.identities=8", *more)
+    memory = plan(tmp_path, 4, *large)["memory"]
+    whole = plan(tmp_path, 4, "batch.identities=8")["memory"]["weights_gb"]
+    found = [memory[f"{name}_gb"] / whole for name in ("weights", "gradients", "optimizer")]
+    assert found == pytest.approx(on_gpu) and memory["host_gb"] / whole == pytest.approx(on_host)
+    others = sum(memory[f"{name}_gb"] for name in ("activations", "images", "loss", "average"))
+    assert memory["total_gb"] == pytest.approx(sum(on_gpu) * whole + others)
+
+
+def test_an_average_of_the_weights_is_a_copy_on_every_rank(tmp_path: Path) -> None:
+    cost = network_cost(load_recipe(write_recipe(tmp_path)), 0)
+    for stage in (0, 2):
+        without = plan(tmp_path, 2, f"engine.zero_stage={stage}")["memory"]
+        memory = plan(tmp_path, 2, f"engine.zero_stage={stage}", "optimizer.ema=0.9")["memory"]
+        kept = Ema(build_network(load_recipe(write_recipe(tmp_path)), 0), 0.9).average
+        assert memory["average_gb"] * 1e9 == pytest.approx(sum(tensor.nbytes for tensor in kept))
+        assert memory["average_gb"] == pytest.approx(4 * (cost.parameters + cost.buffers) / 1e9)
+        assert without["average_gb"] == 0
+        assert memory["total_gb"] == pytest.approx(without["total_gb"] + memory["average_gb"])
+
+
+def test_a_stream_reads_whole_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the bytes that two ranks with two readers each take from the store in a pass."""
+    streamed = ("data.access=stream", "data.workers=2")
+    config = load_recipe(write_recipe(tmp_path), streamed)
+    found = plan(tmp_path, 2, *streamed)
+    stream = recipe_plan(WALKERS, config, 2)
+    assert isinstance(stream, StreamPlan) and stream.steps_per_epoch == stream.steps_per_pass
+    read: list[int] = []
+    fetch = type(WALKERS.store).fetch
+
+    def counted(self: Any, shard: ShardEntry, start: int, length: int, key: str) -> bytes:
+        read.append(length)
+        return fetch(self, shard, start, length, key)
+
+    monkeypatch.setattr(type(WALKERS.store), "fetch", counted)
+    for rank in range(2):
+        for reader in range(2):
+            samples = stream.to_read(0, reader, rank)
+            ShardStream(WALKERS, samples).read_many(samples)
+    assert sum(read) == sum(shard.bytes for shard in WALKERS.entry.shards)  # no shard is left out here
+    batches = found["batches"]
+    assert batches["read_per_epoch_gb"] * 1e9 == pytest.approx(sum(read) / 2)
+    assert batches["read_per_step_mb"] * 1e6 == pytest.approx(sum(read) / 2 / stream.steps_per_epoch)
+    # A store so slow that its bytes bound a step: an index takes the drawn pairs alone.
+    slow = {"read_mb_s": 1e-3}
+    times = [plan(tmp_path, 2, *of, "data.workers=2", **slow)["time"] for of in ((), streamed)]
+    assert [time["bound_by"] for time in times] == ["data", "data"]
+    drawn = plan(tmp_path, 2, "data.workers=2")["batches"]["read_per_step_mb"]
+    assert times[1]["data_ms"] / times[0]["data_ms"] == pytest.approx(batches["read_per_step_mb"] / drawn)
+    assert times[1]["data_ms"] > 2 * times[0]["data_ms"]
+
+
 def test_what_bounds_a_step(tmp_path: Path) -> None:
     workers = ("data.workers=2",)
     slow_data = plan(tmp_path, 2, *workers, decode_pairs_s=1.0)["time"]
@@ -159,8 +231,10 @@ def test_what_is_printed(tmp_path: Path) -> None:
     assert status == 0 and json.loads(output)["assumed"]["tflops"] == 10.0
 
 
-def test_a_checkpoint_has_the_size(tmp_path: Path) -> None:
-    settings = ("engine.zero_stage=1", "model.width=0.5")
+@pytest.mark.parametrize("ema", [0, 0.9])
+def test_a_checkpoint_has_the_size(tmp_path: Path, ema: float) -> None:
+    """An average stands in place of the weights for inference."""
+    settings = ("engine.zero_stage=1", "model.width=0.5", f"optimizer.ema={ema}")
     arguments = [word for key in (*settings, "optimizer.steps=1") for word in ("--set", key)]
     (node,) = run_nodes([[write_recipe(tmp_path), "--runs", tmp_path, *arguments]])
     assert node.status == 0, node.output

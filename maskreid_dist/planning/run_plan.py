@@ -1,17 +1,20 @@
 """The size of a training on any number of ranks, by arithmetic: steps, bytes, FLOPs, memory, predicted time.
 
 Counted: the plan of the batches, the network's FLOPs and saved tensors, parameters. Assumed: `Rates`.
-Not counted: allocator and library overhead, workspaces of convolutions, NCCL's buffers, latency.
+Not counted: allocator and library overhead, workspaces of convolutions, NCCL's buffers, DeepSpeed's buckets,
+latency, and of engine.offload the copies to and from the host and the optimizer's step there.
 """
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from maskreid_dist.config import Config
-from maskreid_dist.data.batches import recipe_plan
+from maskreid_dist.data.batches import AnyPlan, recipe_plan
 from maskreid_dist.errors import RecipeError
 from maskreid_dist.planning.network_cost import NetworkCost, network_cost
-from maskreid_shards import Split
+from maskreid_shards import Split, StreamPlan
 
 FLOAT = 4  # bytes; weights, gradients and optimizer state are float32
 LABEL = 8
@@ -61,7 +64,7 @@ def run_plan(config: Config, split: Split, world: int, rates: Rates) -> dict[str
     cost = network_cost(config, classes)
     rows = summary.batch // world
     steps = config.optimizer.steps
-    pair_bytes = Pairs.of(split).mean_bytes
+    read = _read_per_step(split, plan, rows)
     batches = {
         "steps": steps,
         "steps_per_epoch": summary.steps_per_epoch,
@@ -71,8 +74,8 @@ def run_plan(config: Config, split: Split, world: int, rates: Rates) -> dict[str
         "identities_per_step": summary.batch_identities,
         "identities_per_epoch": summary.taking_part,
         "identities_dropped_per_pass": summary.dropped_identities,
-        "read_per_step_mb": rows * pair_bytes / 1e6,
-        "read_per_epoch_gb": rows * pair_bytes * summary.steps_per_epoch / 1e9,
+        "read_per_step_mb": read / 1e6,
+        "read_per_epoch_gb": read * summary.steps_per_epoch / 1e9,
     }
     traffic = _traffic(config, cost, summary.batch, world)
     flops = _flops(config, cost, summary.batch, world)
@@ -95,6 +98,17 @@ def run_plan(config: Config, split: Split, world: int, rates: Rates) -> dict[str
         "time": time,
         "assumed": asdict(rates),
     }
+
+
+def _read_per_step(split: Split, plan: AnyPlan, rows: int) -> float:
+    """Bytes that a rank reads in a step: of an index the pairs that it draws; of a stream its share of a
+    pass, whole shards however few of their images are drawn."""
+    if not isinstance(plan, StreamPlan):
+        return rows * Pairs.of(split).mean_bytes
+    shards = split.entry.shards
+    used = np.unique(plan.shard_of[plan.batches.eligible])
+    mean_bytes = sum(shards[number].bytes for number in used) / len(used)
+    return mean_bytes * plan.reader_shards(0, 0).size / plan.world / plan.steps_per_pass
 
 
 def _candidates(config: Config, batch: int) -> int:
@@ -126,7 +140,8 @@ def _flops(config: Config, cost: NetworkCost, batch: int, world: int) -> dict[st
 
 
 def _memory(config: Config, cost: NetworkCost, batch: int, world: int) -> dict[str, float]:
-    """Of a rank's GPU. Activations under bfloat16 are taken as half of float32's."""
+    """Of a rank's GPU, and what engine.offload keeps in the host's memory for it (in no total). Activations
+    under bfloat16 are taken as half of float32's."""
     rows = batch // world
     at_once = rows
     if config.batch.micro_images:
@@ -143,20 +158,34 @@ def _memory(config: Config, cost: NetworkCost, batch: int, world: int) -> dict[s
     loss_bytes = _candidates(config, batch) * (FLOAT * dim + LABEL) + 2 * rows * FLOAT * dim
     if config.loss.backend in ("dense", "reference"):
         loss_bytes += 4 * rows * _candidates(config, batch) * FLOAT  # S, masks, its gradient
-    parts = {
+    shares = {
         "weights_gb": weights * share("weights"),
         "gradients_gb": weights * share("gradients"),
         "optimizer_gb": weights * state * share("optimizer"),
+    }
+    host = dict.fromkeys(shares, 0.0)
+    if config.engine.offload != "none":
+        # The host's optimizer steps with its part of the gradients; ZeRO 1 leaves all of them on the GPU too.
+        host["optimizer_gb"], shares["optimizer_gb"] = shares["optimizer_gb"], 0.0
+        host["gradients_gb"] = weights / world
+        shares["gradients_gb"] *= stage < SHARED_FROM_STAGE["gradients"]
+    if config.engine.offload == "all":
+        host["weights_gb"], shares["weights_gb"] = shares["weights_gb"], 0.0
+    parts = {
+        **shares,
+        # Of optimizer.ema, whole on every rank, with the running statistics.
+        "average_gb": (cost.parameters + cost.buffers) * FLOAT if config.optimizer.ema else 0,
         "activations_gb": at_once * cost.saved_bytes * half,
         "images_gb": rows * 4 * config.data.height * config.data.width,
         "loss_gb": loss_bytes if config.loss.name != "softmax" else 0,
     }
     gigabytes = {name: size / 1e9 for name, size in parts.items()}
-    return {**gigabytes, "total_gb": sum(gigabytes.values())}
+    return {**gigabytes, "total_gb": sum(gigabytes.values()), "host_gb": sum(host.values()) / 1e9}
 
 
 def _checkpoint(config: Config, cost: NetworkCost, batch: int, world: int) -> dict[str, float]:
-    """On disk, all ranks' files: weights for inference, DeepSpeed's of the model, the optimizer's state."""
+    """On disk, all ranks' files: weights for inference, DeepSpeed's of the model, the optimizer's state. With
+    optimizer.ema the average is the weights for inference, so it adds nothing."""
     model = (cost.parameters + cost.buffers) * FLOAT
     state = STATE[config.optimizer.name] + (1 if config.engine.zero_stage else 0)
     memory = config.loss.memory * batch * (FLOAT * config.model.embedding_dim + LABEL)
