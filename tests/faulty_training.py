@@ -2,6 +2,7 @@
 
 FAULT = "KIND RANK STEP [STEP]"; steps count from 1, as in the log. The ranks beside one that stops or hangs
 wait until it has, and from then on a second for what never comes, in place of engine.collective_timeout_s.
+What goes wrong at once, not at the next save, leaves its moment in the file FAULT_AT, if there is one.
 """
 
 import multiprocessing
@@ -118,11 +119,14 @@ ACTS: dict[str, Callable[[], object]] = {
     "hang": hang,
     "defect": fail,
 }
+AT_ONCE = ("kill", "stop", "worker", "hang", "defect")
 
 
 def before(network: torch.nn.Module) -> Any:
     weight = next(network.parameters())
     if KIND in ACTS:
+        if KIND in AT_ONCE and (file := os.environ.get("FAULT_AT")):
+            Path(file).write_text(str(time.monotonic()))
         ACTS[KIND]()
     if KIND == "gradient":
         return weight.register_hook(lambda gradient: gradient * torch.nan)

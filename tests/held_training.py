@@ -1,12 +1,15 @@
 """`launch/train.py` that waits after its third step, once that is written down. Run as a program, by every
 rank.
 
-It says HELD and goes on when a byte comes through the FIFO `release` beside its run directories.
+It says HELD and goes on when a byte comes through the FIFO `release` beside its run directories. LEAVE_S in
+its environment: in place of the launcher watch's.
 """
 
+import os
 from collections.abc import Mapping
 
 from maskreid_dist.cli.app import train_main
+from maskreid_dist.training import launcher_watch
 from maskreid_dist.training.run_log import RunLog
 
 STEP = 3
@@ -25,4 +28,5 @@ def held(log: RunLog, step: int, scalars: Mapping[str, float]) -> None:
 
 if __name__ == "__main__":
     RunLog.write = held  # type: ignore[method-assign, assignment]
+    launcher_watch.LEAVE_S = float(os.environ.get("LEAVE_S", launcher_watch.LEAVE_S))
     train_main()

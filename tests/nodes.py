@@ -4,20 +4,33 @@ arguments.
 Processes without a launcher are forked from one that has imported torch and DeepSpeed (forked.py).
 """
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from forked import Program, programs
 from maskreid_dist.training.environment import free_port
 
 ROOT = Path(__file__).parent.parent
 GUARD_S = 900  # against a hang; nothing is measured by it
+ERROR = "maskreid: error: "
+# Names a file for the moment of a fault, by the clock that all processes of a machine have in common.
+FAULT_AT = "FAULT_AT"
+LEFT_PROPERTY = "seconds_until_all_had_left"  # of a test's report
+LEFT_S = 15.0  # after which everybody has left where no collective hangs; asserted in `make faults` alone
+# The launchers of a test: none, and a real one, which makes an expensive matrix.
+LAUNCHERS = [None, pytest.param("deepspeed", marks=pytest.mark.faults)]
 PYTHONPATH = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "shards", "tests"))
 
 # The smallest network on tiny pictures, in one process a rank.
@@ -48,15 +61,16 @@ checkpoint_every = 2
 
 @dataclass(frozen=True)
 class Ended:
-    """What a node said and how it ended."""
+    """What a node said and how it ended. `seconds`: from the fault (`FAULT_AT`), or the first error's line of
+    any node, until everything of all nodes had left; None without either, and without processes to read."""
 
     status: int
     output: str
+    seconds: float | None = None
 
     @property
     def errors(self) -> list[str]:
-        start = "maskreid: error: "
-        return [line.removeprefix(start) for line in self.output.splitlines() if line.startswith(start)]
+        return [line.removeprefix(ERROR) for line in self.output.splitlines() if line.startswith(ERROR)]
 
 
 def write_recipe(folder: Path, text: str = RECIPE) -> Path:
@@ -79,10 +93,13 @@ def run_nodes(
     prefixes: by node, what its command is an argument of.
     """
     if launcher or prefixes:
-        processes = start_nodes(
-            arguments, launcher=launcher, script=script, variables=variables, prefixes=prefixes
-        )
-        return wait_for(processes)
+        with tempfile.TemporaryDirectory() as folder:
+            fault = Path(folder, "fault")
+            more = {**(variables or {}), FAULT_AT: str(fault)}
+            processes = start_nodes(
+                arguments, launcher=launcher, script=script, variables=more, prefixes=prefixes
+            )
+            return wait_for(processes, fault)
     ranks = variables_of_ranks(len(arguments))
     return run_programs(script, arguments, [{**rank, **(variables or {})} for rank in ranks])
 
@@ -163,18 +180,55 @@ def start_nodes(
     return processes
 
 
-def wait_for(processes: "Sequence[subprocess.Popen[str]]") -> list[Ended]:
-    ended = []
+def wait_for(processes: "Sequence[subprocess.Popen[str]]", fault: Path | None = None) -> list[Ended]:
+    """The nodes once all have left. fault: the file of FAULT_AT."""
+    readings = [_Reading(process) for process in processes]
     try:
-        for process in processes:
-            output, _ = process.communicate(timeout=GUARD_S)
-            ended.append(Ended(process.returncode, output))
-            for other in processes[len(ended) :]:  # one that was stopped finds that the others have left
-                os.killpg(other.pid, signal.SIGCONT)
+        for number, reading in enumerate(readings):
+            reading.join(GUARD_S)
+            assert not reading.is_alive(), f"not ended after {GUARD_S} s:\n{''.join(reading.lines)}"
+            for other in processes[number + 1 :]:  # one that was stopped finds that the others have left
+                with suppress(ProcessLookupError):
+                    os.killpg(other.pid, signal.SIGCONT)
     finally:
         for process in processes:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-    return ended
+    starts = [reading.error_at for reading in readings if reading.error_at is not None]
+    if fault is not None and fault.exists():
+        starts = [float(fault.read_text())]
+    seconds = max(reading.ended_at for reading in readings) - min(starts) if starts else None
+    return [
+        Ended(process.returncode, "".join(reading.lines), seconds)
+        for process, reading in zip(processes, readings, strict=True)
+    ]
+
+
+class _Reading(threading.Thread):
+    """Reads what a node says until nothing of it is left, and notes when its first error came, and the
+    end."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        super().__init__(daemon=True)
+        self.process = process
+        self.lines: list[str] = []
+        self.error_at: float | None = None
+        self.ended_at = math.nan
+        self.start()
+
+    def run(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if self.error_at is None and line.startswith(ERROR):
+                self.error_at = time.monotonic()
+            self.lines.append(line)
+        self.process.wait()
+        self.ended_at = time.monotonic()
+
+
+def check_left_in_time(nodes: Sequence[Ended], record_property: Callable[[str, object], None]) -> None:
+    """All had left soon after what went wrong, where that was measured; `make faults` prints the seconds."""
+    seconds = nodes[0].seconds
+    if seconds is not None:
+        record_property(LEFT_PROPERTY, seconds)
+        assert seconds <= LEFT_S, f"{seconds:.1f} s until everybody had left\n{nodes[0].output}"

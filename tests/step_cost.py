@@ -5,13 +5,17 @@
 2. `batch.micro_images`: peak memory of a step above what the process held before it, and its time, for
    batches from 256 to 4,096; unsplit beside it up to 1,024. Each in a process of its own.
 
-Wall time means something on an idle machine alone; CPU time of the process is printed beside it.
+Wall time means something on an idle machine alone; CPU time of the process is printed beside it. Promised:
+the loop adds at most 10 % (of CPU time; of wall time too where the load is below half of the processors), and
+the peak of any batch is at most 1.5 times that of the smallest, of 16 times fewer images. Exit status 1 where
+one is missed.
 """
 
 import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +36,7 @@ from maskreid_dist.training.meter import Meter
 from maskreid_dist.training.objective import objective
 from maskreid_dist.training.step_clock import StepClock
 from maskreid_dist.training.world import StopRequest
+from maskreid_kernels.bench.figures import Promise
 from test_gradient_cache import CPU, recipe, rows_of, world_of
 
 CLASSES = 200
@@ -39,6 +44,8 @@ PIDS = torch.arange(1, CLASSES + 1)
 ROWS = 64
 SPLIT = (256, 512, 1024, 2048, 4096)
 UNSPLIT = (256, 512, 1024)
+OVERHEAD_PERCENT = 10.0
+FLAT = 1.5
 
 
 def config_of(micro_images: int, width: float) -> Config:
@@ -134,21 +141,26 @@ def measured(function: Callable[..., None], *arguments: Any) -> Any:
         return json.loads(file.read_text())
 
 
-def print_overhead(steps: int, threads: int, width: float) -> None:
+def print_overhead(steps: int, threads: int, width: float, idle: bool) -> list[Promise]:
+    promises = []
     times = measured(compare_steps, steps, threads, width)
     print(f"a step at batch {ROWS}, width {width}, {threads} thread(s), medians of {steps} in turns")
     for place, kind in enumerate(("wall", "CPU")):
         bare, whole = (statistics.median(t[place] for t in times[name]) for name in ("bare", "whole"))
         # Of neighbours in time, so that what else the machine does meets both.
         pairs = zip(times["whole"], times["bare"], strict=True)
-        ratio = statistics.median(w[place] / b[place] for w, b in pairs)
+        percent = 100 * (statistics.median(w[place] / b[place] for w, b in pairs) - 1)
         print(
-            f"  {kind}: bare {1000 * bare:.1f} ms, loop {1000 * whole:.1f} ms, overhead "
-            f"{100 * (ratio - 1):+.1f} % (median of the pairs' ratios)"
+            f"  {kind}: bare {1000 * bare:.1f} ms, loop {1000 * whole:.1f} ms, overhead {percent:+.1f} % "
+            "(median of the pairs' ratios)"
         )
+        if idle or kind == "CPU":
+            text = f"percent of {kind} time that the loop adds to a bare step"
+            promises.append(Promise(text, percent, OVERHEAD_PERCENT, at_least=False))
+    return promises
 
 
-def print_memory(width: float, micro_images: int, largest: int) -> None:
+def print_memory(width: float, micro_images: int, largest: int) -> list[Promise]:
     print(f"\npeak memory of a step above what was held before, width {width}, one thread")
     print(f"| batch | micro_images = {micro_images}: MB | CPU s | unsplit: MB | CPU s | CPU time of micro |")
     print("|---|---|---|---|---|---|")
@@ -168,9 +180,13 @@ def print_memory(width: float, micro_images: int, largest: int) -> None:
             least, most = min(peaks), max(peaks)
             ratio, each = peaks[most] / peaks[least], (peaks[most] - peaks[least]) / (most - least)
             print(f"{name}: from {least} to {most} images x {ratio:.2f}, {each / 1e3:.0f} KB an image")
+    if len(micro) < 2:
+        return []
+    text = f"peak of micro_images up to {max(micro)} images, times that of {min(micro)}"
+    return [Promise(text, max(micro.values()) / micro[min(micro)], FLAT, at_least=False)]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="What a training step costs beside its network.")
     parser.add_argument("--steps", type=int, default=20, help="of the first part; 0: leave it out")
     parser.add_argument("--threads", type=int, default=2)
@@ -178,11 +194,17 @@ def main() -> None:
     parser.add_argument("--micro-images", type=int, default=64)
     parser.add_argument("--largest", type=int, default=SPLIT[-1], help="batch of the second part")
     options = parser.parse_args()
-    print(f"load of the last minute: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
+    print(f"load of the last minute: {load:.1f} on {processors} processors")
+    promises = []
     if options.steps:
-        print_overhead(options.steps, options.threads, options.width)
-    print_memory(0.25, options.micro_images, options.largest)
+        promises += print_overhead(options.steps, options.threads, options.width, load < processors / 2)
+    promises += print_memory(0.25, options.micro_images, options.largest)
+    print()
+    for promise in promises:
+        print(promise.line())
+    return 0 if all(promise.kept for promise in promises) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

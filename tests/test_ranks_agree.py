@@ -3,6 +3,7 @@
 import shutil
 import socket
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from maskreid_dist.training.facts import differences, facts_of_rank, source_dige
 from maskreid_dist.training.meeting import Meeting, Member
 from maskreid_dist.training.preparing import check_gpus
 from maskreid_shards import open_shards
-from nodes import ROOT, run_nodes, write_recipe
+from nodes import LAUNCHERS, ROOT, check_left_in_time, run_nodes, write_recipe
 
 HOST = socket.gethostname()
 
 
-def test_every_difference_is_a_line_on_every_node(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_difference_is_a_line_on_every_node(
+    tmp_path: Path, launcher: str | None, record_property: Callable[[str, object], None]
+) -> None:
     recipe = write_recipe(tmp_path)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.symlink_to(ROOT / "shards" / "walkers")  # the same shards in another place: no difference
@@ -32,7 +36,8 @@ def test_every_difference_is_a_line_on_every_node(tmp_path: Path) -> None:
                 *(recipe, "--runs", tmp_path / "runs", "--set", "optimizer.lr=0.01", "--set", "seed=6"),
                 *("--set", f"data.shards={elsewhere}", "--resume"),
             ],
-        ]
+        ],
+        launcher=tmp_path if launcher else None,
     )
     for node in ended:
         assert node.status == 2, node.output
@@ -43,6 +48,7 @@ def test_every_difference_is_a_line_on_every_node(tmp_path: Path) -> None:
         ]
         assert "Traceback" not in node.output
     assert not (tmp_path / "runs").exists()
+    check_left_in_time(ended, record_property)
 
 
 def test_a_difference_names_values_ranks_and_hosts() -> None:

@@ -1,6 +1,7 @@
 """What one rank alone finds wrong before the training: all say it, once a machine, and leave with status
 2."""
 
+import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from maskreid_dist.errors import UserError
+from maskreid_dist.model.checkpoint import find_checkpoint
 from maskreid_dist.training.environment import Place
 from maskreid_dist.training.leaving import last_words
 from maskreid_dist.training.meeting import Meeting, Member, PeersLost
+from maskreid_dist.training.saving import check_pieces
 from nodes import run_nodes, write_recipe
 
 HOST = socket.gethostname()
@@ -36,6 +39,20 @@ def test_every_rank_s_problem_is_said_on_every_node(tmp_path: Path) -> None:
         assert second.startswith(f"rank 1 on {HOST}: {broken}: not valid TOML"), second
         assert "Traceback" not in node.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_two_launchers_train(tmp_path: Path) -> None:
+    """Two steps of a rank on each of two nodes, and a save of both."""
+    few = ("--set", "optimizer.steps=2", "--set", "engine.zero_stage=1")
+    arguments = [write_recipe(tmp_path), "--runs", tmp_path / "runs", *few]
+    ended = run_nodes([arguments] * 2, launcher=tmp_path)
+    assert [node.status for node in ended] == [0, 0], ended[0].output + ended[1].output
+    assert ended[0].seconds is None  # nothing went wrong
+    run = tmp_path / "runs" / "tiny"
+    checkpoint = find_checkpoint(run)[0]
+    assert (checkpoint.step, checkpoint.world_size) == (2, 2)
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    check_pieces(checkpoint.path, 1, [0, 1])
 
 
 def test_a_run_directory_that_rank_0_cannot_make_is_said_on_every_node(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,25 +14,33 @@ from maskreid_dist.training.environment import Place
 from maskreid_dist.training.meeting import Meeting, Member
 from maskreid_dist.training.run_folder import agree_on_keepers
 from maskreid_dist.training.saving import check_pieces
-from nodes import Ended, run_nodes, write_recipe
+from nodes import LAUNCHERS, Ended, check_left_in_time, run_nodes, write_recipe
 
 HOST = socket.gethostname()
 
 
-def train(tmp_path: Path, *arguments: str) -> list[Ended]:
+def train(tmp_path: Path, *arguments: str, launcher: str | None = None) -> list[Ended]:
     """A rank on each of two machines with a disk each, `disk0` and `disk1`."""
     recipe = write_recipe(tmp_path)
-    return run_nodes([[recipe, "--runs", tmp_path / f"disk{node}", *arguments] for node in range(2)])
+    return run_nodes(
+        [[recipe, "--runs", tmp_path / f"disk{node}", *arguments] for node in range(2)],
+        launcher=tmp_path if launcher else None,
+    )
 
 
-def test_two_disks_are_refused_unless_the_recipe_knows(tmp_path: Path) -> None:
-    for node in train(tmp_path):
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_disks_are_refused_unless_the_recipe_knows(
+    tmp_path: Path, launcher: str | None, record_property: Callable[[str, object], None]
+) -> None:
+    nodes = train(tmp_path, launcher=launcher)
+    for node in nodes:
         assert node.status == 2, node.output
         assert node.errors == [
             f"rank 1 on {HOST}: {tmp_path}/disk1/tiny: is not the run directory that rank 0 writes; the "
             "ranks need one that all machines share (--runs), or run.local_checkpoints = true"
         ]
     assert not (tmp_path / "disk1").exists()
+    check_left_in_time(nodes, record_property)
 
 
 def test_each_disk_keeps_its_pieces_and_resuming_needs_them_all(tmp_path: Path) -> None:

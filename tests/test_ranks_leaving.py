@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,23 @@ from maskreid_dist.model.checkpoint import find_checkpoint, finished_checkpoints
 from maskreid_dist.training import leaving
 from maskreid_dist.training.environment import Place, free_port
 from maskreid_dist.training.meeting import Meeting, PeersLost
-from nodes import GUARD_S, PYTHONPATH, ROOT, Ended, run_nodes, start_nodes, wait_for, write_recipe
+from nodes import (
+    GUARD_S,
+    LAUNCHERS,
+    LEFT_PROPERTY,
+    PYTHONPATH,
+    ROOT,
+    Ended,
+    check_left_in_time,
+    run_nodes,
+    start_nodes,
+    wait_for,
+    write_recipe,
+)
 
 HOST = socket.gethostname()
 FAULTY = Path(__file__).with_name("faulty_training.py")
-# An expensive matrix: `make faults`.
-LAUNCHERS = [None, pytest.param("deepspeed", marks=pytest.mark.faults)]
+Record = Callable[[str, object], None]
 
 
 def train(tmp_path: Path, fault: str, *overrides: str, launcher: str | None = None) -> list[Ended]:
@@ -38,7 +50,7 @@ def said(nodes: list[Ended]) -> list[str]:
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_full_disk_of_one_rank(tmp_path: Path, launcher: str | None) -> None:
+def test_a_full_disk_of_one_rank(tmp_path: Path, launcher: str | None, record_property: Record) -> None:
     """Rank 1 cannot write its piece; the checkpoint of before is whole."""
     nodes = train(tmp_path, "disk 1 3", "engine.zero_stage=1", launcher=launcher)
     assert [node.status for node in nodes] == [1, 1], nodes[1].output
@@ -48,20 +60,24 @@ def test_a_full_disk_of_one_rank(tmp_path: Path, launcher: str | None) -> None:
     )
     assert not any("Traceback" in node.output for node in nodes)
     assert find_checkpoint(tmp_path / "runs" / "tiny")[0].step == 2
+    check_left_in_time(nodes, record_property)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_killed_rank_is_named(tmp_path: Path, launcher: str | None) -> None:
+def test_a_killed_rank_is_named(tmp_path: Path, launcher: str | None, record_property: Record) -> None:
     nodes = train(tmp_path, "kill 1 3", launcher=launcher)
     assert nodes[0].status == 1 and nodes[1].status != 0
     (error,) = nodes[0].errors
     assert error.startswith(f"rank 1 on {HOST} left without a word, or is stopped (last heard of: ")
     assert error.endswith("); rank 0 was at: step 3, computing")
     assert "Traceback" not in nodes[0].output
+    check_left_in_time(nodes, record_property)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_stopped_rank_is_named_when_the_timeout_ends(tmp_path: Path, launcher: str | None) -> None:
+def test_a_stopped_rank_is_named_when_the_timeout_ends(
+    tmp_path: Path, launcher: str | None, record_property: Record
+) -> None:
     nodes = train(tmp_path, "stop 1 3", launcher=launcher)
     assert [node.status for node in nodes] == [1, 1]
     (error,) = nodes[0].errors
@@ -69,6 +85,8 @@ def test_a_stopped_rank_is_named_when_the_timeout_ends(tmp_path: Path, launcher:
     assert error.endswith("); rank 0 was at: step 3, computing")
     assert f"rank 0 on {HOST}: the main thread waited here:" in nodes[0].output
     assert "in training_step" in nodes[0].output  # the stack of a live rank
+    if launcher:  # a collective hung: no limit
+        record_property(LEFT_PROPERTY, nodes[0].seconds)
 
 
 @pytest.mark.faults
@@ -86,11 +104,14 @@ def test_a_rank_that_hangs_is_named_and_shows_its_stack(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("launcher", [None, "deepspeed"])
-def test_rank_0_that_is_killed_is_named(tmp_path: Path, launcher: str | None) -> None:
+def test_rank_0_that_is_killed_is_named(
+    tmp_path: Path, launcher: str | None, record_property: Record
+) -> None:
     nodes = train(tmp_path, "kill 0 3", launcher=launcher)
     assert nodes[0].status != 0 and nodes[1].status == 1
     assert nodes[1].errors == [f"rank 0 on {HOST} has left, or its machine is gone; its log says more"]
     assert "Traceback" not in nodes[1].output
+    check_left_in_time(nodes, record_property)
 
 
 @pytest.mark.faults

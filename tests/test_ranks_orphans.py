@@ -21,11 +21,12 @@ from maskreid_dist.training.ending import status_of
 from maskreid_dist.training.environment import free_port
 from maskreid_dist.training.launcher_watch import Ancestor, launched_by, orphaned
 from maskreid_dist.training.run_folder import lock_run_directory
-from nodes import PYTHONPATH, ROOT, write_recipe
+from nodes import GUARD_S, PYTHONPATH, ROOT, write_recipe
 from test_demo import read_until
 from test_demo import start as start_demo
 
 GONE = "its launcher has gone: the step is finished and saved first"
+STUCK = "its launcher has gone, and the step and its save take longer than"
 SCRIPT = str(Path(__file__).with_name("held_training.py"))
 
 
@@ -139,16 +140,20 @@ sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
-# What a launcher starts: it says what it is asked, and that its launcher has gone.
+# What a launcher starts: it says what it is asked, and that its launcher has gone. "stuck": it trains, and
+# its step never ends.
 RANK = """
 import os, sys, threading
-from maskreid_dist.training.launcher_watch import LauncherWatch
+from maskreid_dist.training import launcher_watch
 asked, said = threading.Event(), threading.Event()
-watch = LauncherWatch(3)
+watch = launcher_watch.LauncherWatch(3)
 say = watch._say
 watch._say = lambda text: (say(text), said.set())
-if sys.argv[1:] == ["trains"]:
+if sys.argv[1] == "trains":
     watch.ask = asked.set
+elif sys.argv[1] == "stuck":
+    launcher_watch.LEAVE_S = 0.5
+    watch.ask = lambda: None
 watch.start()
 print("ready", flush=True)
 asked.wait()
@@ -158,11 +163,12 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("state", ["trains", "starts"])
+@pytest.mark.parametrize("state", ["trains", "starts", "stuck"])
 def test_the_outermost_launcher_is_watched_through_a_script(tmp_path: Path, state: str) -> None:
-    """A program called torchrun, a shell script that it runs, and a rank."""
+    """A program called torchrun, a shell script that it runs, and a rank. The script outlives its launcher,
+    and says how the rank left."""
     torchrun, script = tmp_path / "torchrun", tmp_path / "script.sh"
-    script.write_text(f"{sys.executable} -c '{RANK}' {'trains' if state == 'trains' else ''}\ntrue\n")
+    script.write_text(f"{sys.executable} -c '{RANK}' {state}\necho left with $?\n")
     torchrun.write_text(f"sh {script}\ntrue\n")
     process = subprocess.Popen(
         ["sh", torchrun],
@@ -174,12 +180,33 @@ def test_the_outermost_launcher_is_watched_through_a_script(tmp_path: Path, stat
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
     process.kill()
-    said = process.stdout.read()
+    said, _ = process.communicate(timeout=GUARD_S)  # until the rank has left
     if state == "trains":
-        assert GONE in said and said.endswith("asked\n")
+        assert GONE in said and said.endswith("asked\nleft with 0\n")
+        return
+    if state == "stuck":
+        assert GONE in said and f"{STUCK} 0.5 s" in said
     else:
         assert "its launcher has gone, before the training began; it leaves" in said
-    process.wait()
+    assert said.endswith("left with 1\n")
+
+
+@pytest.mark.faults
+def test_ranks_in_a_step_that_never_ends_leave_without_their_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is held after step 3, the other waits for it in step 4; nobody lets them go on."""
+    monkeypatch.setenv("LEAVE_S", "2")
+    held = Held(tmp_path, launcher("deepspeed"))
+    held.read_until(HELD)
+    held.process.kill()
+    said, _ = held.process.communicate(timeout=GUARD_S)
+    os.close(held.gate)
+    assert f"{STUCK} 2 s" in said and "Traceback" not in said, said  # the other may have found it gone
+    assert list((tmp_path / "tiny").glob("checkpoints/*")) == []
+    again = lock_run_directory(tmp_path / "tiny")
+    assert not isinstance(again, str)  # nobody trains there any more
+    again.close()
 
 
 def ancestor(words: str, pid: int = 7, name: str = "python") -> Ancestor:

@@ -3,6 +3,7 @@ are named."""
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,31 +18,44 @@ from maskreid_dist.training.divergence import FiniteWatch
 from maskreid_dist.training.replicas import largest_value, weights_digest
 from maskreid_dist.training.run_log import RunLog
 from maskreid_shards import open_shards
-from nodes import Ended, run_nodes, write_recipe
+from nodes import LAUNCHERS, Ended, check_left_in_time, run_nodes, write_recipe
 
 HOST = socket.gethostname()
 FAULTY = Path(__file__).with_name("faulty_training.py")
 
 
-def train(tmp_path: Path, fault: str, *overrides: str, ranks: int = 2, resume: bool = False) -> list[Ended]:
+def train(
+    tmp_path: Path,
+    fault: str,
+    *overrides: str,
+    ranks: int = 2,
+    resume: bool = False,
+    launcher: str | None = None,
+) -> list[Ended]:
     recipe = write_recipe(tmp_path)
     arguments: list[str | Path] = [recipe, "--runs", tmp_path / "runs", *(["--resume"] if resume else [])]
     for override in overrides:
         arguments += ["--set", override]
-    return run_nodes([arguments] * ranks, script=FAULTY, variables={"FAULT": fault})
+    folder = tmp_path if launcher else None
+    return run_nodes([arguments] * ranks, script=FAULTY, variables={"FAULT": fault}, launcher=folder)
 
 
 def saved(tmp_path: Path) -> list[str]:
     return [path.name for path in finished_checkpoints(tmp_path / "runs" / "tiny" / "checkpoints")]
 
 
-def test_weights_that_part_are_found_before_a_save(tmp_path: Path) -> None:
-    for node in train(tmp_path, "part 1 3"):
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_weights_that_part_are_found_before_a_save(
+    tmp_path: Path, launcher: str | None, record_property: Callable[[str, object], None]
+) -> None:
+    nodes = train(tmp_path, "part 1 3", launcher=launcher)
+    for node in nodes:
         assert node.status == 1, node.output
         (error,) = node.errors
         assert "the ranks hold different weights after step 4 (the same after step 2)" in error
         assert f"on rank 0 on {HOST}; " in error and f"on rank 1 on {HOST}; nothing was saved since" in error
     assert saved(tmp_path) == ["step_00000002"]
+    check_left_in_time(nodes, record_property)
 
 
 def test_steps_that_are_not_finite_are_left_out_within_the_budget(tmp_path: Path) -> None:
@@ -70,7 +84,7 @@ def test_steps_that_are_not_finite_are_left_out_within_the_budget(tmp_path: Path
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_under_zero_too(tmp_path: Path, stage: int) -> None:
     zero = f"engine.zero_stage={stage}"
     for node in train(tmp_path, "gradient 1 3", zero):

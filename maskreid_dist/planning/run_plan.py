@@ -107,7 +107,7 @@ def _read_per_step(split: Split, plan: AnyPlan, rows: int) -> float:
         return rows * Pairs.of(split).mean_bytes
     shards = split.entry.shards
     used = np.unique(plan.shard_of[plan.batches.eligible])
-    mean_bytes = sum(shards[number].bytes for number in used) / len(used)
+    mean_bytes = sum(shards[number].bytes for number in used.tolist()) / len(used)
     return mean_bytes * plan.reader_shards(0, 0).size / plan.world / plan.steps_per_pass
 
 
