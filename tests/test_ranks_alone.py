@@ -44,7 +44,7 @@ def test_every_rank_s_problem_is_said_on_every_node(tmp_path: Path) -> None:
 def test_two_launchers_train(tmp_path: Path) -> None:
     """Two steps of a rank on each of two nodes, and a save of both."""
     few = ("--set", "optimizer.steps=2", "--set", "engine.zero_stage=1")
-    arguments = [write_recipe(tmp_path), "--runs", tmp_path / "runs", *few]
+    arguments: list[str | Path] = [write_recipe(tmp_path), "--runs", tmp_path / "runs", *few]
     ended = run_nodes([arguments] * 2, launcher=tmp_path)
     assert [node.status for node in ended] == [0, 0], ended[0].output + ended[1].output
     assert ended[0].seconds is None  # nothing went wrong

@@ -1,5 +1,6 @@
 """`make step-cost`: its verdict, of figures that are given."""
 
+import os
 import sys
 from typing import Any
 
@@ -33,8 +34,8 @@ def test_the_verdict(
         return [(rows * 3e6 if unsplit else largest_mb * 1e6 if rows == 1024 else 100e6), 1.0, 1.0]
 
     monkeypatch.setattr(step_cost, "measured", measured)
-    monkeypatch.setattr(step_cost.os, "getloadavg", lambda: (load, load, load))
-    monkeypatch.setattr(step_cost.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(sys, "argv", ["step_cost.py", "--largest", "2048"])
     assert step_cost.main() == status
     said = capsys.readouterr().out.splitlines()

@@ -107,8 +107,9 @@ def _read_per_step(split: Split, plan: AnyPlan, rows: int) -> float:
         return rows * Pairs.of(split).mean_bytes
     shards = split.entry.shards
     used = np.unique(plan.shard_of[plan.batches.eligible])
-    mean_bytes = sum(shards[number].bytes for number in used.tolist()) / len(used)
-    return mean_bytes * plan.reader_shards(0, 0).size / plan.world / plan.steps_per_pass
+    mean_bytes: float = sum(shards[number].bytes for number in used.tolist()) / len(used)
+    shards_of_a_rank: float = plan.reader_shards(0, 0).size / plan.world
+    return mean_bytes * shards_of_a_rank / plan.steps_per_pass
 
 
 def _candidates(config: Config, batch: int) -> int:
