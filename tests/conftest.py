@@ -45,16 +45,16 @@ def signals() -> Iterator[None]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What `make faults` measured: LEFT_PROPERTY of nodes.py, which not every environment can import."""
     reports = [report for found in terminalreporter.stats.values() for report in found]
-    seconds = {
+    took = {
         report.nodeid: value
         for report in reports
         for name, value in getattr(report, "user_properties", ())
         if name == "seconds_until_all_had_left"
     }
-    if seconds:
+    if took:
         terminalreporter.section("seconds from what went wrong until everybody had left")
-        for test, value in seconds.items():
-            terminalreporter.line(f"{value:6.1f}  {test}")
+        for test, value in took.items():
+            terminalreporter.line(f"{value}: {test}")
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ ERROR = "maskreid: error: "
 # Names a file for the moment of a fault, by the clock that all processes of a machine have in common.
 FAULT_AT = "FAULT_AT"
 LEFT_PROPERTY = "seconds_until_all_had_left"  # of a test's report
-LEFT_S = 15.0  # after which everybody has left where no collective hangs; asserted in `make faults` alone
+LEFT_S = 15.0  # everybody has left by then where no collective hangs; asserted in `make faults` alone
 # The launchers of a test: none, and a real one, which makes an expensive matrix.
 LAUNCHERS = [None, pytest.param("deepspeed", marks=pytest.mark.faults)]
 PYTHONPATH = os.pathsep.join(str(ROOT / part) for part in ("", "kernels", "shards", "tests"))
@@ -227,8 +227,16 @@ class _Reading(threading.Thread):
 
 
 def check_left_in_time(nodes: Sequence[Ended], record_property: Callable[[str, object], None]) -> None:
-    """All had left soon after what went wrong, where that was measured; `make faults` prints the seconds."""
+    """All had left soon after what went wrong, where that was measured; `make faults` prints the seconds. A
+    machine that is crowded (over twice as much load as processors) has no limit: most of it is its load."""
     seconds = nodes[0].seconds
     if seconds is not None:
-        record_property(LEFT_PROPERTY, seconds)
-        assert seconds <= LEFT_S, f"{seconds:.1f} s until everybody had left\n{nodes[0].output}"
+        record_left(seconds, record_property)
+        crowded = os.getloadavg()[0] > 2 * (os.cpu_count() or 1)
+        assert crowded or seconds <= LEFT_S, f"{seconds:.1f} s until everybody had left\n{nodes[0].output}"
+
+
+def record_left(seconds: float | None, record_property: Callable[[str, object], None]) -> None:
+    """For the end of `make faults`."""
+    took = "not measured" if seconds is None else f"{seconds:.1f} s"
+    record_property(LEFT_PROPERTY, f"{took}, load {os.getloadavg()[0]:.1f}")

@@ -19,11 +19,11 @@ from maskreid_dist.training.meeting import Meeting, PeersLost
 from nodes import (
     GUARD_S,
     LAUNCHERS,
-    LEFT_PROPERTY,
     PYTHONPATH,
     ROOT,
     Ended,
     check_left_in_time,
+    record_left,
     run_nodes,
     start_nodes,
     wait_for,
@@ -86,7 +86,7 @@ def test_a_stopped_rank_is_named_when_the_timeout_ends(
     assert f"rank 0 on {HOST}: the main thread waited here:" in nodes[0].output
     assert "in training_step" in nodes[0].output  # the stack of a live rank
     if launcher:  # a collective hung: no limit
-        record_property(LEFT_PROPERTY, nodes[0].seconds)
+        record_left(nodes[0].seconds, record_property)
 
 
 @pytest.mark.faults
