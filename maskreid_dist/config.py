@@ -167,7 +167,7 @@ class ModelConfig(Section):
     # At inference: an embedding is the mean of the image's and its mirror image's, for twice the work.
     with_mirror: bool = False
     # First weights: a safetensors file, a run directory or one of its checkpoints; what has the same name and
-    # shape is taken.
+    # shape is taken. "pretrained:timm": what timm publishes of its trunk, fetched once.
     init: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="before")

@@ -19,6 +19,12 @@ from maskreid_dist.planning.network_cost import network_cost
 SIZE = (64, 32)
 RESNET, CONVNEXT, VIT = "timm:resnet10t", "timm:convnext_atto", "timm:vit_tiny_patch16_224"
 SWIN = "timm:swin_tiny_patch4_window7_224"
+DINO = {  # with a size of whole patches
+    "timm:vit_small_patch14_dinov2": (56, 28),
+    "timm:vit_small_patch14_reg4_dinov2": (56, 28),
+    "timm:vit_small_patch16_dinov3": SIZE,
+    "timm:convnext_tiny.dinov3_lvd1689m": SIZE,
+}
 
 
 def config(size: tuple[int, int] = SIZE, **model: Any) -> Config:
@@ -65,6 +71,17 @@ def test_every_weight_learns_in_both_streams(model: dict[str, Any], features: in
         ["fusing.bn.bias"] if model.get("neck") == "bnneck" else []
     )
     assert network_cost(recipe, 5).parameters == sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize("backbone", DINO)
+def test_trunks_of_dino_give_an_embedding(backbone: str) -> None:
+    pytest.importorskip("timm")
+    size = DINO[backbone]
+    network = build_network(config(size, backbone=backbone), 0).eval()
+    with torch.no_grad():
+        found = network(*pair(2, size)).embedding_BD
+    assert found.shape == (2, 16) and torch.allclose(found.norm(dim=1), torch.ones(2), atol=1e-5)
+    assert not torch.equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("backbone", [RESNET, VIT])

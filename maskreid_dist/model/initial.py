@@ -12,10 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from maskreid_dist.config import TIMM, ModelConfig
 from maskreid_dist.errors import CheckpointError
 from maskreid_dist.model.checkpoint import WEIGHTS, find_checkpoint
 from maskreid_dist.model.key_maps import fitted, in_timms_names
 from maskreid_dist.model.pretrained import place_of
+from maskreid_dist.model.timm_weights import PUBLISHED, published_weights
 from maskreid_shards.opening import WEIGHTS_BYTES, read_file
 
 TORCH_SUFFIXES = {".pth", ".pt", ".bin", ".tar"}
@@ -71,16 +73,33 @@ def initial_file(path: Path) -> Path:
     return path
 
 
+def check_initial(model: ModelConfig) -> None:
+    """Raise CheckpointError where `model.init` cannot be read, or is timm's of another trunk than timm's.
+    Nothing is fetched."""
+    if model.init == PUBLISHED and not model.backbone.startswith(TIMM):
+        raise CheckpointError(
+            f"model.init = {PUBLISHED!r} needs a trunk of timm: model.backbone = 'timm:NAME'"
+        )
+    if model.init and model.init != PUBLISHED:
+        initial_file(Path(model.init))
+
+
 def take_initial_weights(network: nn.Module, path: Path) -> InitialWeights:
     """Copy every tensor that has the name and shape of one of the network's, parameter or buffer.
 
-    path: as in `initial_file`. Raises CheckpointError, with the network as it was: no safetensors, none that
-    fits, values that are not finite.
+    path: as in `initial_file`, or "pretrained:timm", the weights that timm publishes of the network's trunk.
+    Raises CheckpointError, with the network as it was: no safetensors, none that fits, values that are not
+    finite.
     """
-    file = initial_file(path)
+    file: Path | str
     try:
-        data = read_file(file, WEIGHTS_BYTES)
-        there = _tensors(file, data)
+        if str(path) == PUBLISHED:
+            file, data = published_weights(str(network.get_submodule("trunk").name))
+            there = load(data)
+        else:
+            file = initial_file(path)
+            data = read_file(file, WEIGHTS_BYTES)
+            there = _tensors(file, data)
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror}; name another model.init") from None
     except SafetensorError as error:

@@ -61,6 +61,7 @@ class TimmTrunk(nn.Module):
         self, name: str, config: ModelConfig, size: tuple[int, int], *, recompute: bool = False
     ) -> None:
         super().__init__()
+        self.name = name
         timm = _timm(name)
         published = timm.get_pretrained_cfg(name)
         self.mean: tuple[float, float, float] = tuple(published.mean)

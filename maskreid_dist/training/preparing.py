@@ -13,7 +13,7 @@ from maskreid_dist.data.batches import AnyPlan, open_recipe_shards, recipe_plan
 from maskreid_dist.errors import CheckpointError, UserError
 from maskreid_dist.evaluation.evaluate import check_queries
 from maskreid_dist.model.build import check_backbone
-from maskreid_dist.model.initial import InitialWeights, initial_file, take_initial_weights
+from maskreid_dist.model.initial import InitialWeights, check_initial, take_initial_weights
 from maskreid_dist.recipe import load_recipe
 from maskreid_dist.training.environment import Place
 from maskreid_dist.training.facts import Fact, agree_on_facts, facts_of_rank
@@ -47,8 +47,8 @@ def prepare_alike(meeting: Meeting, recipe: Path, overrides: Sequence[str], resu
     problem = None
     try:
         prepared = prepare(recipe, overrides, meeting.place)
-        if prepared.config.model.init and not resume:  # a checkpoint needs it no more
-            initial_file(Path(prepared.config.model.init))
+        if not resume:  # a checkpoint needs it no more
+            check_initial(prepared.config.model)
     except (UserError, ShardError) as error:  # others wait for this rank: it says so before it leaves
         problem = str(error)
     except OSError as error:
