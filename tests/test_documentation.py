@@ -22,8 +22,11 @@ from generated_pages import stale_pages
 from generated_results import study_in_brief
 from market import jpeg, png, write_market
 from maskreid_dist.recipe import validate
+from maskreid_dist.segmentation import masks
 from maskreid_shards import LAYOUTS, convert
 from program import run as maskreid
+from test_segmentation import left_half
+from test_shards_layouts import write_dgd, write_duke
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 TABLE = {command.words: command for command in commands()}
@@ -171,6 +174,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for place in (folder / "people" / name.split("_")[0], folder / "crops"):
             place.mkdir(parents=True, exist_ok=True)
             (place / f"{name}.jpg").write_bytes(jpeg(2000 + number))
+    write_duke(folder / "DukeMTMC-reID")
+    write_dgd(folder / "3dpes")
     (folder / "list.csv").write_text("path,pid,camid,split\ncrops/anna_c1_1.jpg,anna,1,train\n"
                                      "crops/ben_c1_1.jpg,ben,1,train\n")  # fmt: skip
     for name, identities in (("walkers", 18), ("people", 3), ("crops", 4)):
@@ -191,6 +196,10 @@ def place(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "here"
     shutil.copytree(data, folder, symlinks=True)
     monkeypatch.chdir(folder)
+    # In the place of the pose network, whose weights would be fetched.
+    (tmp_path / "weights").write_bytes(b"none")
+    monkeypatch.setattr(masks, "find_weights", lambda *asked, **options: tmp_path / "weights")
+    monkeypatch.setattr(masks, "load_segmenter", lambda *asked, **options: left_half)
     return folder
 
 

@@ -354,7 +354,7 @@ def test_a_bmp_gets_the_mask_of_its_pixels(tmp_path: Path) -> None:
     assert path is not None and np.asarray(Image.open(path)).tolist() == [[51] * 5] * 7
 
 
-def _left_half(images: list[torch.Tensor]) -> list[torch.Tensor]:
+def left_half(images: list[torch.Tensor]) -> list[torch.Tensor]:
     """A segmenter: the left half of the image is the person."""
     masks = [torch.zeros(image.shape[1:]) for image in images]
     for mask in masks:
@@ -370,9 +370,9 @@ def test_masks_are_of_the_image_as_a_shard_shows_it(tmp_path: Path) -> None:
     layout = scan_folder(tmp_path / "src")
     sources = list(layout.sources())
     with pytest.raises(ShardError):
-        write_masks(sources, tmp_path / "none", _left_half)  # type: ignore[arg-type]
+        write_masks(sources, tmp_path / "none", left_half)  # type: ignore[arg-type]
     for policy, size in (("transpose", (16, 32)), ("ignore", (32, 16))):
-        write_masks(sources, tmp_path / policy, _left_half, on_orientation=policy)  # type: ignore[arg-type]
+        write_masks(sources, tmp_path / policy, left_half, on_orientation=policy)  # type: ignore[arg-type]
         options = MaskOptions(str(tmp_path / policy))
         out = tmp_path / f"{policy}-shards"
         convert(layout, out, dataset="x", mask_options=options, on_orientation=policy)  # type: ignore[arg-type]
