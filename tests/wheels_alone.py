@@ -154,12 +154,13 @@ class User:
 
     def is_promised(self) -> None:
         """The README's promises, with its commands."""
-        self.does("(a) maskreid demo", "maskreid", "demo")
+        figures = json.loads(self.does("(a) maskreid demo", "maskreid", "demo", "--json"))
+        print(f"  {figures}")
         self.does("(pictures in folders)", "python", "-c", PICTURES, self.shards)
         crops = len(list((self.folder / "own-crops").iterdir()))
-        made = ("own-crops", "own", "--segment", "pose", "--on-bad-mask", "full", "--pattern", PATTERN)
+        made = ("own-crops", "own-shards", "--segment", "pose", "--on-bad-mask", "full", "--pattern", PATTERN)
         self.does(f"(b) maskreid convert folder, {crops} crops", "maskreid", "convert", "folder", *made)
-        ranked = ("pretrained:walkers", "own", "--split", "train", "--report", "own.html")
+        ranked = ("pretrained:walkers", "own-shards", "--split", "train", "--report", "own.html")
         self.does("(b) maskreid evaluate, ranked lists", "maskreid", "evaluate", *ranked)
         if not (self.folder / "own.html").stat().st_size:
             raise Failed("maskreid evaluate: no report")
