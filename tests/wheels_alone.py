@@ -83,7 +83,8 @@ for split, folder in (("train", "bounding_box_train"), ("query", "query"), ("gal
     images.mkdir(parents=True), masks.mkdir()
     of_split = shards.split(split)
     for number, raw in enumerate(of_split.read_many(range(len(of_split)))):
-        name = f"{raw.pid:04d}_c{raw.camid}s1_{number:06d}_00"
+        person = "-1" if raw.pid == -1 else f"{raw.pid:04d}"  # as Market-1501 writes junk
+        name = f"{person}_c{raw.camid}s1_{number:06d}_00"
         (images / f"{name}.jpg").write_bytes(raw.image)
         (masks / f"{name}.png").write_bytes(raw.mask)
         if split == "gallery" and 0 < raw.pid <= 100:
