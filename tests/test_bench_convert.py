@@ -63,7 +63,8 @@ def test_the_carried_shards_are_what_this_version_writes(tmp_path: Path) -> None
         for top in (WALKERS, tmp_path / "out")
     )
     assert (
-        carried.keys() - written.keys() == {"README.md", "identities.csv"}
+        carried.keys() - written.keys()
+        == {"README.md", "identities.csv", "LICENSE", "LICENSE.masks", "pyproject.toml"}
         and written.keys() <= carried.keys()
     )
     for name in written.keys() - {"manifest.json"}:

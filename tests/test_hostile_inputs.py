@@ -334,7 +334,9 @@ def test_the_demo_trains_with_its_own_script(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     started: list[tuple[list[str], dict[str, str]]] = []
 
-    def start(self: launcher.Launcher, command: list[str], environment: dict[str, str]) -> int:
+    def start(
+        self: launcher.Launcher, command: list[str], environment: dict[str, str], output: int | None
+    ) -> int:
         started.append((command, environment))
         import subprocess
 

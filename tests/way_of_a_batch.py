@@ -29,6 +29,7 @@ SETTINGS = {
     "data.workers": 0,
     "model.width": 0.25,
     "loss.identity_weight": 0.0,  # one loss, the paper's
+    "loss.label_smoothing": 0.0,
     "optimizer.steps": 2,
     "optimizer.warmup_steps": 0,
     "run.checkpoint_every": 2,
